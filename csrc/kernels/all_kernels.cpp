@@ -1,0 +1,30 @@
+// The list of all tables: a new operation adds its line here.
+#include <vector>
+
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+namespace {
+
+template <class Rows>
+void append(std::vector<KernelInfo>& list, const char* op, Rows rows) {
+  for (const auto& row : rows) list.push_back({op, row.name, row.isa});
+}
+
+}  // namespace
+
+std::span<const KernelInfo> all_kernels() {
+  static const std::vector<KernelInfo> list = [] {
+    std::vector<KernelInfo> result;
+    append(result, "spmm", spmm_kernels());
+    append(result, "spmm_int8", spmm_int8_kernels());
+    append(result, "conv2d", conv2d_kernels());
+    append(result, "gemm_int8", gemm_int8_kernels());
+    append(result, "quantize", quantize_kernels());
+    append(result, "probe", probes());
+    return result;
+  }();
+  return list;
+}
+
+}  // namespace sparsecore

@@ -1,0 +1,19 @@
+// The table of conv2d. Best first, scalar last.
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+
+Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
+Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
+
+std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
+  static const Kernel<Conv2dArgs> table[] = {
+#if defined(__x86_64__)
+      conv2d_csr_f32_avx2(),
+#endif
+      conv2d_csr_f32_scalar(),
+  };
+  return table;
+}
+
+}  // namespace sparsecore

@@ -1,0 +1,19 @@
+// The table of probes. Best first, scalar last.
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+
+Probe probe_avx2();
+Probe probe_scalar();
+
+std::span<const Probe> probes() {
+  static const Probe table[] = {
+#if defined(__x86_64__)
+      probe_avx2(),
+#endif
+      probe_scalar(),
+  };
+  return table;
+}
+
+}  // namespace sparsecore

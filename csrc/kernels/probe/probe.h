@@ -1,0 +1,42 @@
+// Probes: what this core can do at most, measured in the same process as the kernels that are held against it.
+#pragma once
+
+#include "simd/target.h"
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+namespace {
+
+template <class S>
+void probe_fma(const ProbeArgs& args) {
+  constexpr int kChains = kFmaProbeFlopsPerLane / 2;  // more than latency x units = 8 keeps both units busy
+  typename S::F32 acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = S::set1(float(j));
+  const auto a = S::set1(0.999f), b = S::set1(0.001f);
+  for (int64_t i = 0; i < args.repeats; ++i) {
+    SPARSECORE_UNROLL
+    for (int j = 0; j < kChains; ++j) acc[j] = S::fma(acc[j], a, b);
+  }
+  float total = 0.0f;
+  for (int j = 0; j < kChains; ++j) total += S::reduce_add(acc[j]);
+  *args.sink = total;
+}
+
+template <class S>
+void probe_read(const ProbeArgs& args, Range floats) {
+  constexpr int kChains = 8;
+  typename S::F32 acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = S::zero();
+  for (int64_t r = 0; r < args.repeats; ++r) {
+    for (int64_t i = floats.begin; i + kChains * S::kLanes <= floats.end; i += kChains * S::kLanes) {
+      SPARSECORE_UNROLL
+      for (int j = 0; j < kChains; ++j) acc[j] = S::add(acc[j], S::load(args.data + i + j * S::kLanes));
+    }
+  }
+  float total = 0.0f;
+  for (int j = 0; j < kChains; ++j) total += S::reduce_add(acc[j]);
+  *args.sink = total;
+}
+
+}  // namespace
+}  // namespace sparsecore

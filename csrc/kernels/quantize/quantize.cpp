@@ -1,0 +1,19 @@
+// The table of the activation quantizer. Best first, scalar last.
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+
+Kernel<QuantizeArgs> quantize_f32s16_avx2();
+Kernel<QuantizeArgs> quantize_f32s16_scalar();
+
+std::span<const Kernel<QuantizeArgs>> quantize_kernels() {
+  static const Kernel<QuantizeArgs> table[] = {
+#if defined(__x86_64__)
+      quantize_f32s16_avx2(),
+#endif
+      quantize_f32s16_scalar(),
+  };
+  return table;
+}
+
+}  // namespace sparsecore

@@ -1,0 +1,31 @@
+// The table of spmm: float32 and int8 CSR weights. Best first, scalar last.
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+
+Kernel<SpmmArgs> spmm_csr_f32_avx2();
+Kernel<SpmmArgs> spmm_csr_f32_scalar();
+Kernel<SpmmInt8Args> spmm_csr_s16s8f32_avx2();
+Kernel<SpmmInt8Args> spmm_csr_s16s8f32_scalar();
+
+std::span<const Kernel<SpmmArgs>> spmm_kernels() {
+  static const Kernel<SpmmArgs> table[] = {
+#if defined(__x86_64__)
+      spmm_csr_f32_avx2(),
+#endif
+      spmm_csr_f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
+  static const Kernel<SpmmInt8Args> table[] = {
+#if defined(__x86_64__)
+      spmm_csr_s16s8f32_avx2(),
+#endif
+      spmm_csr_s16s8f32_scalar(),
+  };
+  return table;
+}
+
+}  // namespace sparsecore

@@ -1,0 +1,86 @@
+#include <algorithm>
+#include <type_traits>
+
+#include "sparsecore/pack.h"
+
+namespace sparsecore {
+namespace {
+
+// float16 and bfloat16 travel as bits; both are zero when all but the sign bit are.
+template <class T>
+bool is_nonzero(T value) {
+  if constexpr (std::is_same_v<T, uint16_t>) {
+    return (value & 0x7fff) != 0;
+  } else {
+    return value != T(0);
+  }
+}
+
+// Without a branch on the data, so that packing runs at one speed for any sparsity.
+template <class T, class Keep>
+void fill_rows(const T* weight, int64_t cols, Range rows, const int32_t* row_ptr, int32_t* col_idx, T* values,
+               Keep keep) {
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    int64_t i = row_ptr[n];
+    const int64_t end = row_ptr[n + 1];
+    for (int64_t k = 0; k < cols && i < end; ++k) {
+      col_idx[i] = static_cast<int32_t>(k);
+      values[i] = weight[n * cols + k];
+      i += keep(n * cols + k) ? 1 : 0;
+    }
+  }
+}
+
+}  // namespace
+
+const char* validate_csr(int64_t cols, int64_t nnz, const int32_t* row_ptr, const int32_t* col_idx, Range rows) {
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    const int64_t begin = row_ptr[n], end = row_ptr[n + 1];
+    if (begin < 0 || end < begin || end > nnz) return "row_ptr must rise from 0 to nnz";
+    if (begin == end) continue;
+    bool descends = false;
+    for (int64_t i = begin + 1; i < end; ++i) descends |= col_idx[i] <= col_idx[i - 1];
+    if (descends) return "col_idx must be strictly ascending inside a row";
+    if (col_idx[begin] < 0 || col_idx[end - 1] >= cols) return "col_idx must be inside [0, K)";
+  }
+  return nullptr;
+}
+
+template <class T>
+void count_kept(const T* weight, const bool* mask, int64_t cols, Range rows, int64_t* counts) {
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    int64_t count = 0;
+    for (int64_t k = n * cols; k < (n + 1) * cols; ++k) count += (mask != nullptr ? mask[k] : is_nonzero(weight[k]));
+    counts[n] = count;
+  }
+}
+
+template <class T>
+void fill_csr(const T* weight, const bool* mask, int64_t cols, Range rows, const int32_t* row_ptr, int32_t* col_idx,
+              T* values) {
+  if (mask != nullptr) {
+    fill_rows(weight, cols, rows, row_ptr, col_idx, values, [=](int64_t k) { return mask[k]; });
+  } else {
+    fill_rows(weight, cols, rows, row_ptr, col_idx, values, [=](int64_t k) { return is_nonzero(weight[k]); });
+  }
+}
+
+template <class T>
+void unpack_csr(const CsrView<T>& weight, Range rows, T* dense) {
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    T* row = dense + n * weight.cols;
+    std::fill(row, row + weight.cols, T(0));
+    for (int64_t i = weight.row_ptr[n]; i < weight.row_ptr[n + 1]; ++i) row[weight.col_idx[i]] = weight.values[i];
+  }
+}
+
+#define SPARSECORE_INSTANTIATE(T)                                                                         \
+  template void count_kept<T>(const T*, const bool*, int64_t, Range, int64_t*);                           \
+  template void fill_csr<T>(const T*, const bool*, int64_t, Range, const int32_t*, int32_t*, T*);         \
+  template void unpack_csr<T>(const CsrView<T>&, Range, T*);
+SPARSECORE_INSTANTIATE(float)
+SPARSECORE_INSTANTIATE(uint16_t)
+SPARSECORE_INSTANTIATE(int8_t)
+#undef SPARSECORE_INSTANTIATE
+
+}  // namespace sparsecore

@@ -1,0 +1,81 @@
+// float32 vectors of 8 lanes. Include inside SPARSECORE_TARGET_BEGIN("avx2,fma"), after <immintrin.h>.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "simd/target.h"
+
+namespace sparsecore {
+namespace {
+
+struct Simd {
+  using F32 = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
+
+  static SPARSECORE_INLINE __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+
+  static SPARSECORE_INLINE F32 zero() { return _mm256_setzero_ps(); }
+  static SPARSECORE_INLINE F32 set1(float a) { return _mm256_set1_ps(a); }
+  static SPARSECORE_INLINE F32 load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+  static SPARSECORE_INLINE void store(float* p, F32 a) { _mm256_storeu_ps(p, a); }
+  static SPARSECORE_INLINE void store_n(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+  static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) {
+    return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+  }
+  static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+  static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+  static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+  static SPARSECORE_INLINE F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+  static SPARSECORE_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+  // minps and maxps return the second operand when either is NaN.
+  static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+  static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+  static SPARSECORE_INLINE F32 abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) {
+    return _mm256_or_ps(abs(magnitude), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
+  }
+  static SPARSECORE_INLINE F32 round(F32 a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static SPARSECORE_INLINE F32 exp2_integral(F32 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
+  static SPARSECORE_INLINE float reduce_add(F32 a) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    sum = _mm_add_ss(sum, _mm_shuffle_ps(sum, sum, 1));
+    return _mm_cvtss_f32(sum);
+  }
+  static SPARSECORE_INLINE void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    __m256 row[8], pair[8], quad[8];
+    SPARSECORE_UNROLL
+    for (int i = 0; i < 8; ++i) row[i] = load(src + i * ld_src);
+    SPARSECORE_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+      pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+      pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    SPARSECORE_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+      quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+      quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+      quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+      quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+    SPARSECORE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      store(dst + i * ld_dst, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+      store(dst + (i + 4) * ld_dst, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace sparsecore

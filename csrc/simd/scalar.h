@@ -1,0 +1,51 @@
+// float32 "vectors" of one lane: the algorithm text of a kernel compiled with it is the portable fallback.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "simd/target.h"
+
+namespace sparsecore {
+namespace {
+
+struct Simd {
+  using F32 = float;
+  static constexpr int kLanes = 1;
+  static constexpr int kRegisters = 16;
+
+  static SPARSECORE_INLINE F32 zero() { return 0.0f; }
+  static SPARSECORE_INLINE F32 set1(float a) { return a; }
+  static SPARSECORE_INLINE F32 load(const float* p) { return *p; }
+  static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return n > 0 ? *p : 0.0f; }
+  static SPARSECORE_INLINE void store(float* p, F32 a) { *p = a; }
+  static SPARSECORE_INLINE void store_n(float* p, F32 a, int n) {
+    if (n > 0) *p = a;
+  }
+  static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) { return p[*index]; }
+  static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return a + b; }
+  static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return a - b; }
+  static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return a * b; }
+  static SPARSECORE_INLINE F32 div(F32 a, F32 b) { return a / b; }
+  static SPARSECORE_INLINE F32 fma(F32 a, F32 b, F32 c) { return std::fma(a, b, c); }
+  // NaN in the second operand stays.
+  static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
+  static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
+  static SPARSECORE_INLINE F32 abs(F32 a) { return std::fabs(a); }
+  static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) { return std::copysign(magnitude, sign); }
+  static SPARSECORE_INLINE F32 round(F32 a) { return std::nearbyint(a); }  // half to even
+  // 2^n for an integral n in [-126, 127].
+  static SPARSECORE_INLINE F32 exp2_integral(F32 n) {
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+  }
+  static SPARSECORE_INLINE float reduce_add(F32 a) { return a; }
+  // dst[c][r] = src[r][c] for a square of kLanes.
+  static SPARSECORE_INLINE void transpose(const float* src, int64_t, float* dst, int64_t) { *dst = *src; }
+};
+
+}  // namespace
+}  // namespace sparsecore

@@ -1,0 +1,97 @@
+#include "torch/checks.h"
+
+#include <array>
+#include <limits>
+
+namespace sparsecore::torch_binding {
+namespace {
+
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
+template <class T>
+constexpr ScalarType kScalarType = ScalarType::Undefined;
+template <>
+constexpr ScalarType kScalarType<float> = ScalarType::Float;
+template <>
+constexpr ScalarType kScalarType<int8_t> = ScalarType::Char;
+
+}  // namespace
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
+  return text + "]";
+}
+
+void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int64_t dim) {
+  check(tensor.is_cpu(), "expected ", name, " on the CPU; move it with .cpu()");
+  check(tensor.scalar_type() == dtype, "expected ", dtype_name(dtype), " ", name, ", got ",
+                  dtype_name(tensor.scalar_type()), "; convert it with .to(torch.", dtype_name(dtype), ")");
+  check(dim < 0 || tensor.dim() == dim, "expected ", name, " with ", dim, " dimensions, got shape ",
+                  shape_text(tensor));
+  check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
+}
+
+template <class T>
+CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  check_tensor(row_ptr, "row_ptr", ScalarType::Int, 1);
+  check_tensor(col_idx, "col_idx", ScalarType::Int, 1);
+  check_tensor(values, "values", kScalarType<T>, 1);
+  check(row_ptr.numel() >= 1, "expected row_ptr with N + 1 entries, got none");
+  check(col_idx.numel() == values.numel(), "expected as many col_idx as values, got ", col_idx.numel(),
+                  " and ", values.numel());
+  check(cols <= std::numeric_limits<int32_t>::max(), "expected K < 2^31, got ", cols);
+  CsrView<T> view;
+  view.rows = row_ptr.numel() - 1;
+  view.cols = cols;
+  view.nnz = values.numel();
+  view.row_ptr = row_ptr.const_data_ptr<int32_t>();
+  view.col_idx = col_idx.const_data_ptr<int32_t>();
+  view.values = values.const_data_ptr<T>();
+  return view;
+}
+template CsrView<float> csr_view<float>(const Tensor&, const Tensor&, const Tensor&, int64_t);
+template CsrView<int8_t> csr_view<int8_t>(const Tensor&, const Tensor&, const Tensor&, int64_t);
+
+Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows) {
+  // In the order of enum class Activation.
+  constexpr std::array<const char*, 6> kNames{"none", "relu", "relu6", "gelu", "silu", "hardswish"};
+  Epilogue epilogue;
+  if (bias) epilogue.bias = row_vector(*bias, "bias", rows);
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (activation == kNames[i]) {
+      epilogue.activation = static_cast<Activation>(i);
+      return epilogue;
+    }
+  }
+  fail("expected activation none, relu, relu6, gelu, silu or hardswish, got '", activation, "'");
+}
+
+const float* row_vector(const Tensor& tensor, const char* name, int64_t rows) {
+  check_tensor(tensor, name, ScalarType::Float, 1);
+  check(tensor.numel() == rows, "expected ", name, " of shape [", rows, "], got ", shape_text(tensor));
+  return tensor.const_data_ptr<float>();
+}
+
+}  // namespace sparsecore::torch_binding

@@ -1,0 +1,50 @@
+// What every operation checks about its tensors, and how it runs a kernel on torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "sparsecore/kernel.h"
+#include "sparsecore/views.h"
+
+namespace sparsecore::torch_binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Unlike STD_TORCH_CHECK the message has no source location in it: it is for the user of the Python package.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error("sparsecore: " + text.str());
+}
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) [[unlikely]] {
+    fail(parts...);
+  }
+}
+
+std::string shape_text(const Tensor& tensor);
+
+// A contiguous CPU tensor of that dtype; the error names it.
+void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int64_t dim);
+
+// row_ptr int32 [N + 1], col_idx int32 [nnz], values T [nnz]. Index contents are checked by run_kernel().
+template <class T>
+CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols);
+
+// "relu" and so on; bias float32 [N] or none.
+Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows);
+
+// A vector of one float32 per output row.
+const float* row_vector(const Tensor& tensor, const char* name, int64_t rows);
+
+}  // namespace sparsecore::torch_binding

@@ -1,0 +1,83 @@
+// Runs a kernel on torch's threads: split by work, scratch from the thread that computes.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <span>
+#include <string>
+
+#include "sparsecore/kernel.h"
+#include "sparsecore/pack.h"
+#include "sparsecore/split.h"
+#include "torch/checks.h"
+
+namespace sparsecore::torch_binding {
+
+// Multiply-adds below which a second thread costs more than it saves: waking it takes about 5 us.
+inline constexpr int64_t kSerialWork = 100'000;
+
+// At least `bytes` of 64-byte aligned memory that belongs to the calling thread until its next call. Kept between
+// calls, because fresh pages from the system cost more than many a small layer.
+void* thread_scratch(int64_t bytes);
+
+template <class Args>
+const Kernel<Args>& choose_kernel(std::span<const Kernel<Args>> table, const std::string& name, const Args& args) {
+  if (name.empty()) return select_kernel(table, args);
+  const Kernel<Args>* kernel = find_kernel<Args>(table, name, args);
+  if (kernel == nullptr) {
+    std::string names;
+    for (const Kernel<Args>& row : table) {
+      if (isa_enabled(row.isa) && row.supports(args)) names += (names.empty() ? "" : ", ") + std::string(row.name);
+    }
+    fail("expected a kernel that this CPU and shape allow (", names, "), got '", name, "'");
+  }
+  return *kernel;
+}
+
+// No sparse weight: nothing to balance or to validate.
+struct DenseRows {
+  int64_t rows = 0;
+  const int32_t* row_ptr = nullptr;
+  const char* validate(Range) const { return nullptr; }
+};
+
+template <class T>
+struct CsrRows {
+  CsrView<T> weight;
+  int64_t rows = weight.rows;
+  const int32_t* row_ptr = weight.row_ptr;
+  // In every call and by the thread that is about to read these entries anyway: nothing outside is trusted, and
+  // the check costs one comparison per entry beside M multiply-adds.
+  const char* validate(Range range) const {
+    return validate_csr(weight.cols, weight.nnz, weight.row_ptr, weight.col_idx, range);
+  }
+};
+
+// work: multiply-adds of the whole call.
+template <class Args, class Rows>
+void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, int64_t work) {
+  const int64_t num_threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
+  const auto tasks = split_work(rows.row_ptr, rows.rows, kernel.num_tiles(args), num_threads);
+  const int64_t scratch_bytes = kernel.scratch_bytes(args);
+  std::atomic<const char*> problem = nullptr;
+  const auto run_tasks = [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Task& task = tasks[static_cast<size_t>(t)];
+      if (const char* text = rows.validate(task.rows)) {
+        problem = text;
+        return;
+      }
+      kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
+    }
+  };
+  const int64_t num_tasks = static_cast<int64_t>(tasks.size());
+  if (num_tasks <= 1) {
+    run_tasks(0, num_tasks);
+  } else {
+    torch::stable::parallel_for(0, num_tasks, 1, run_tasks);
+  }
+  if (const char* text = problem) fail("invalid CSR weight: ", text, "; build it with CsrWeight.from_dense");
+}
+
+}  // namespace sparsecore::torch_binding

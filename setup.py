@@ -1,0 +1,92 @@
+"""Builds the three libraries of the package with CMake: libsparsecore, _C and _ops (see CMakeLists.txt)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def require(condition: bool, what: str) -> None:
+    """Ends the build with one line that says what to install."""
+    if not condition:
+        sys.exit(f"sparsecore: cannot build: {what}")
+
+
+def has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def check_requirements() -> None:
+    python_h = Path(sysconfig.get_path("include")) / "Python.h"
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    require(
+        shutil.which(compiler) is not None,
+        f"no C++ compiler ({compiler!r} not found); install one that knows C++20, e.g. `apt install g++`",
+    )
+    require(
+        python_h.exists(),
+        "no Python headers (Python.h); install them, e.g. `apt install python3-dev`",
+    )
+    require(
+        has_module("torch"),
+        "torch >= 2.10 is not installed here; install it first (CPU only: `pip install torch --index-url "
+        "https://download.pytorch.org/whl/cpu`), then `pip install --no-build-isolation .`",
+    )
+    for module in ("pybind11", "cmake", "ninja"):
+        require(has_module(module), f"{module} is not installed here; `pip install {module}`")
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds once for all three libraries, and copies them beside the package."""
+
+    def run(self) -> None:
+        check_requirements()
+        import pybind11
+        import torch
+        from torch.utils import cpp_extension
+
+        torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        require(torch_version >= (2, 10), f"expected torch >= 2.10, got {torch.__version__}; upgrade it")
+
+        build_dir = (ROOT / "build" / f"cmake-{sys.implementation.cache_tag}").resolve()
+        package = ROOT / "sparsecore" if self.inplace else Path(self.build_lib).resolve() / "sparsecore"
+        package.mkdir(parents=True, exist_ok=True)
+        options = {
+            "SPARSECORE_PYTHON": "ON",
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_INSTALL_PREFIX": package,
+            "SPARSECORE_PYTHON_INCLUDE": sysconfig.get_path("include"),
+            "SPARSECORE_PYTHON_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
+            "SPARSECORE_PYBIND11_INCLUDE": pybind11.get_include(),
+            "SPARSECORE_TORCH_INCLUDE": ";".join(cpp_extension.include_paths()),
+            "SPARSECORE_TORCH_LIBRARY_DIR": Path(torch.__file__).parent / "lib",
+        }
+        cmake = [sys.executable, "-m", "cmake"]
+        ninja = Path(sysconfig.get_path("scripts")) / "ninja"
+        if ninja.exists():
+            options["CMAKE_MAKE_PROGRAM"] = ninja
+        commands = (
+            [*cmake, "-S", ROOT, "-B", build_dir, "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())],
+            [*cmake, "--build", build_dir],
+            [*cmake, "--install", build_dir, "--component", "Unspecified"],
+        )
+        for command in commands:
+            code = subprocess.call([str(part) for part in command])
+            require(code == 0, f"`{' '.join(map(str, command[2:4]))}` failed; the error is above")
+
+
+setup(
+    # One name is enough: the command above builds all three.
+    ext_modules=[Extension("sparsecore._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,52 @@
+"""The errors sparsecore raises on purpose: one line each, with the way out.
+
+A wrong argument of a function is a plain ``ValueError`` or ``TypeError``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+class SparsecoreError(Exception):
+    """Base of every error below: ``except SparsecoreError`` catches them all."""
+
+
+class FormatError(SparsecoreError, ValueError):
+    """A weight, a mask or an index array is not what its format promises."""
+
+
+class BundleError(SparsecoreError, ValueError):
+    """A file is damaged, of another version, or does not belong to the model."""
+
+
+class UnsupportedError(SparsecoreError, NotImplementedError):
+    """A model, a layer or an operation that sparsecore does not handle."""
+
+
+class MissingExtraError(SparsecoreError, ImportError):
+    """A library of an optional extra is not installed."""
+
+
+def require_extra(module: str, extra: str) -> ModuleType:
+    """Import a library that belongs to an optional extra.
+
+    Args:
+        module: Name to import, such as ``"rich.table"``.
+        extra: The extra of sparsecore that installs it, such as ``"cli"``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: It is not installed; the message holds the command that installs it.
+
+    Example:
+        >>> require_extra("json", "cli").dumps([1])
+        '[1]'
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f'{error}; pip install "sparsecore[{extra}]"') from error

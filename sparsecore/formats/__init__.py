@@ -1,0 +1,6 @@
+"""Stored weight formats: frozen dataclasses of plain tensors, validated when built."""
+
+from sparsecore.formats.csr import CsrWeight
+from sparsecore.formats.int8 import Int8Weight
+
+__all__ = ["CsrWeight", "Int8Weight"]

@@ -1,0 +1,15 @@
+"""Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
+
+from sparsecore.nn.base import CompressedModule
+from sparsecore.nn.conv import Int8Conv2d, SparseConv2d, SparseInt8Conv2d
+from sparsecore.nn.linear import Int8Linear, SparseInt8Linear, SparseLinear
+
+__all__ = [
+    "CompressedModule",
+    "Int8Conv2d",
+    "Int8Linear",
+    "SparseConv2d",
+    "SparseInt8Conv2d",
+    "SparseInt8Linear",
+    "SparseLinear",
+]

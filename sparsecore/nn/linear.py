@@ -1,0 +1,62 @@
+"""Linear layers over the three storages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from sparsecore.nn.base import CompressedModule, CsrInt8Storage, CsrStorage, Int8Storage, WeightFormat
+
+
+class LinearGeometry(CompressedModule):
+    """``x [..., in_features] -> [..., out_features]``"""
+
+    dense_type = nn.Linear
+
+    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, **options: Any) -> None:
+        super().__init__(weight, bias, **options)
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._multiply(x)
+
+    def to_dense_module(self) -> nn.Linear:
+        """Return the nn.Linear with the (dequantized) weight, without the fused activation."""
+        dense = skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None)
+        self._fill_dense(dense)
+        return dense
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self._options_repr()}"
+
+
+class SparseLinear(LinearGeometry, CsrStorage):
+    """A linear layer with a float32 CSR weight: ``y = activation(x @ weight^T + bias)``.
+
+    Example:
+        >>> layer = SparseLinear.from_dense(nn.Linear(8, 4), activation="relu")
+        >>> layer(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+
+class Int8Linear(LinearGeometry, Int8Storage):
+    """A linear layer with a dense int8 weight; activations are quantized on the way in.
+
+    Example:
+        >>> Int8Linear.from_dense(nn.Linear(8, 4))
+        Int8Linear(in_features=8, out_features=4, bias=True)
+    """
+
+
+class SparseInt8Linear(LinearGeometry, CsrInt8Storage):
+    """A linear layer with an int8 CSR weight; the outputs equal those of Int8Linear.
+
+    Example:
+        >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
+        >>> x = torch.randn(2, 8)
+        >>> torch.equal(SparseInt8Linear.from_int8(int8)(x), int8(x))
+        True
+    """

@@ -1,0 +1,21 @@
+"""Pruning: zero weights, remember which, and keep them zero while training goes on.
+
+Weights stay plain parameters; their zeros are the truth.
+"""
+
+from sparsecore.prune.criteria import CRITERIA, Criterion
+from sparsecore.prune.masks import Masks, MaskStatistics
+from sparsecore.prune.oneshot import prune
+from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
+from sparsecore.prune.weights import fold_torch_pruning
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "GradualPruner",
+    "MaskStatistics",
+    "Masks",
+    "cubic_sparsity",
+    "fold_torch_pruning",
+    "prune",
+]

@@ -1,0 +1,173 @@
+"""Pruning in one step: score, choose, zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore.errors import FormatError
+from sparsecore.prune.choose import keep_groups, keep_largest, parse_pattern
+from sparsecore.prune.criteria import Criterion, find_criterion, rank
+from sparsecore.prune.masks import Masks
+from sparsecore.prune.weights import (
+    PrunableWeight,
+    Selector,
+    fold_torch_pruning,
+    prunable_weights,
+)
+
+Sparsity = float | Mapping[Selector, float]
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    sparsity: Sparsity | None = None,
+    *,
+    criterion: str | Criterion = "magnitude",
+    scope: str = "layer",
+    pattern: str = "unstructured",
+    exclude: Selector | Iterable[Selector] = (),
+    masks: Masks | None = None,
+) -> Masks:
+    """Zero the least important weights of a model, in place.
+
+    Pruned are the weights of ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``nn.MultiheadAttention`` and
+    Hugging Face's ``Conv1D``; never embeddings (nor a layer that shares its weight with one),
+    norms, biases or transposed convolutions. A shared weight is pruned once. A model pruned by
+    ``torch.nn.utils.prune`` is folded to plain weights. Everything is checked before anything is
+    changed.
+
+    Exactly ``round(sparsity * numel)`` entries go (Python's rounding, halves to even): those that
+    are zero already first, then the lowest scores; of equal scores the entry that comes first in
+    the model is kept. Every weight keeps at least one entry.
+
+    Args:
+        model: Any module.
+        sparsity: Share of entries to prune, in [0, 1). Or a share for each layer,
+            ``{"conv1": 0.5, "blocks.*": 0.9, nn.Linear: 0.8}``: keys as in ``exclude``, the first
+            that matches counts, and layers without a match stay as they are. A keep:group pattern
+            has its own; leave it None.
+        criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` that gets a copy of
+            the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
+            its shape, low ones to go.
+        scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
+            together. No difference for a keep:group pattern.
+        pattern: ``"unstructured"``, or ``"keep:group"`` such as ``"2:4"``: the best ``keep`` of
+            every ``group`` entries along K, the weight seen as ``[N, K]`` (a convolution's is
+            flattened behind the output channels).
+        exclude: What to leave alone: names of modules or weights, fnmatch patterns
+            (``"blocks.0.*"``) or module types. A module stands for all that is inside.
+        masks: Earlier masks of this model. What they prune stays pruned, and the result holds them
+            too.
+
+    Returns:
+        A mask for every pruned weight; ``masks.attach(optimizer)`` keeps the zeros in training.
+
+    Raises:
+        ValueError: An argument is out of range, or a name in ``exclude`` or ``sparsity`` matches
+            nothing.
+        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, or K is not
+            a multiple of the group.
+        UnsupportedError: Nothing is prunable, or a weight is computed by a parametrization.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> masks = prune(model, 0.9, exclude="2")
+        >>> print(masks)
+        Masks(1 weights, 90.0% sparse)
+          0.weight   90.0% of [32, 64]
+        >>> int((model[0].weight == 0).sum())
+        1843
+
+        A criterion of one's own, Taylor's after a backward pass:
+
+        >>> model(torch.randn(8, 64)).square().mean().backward()
+        >>> masks = prune(model, 0.5, criterion=lambda name, weight: (weight * weight.grad).abs())
+
+    Reference:
+        Han et al., Learning both Weights and Connections for Efficient Neural Networks,
+        NeurIPS 2015.
+    """
+    score, groups = find_criterion(criterion), parse_pattern(pattern)
+    if scope not in ("layer", "global"):
+        raise ValueError(f'expected scope "layer" or "global", got {scope!r}')
+    if masks is not None and masks.model is not model:
+        raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
+
+    weights = prunable_weights(model, exclude)
+    earlier: Mapping[str, Tensor] = masks or {}
+    keeps: dict[str, Tensor] = dict(earlier)
+    if groups:
+        _require_groups(weights, sparsity, *groups)
+        for weight in weights:
+            ranks = weight.to_rows(rank(weight, score, earlier.get(weight.name)))
+            keeps[weight.name] = weight.from_rows(keep_groups(ranks, *groups))
+    else:
+        for together, share in _batches(weights, sparsity, scope):
+            scores = [rank(weight, score, earlier.get(weight.name)) for weight in together]
+            names = [weight.name for weight in together]
+            keeps.update(zip(names, keep_largest(scores, share), strict=True))
+
+    fold_torch_pruning(model)
+    pruned = Masks(model, keeps)
+    pruned.apply()
+    return pruned
+
+
+def _batches(
+    weights: list[PrunableWeight], sparsity: Sparsity | None, scope: str
+) -> list[tuple[list[PrunableWeight], float]]:
+    """Split the weights into those that compete with each other, each with its sparsity."""
+    if sparsity is None:
+        raise ValueError("expected a sparsity in [0, 1), got None; 0.9 prunes 90%")
+    if isinstance(sparsity, Mapping):
+        if scope == "global":
+            raise ValueError('scope "global" takes one sparsity for all layers, got one for each')
+        return [([weight], share) for weight, share in _shares(weights, sparsity)]
+    _require_share(sparsity)
+    if scope == "global":
+        return [(weights, sparsity)]
+    return [([weight], sparsity) for weight in weights]
+
+
+def _shares(
+    weights: list[PrunableWeight], sparsity: Mapping[Selector, float]
+) -> list[tuple[PrunableWeight, float]]:
+    """Give each weight the sparsity of the first key that matches it."""
+    for selector, share in sparsity.items():
+        _require_share(share)
+        if not any(weight.matches(selector) for weight in weights):
+            raise ValueError(f"sparsity: {selector!r} matches no weight that may be pruned")
+    return [
+        (weight, sparsity[matching[0]])
+        for weight in weights
+        if (matching := [selector for selector in sparsity if weight.matches(selector)])
+    ]
+
+
+def _require_share(sparsity: float) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"expected a sparsity in [0, 1), got {sparsity}; 0.9 prunes 90%")
+
+
+def _require_groups(
+    weights: list[PrunableWeight], sparsity: Sparsity | None, keep: int, group: int
+) -> None:
+    """The pattern is the sparsity, and every K divides into groups."""
+    if sparsity not in (None, 1 - keep / group):
+        raise ValueError(
+            f"pattern {keep}:{group} prunes {1 - keep / group:.1%} by itself; leave out sparsity"
+        )
+    ragged = {
+        weight.name: weight.to_rows(weight.stored).shape[1]
+        for weight in weights
+        if weight.to_rows(weight.stored).shape[1] % group
+    }
+    if ragged:
+        shapes = ", ".join(f"{name} (K = {K})" for name, K in ragged.items())
+        raise FormatError(
+            f"K is not a multiple of {group} in {shapes}; leave out with exclude={[*ragged]}"
+        )

@@ -1,0 +1,93 @@
+"""Masks from scores, against plain Python loops."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsecore.prune.choose import keep_groups, keep_largest, parse_pattern
+
+# Few distinct values, so that ties are the rule.
+SCORES = st.sampled_from([-2.0, 0.0, 0.5, 1.0, 3.0])
+
+
+def largest_by_loop(scores: list[list[float]], num_kept: int) -> list[list[bool]]:
+    keep = [[False] * len(row) for row in scores]
+    for _ in range(num_kept):
+        best = None
+        for i, row in enumerate(scores):
+            for j, score in enumerate(row):
+                if not keep[i][j] and (best is None or score > scores[best[0]][best[1]]):
+                    best = (i, j)
+        assert best is not None
+        keep[best[0]][best[1]] = True
+    return keep
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(SCORES, min_size=1, max_size=12), min_size=1, max_size=4),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_keep_largest_equals_loop(scores: list[list[float]], sparsity: float) -> None:
+    numel = sum(map(len, scores))
+    keep = keep_largest([torch.tensor(row) for row in scores], sparsity)
+    assert [row.tolist() for row in keep] == largest_by_loop(
+        scores, numel - round(sparsity * numel)
+    )
+
+
+@pytest.mark.parametrize(
+    ("numel", "num_pruned"), [(1, 0), (3, 2), (10, 5), (11, 6), (13, 6)], ids=str
+)
+def test_rounding_is_half_to_even(numel: int, num_pruned: int) -> None:
+    (keep,) = keep_largest([torch.arange(float(numel))], 0.5)
+    assert keep.tolist() == [False] * num_pruned + [True] * (numel - num_pruned)
+
+
+def test_infinite_scores_overrule_the_count() -> None:
+    inf = float("inf")
+    (keep,) = keep_largest([torch.tensor([inf, 1.0, inf, 2.0])], 0.9)
+    assert keep.tolist() == [True, False, True, False]
+    (keep,) = keep_largest([torch.tensor([-inf, 1.0, -inf, 2.0])], 0.0)
+    assert keep.tolist() == [False, True, False, True]
+    (keep,) = keep_largest([torch.tensor([-inf, -inf])], 0.0)
+    assert keep.tolist() == [False, False]
+
+
+def test_keep_largest_restores_shapes() -> None:
+    scores = [torch.rand(2, 3, 1, 2), torch.rand(5), torch.rand(4, 0)]
+    assert [keep.shape for keep in keep_largest(scores, 0.5)] == [s.shape for s in scores]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.integers(2, 5))
+def test_keep_groups_equals_loop(data: st.DataObject, N: int, num_groups: int, group: int) -> None:
+    keep = data.draw(st.integers(1, group - 1))
+    rows = data.draw(
+        st.lists(
+            st.lists(SCORES, min_size=num_groups * group, max_size=num_groups * group),
+            min_size=N,
+            max_size=N,
+        )
+    )
+    mask = keep_groups(torch.tensor(rows), keep, group).tolist()
+    for row, kept in zip(rows, mask, strict=True):
+        for start in range(0, len(row), group):
+            part = slice(start, start + group)
+            assert [kept[part]] == largest_by_loop([row[part]], keep)
+
+
+def test_keep_groups_never_keeps_minus_infinity() -> None:
+    inf = float("inf")
+    mask = keep_groups(torch.tensor([[-inf, -inf, -inf, 1.0]]), 2, 4)
+    assert mask.tolist() == [[False, False, False, True]]
+
+
+def test_parse_pattern() -> None:
+    assert parse_pattern("unstructured") is None
+    assert parse_pattern("2:4") == (2, 4)
+    assert parse_pattern("16:32") == (16, 32)
+    for bad in ("", "4", "4:2", "4:4", "0:4", "-1:4", "2:4 ", "two:4", "2:4:8"):
+        with pytest.raises(ValueError, match="expected pattern"):
+            parse_pattern(bad)

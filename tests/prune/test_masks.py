@@ -1,0 +1,244 @@
+"""Masks keep zeros zero, merge, save and compare."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from sparsecore.errors import FormatError
+from sparsecore.prune import Masks, MaskStatistics, prune
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": partial(SGD, lr=0.1),
+    "momentum": partial(SGD, lr=0.1, momentum=0.9),
+    "weight decay": partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "nesterov": partial(SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": partial(Adam, lr=0.01),
+    "adam amsgrad": partial(Adam, lr=0.01, amsgrad=True, foreach=True),
+    "adamw": partial(AdamW, lr=0.01, weight_decay=0.1),
+    "nadam": partial(NAdam, lr=0.01),
+    "rmsprop": partial(RMSprop, lr=0.01, momentum=0.9, centered=True),
+    "adagrad": partial(Adagrad, lr=0.01),
+}
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(16, 5))
+
+
+def backward(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model(torch.randn(8, 1, 4, 4, generator=generator)).square().mean().backward()
+
+
+def masked_state(masks: Masks, optimizer: Optimizer) -> list[Tensor]:
+    """Optimizer state tensors at the pruned entries."""
+    return [
+        tensor[~mask]
+        for name, mask in masks.items()
+        for tensor in optimizer.state[masks.model.get_parameter(name)].values()
+        if isinstance(tensor, Tensor) and tensor.shape == mask.shape
+    ]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_equals_training_under_torch_masks(name: str) -> None:
+    """Kept weights move exactly as if the others did not exist; pruned ones stay zero."""
+    ours, theirs = small_net(), small_net()
+    ours_optimizer = OPTIMIZERS[name](ours.parameters())
+    theirs_optimizer = OPTIMIZERS[name](theirs.parameters())
+    for step in range(3):  # momentum gathers before the pruning
+        for model, optimizer in ((ours, ours_optimizer), (theirs, theirs_optimizer)):
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+    masks = prune(ours, 0.6)
+    masks.attach(ours_optimizer)
+    for layer in ("0", "3"):
+        torch_prune.custom_from_mask(
+            theirs.get_submodule(layer), "weight", masks[f"{layer}.weight"].float()
+        )
+    for step in range(5):
+        for model, optimizer in ((ours, ours_optimizer), (theirs, theirs_optimizer)):
+            optimizer.zero_grad()
+            backward(model, 10 + step)
+            backward(model, 20 + step)  # gradient accumulation
+            optimizer.step()
+        for layer in ("0", "3"):
+            mask, weight = masks[f"{layer}.weight"], ours.get_parameter(f"{layer}.weight")
+            assert not weight[~mask].any()
+            assert weight[mask].all()
+            theirs_kept = theirs.get_submodule(layer).weight_orig[mask]  # type: ignore[index]
+            assert torch.equal(weight[mask], theirs_kept)
+        assert not any(state.any() for state in masked_state(masks, ours_optimizer))
+    if name != "sgd":
+        assert masked_state(masks, ours_optimizer)
+
+
+def test_a_removed_handle_lets_weights_free() -> None:
+    model = small_net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    masks = prune(model, 0.5)
+    masks.attach(optimizer).remove()
+    backward(model, 0)
+    optimizer.step()
+    assert model[3].weight[~masks["3.weight"]].any()
+    masks.apply()
+    assert not model[3].weight[~masks["3.weight"]].any()
+
+
+def test_nan_does_not_outlive_the_mask() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    model[3].weight.data.fill_(float("nan"))
+    masks.apply()
+    assert not model[3].weight[~masks["3.weight"]].any()
+
+
+def test_optimizer_of_another_model_is_an_error() -> None:
+    masks = prune(small_net(), 0.5)
+    with pytest.raises(ValueError, match="holds none of the masked weights"):
+        masks.attach(SGD(small_net().parameters(), lr=0.1))
+
+
+def test_masks_survive_weights_replaced_by_load_state_dict() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    model.load_state_dict(small_net().state_dict(), assign=True)
+    masks.apply()
+    assert Masks.from_model(model) == masks
+
+
+def test_from_model_reads_zeros() -> None:
+    model = small_net()
+    model[3].weight.data[:, ::2] = 0
+    masks = Masks.from_model(model)
+    assert masks["0.weight"].all()
+    assert masks["3.weight"].tolist() == [[False, True] * 8] * 5
+    assert list(Masks.from_model(model, exclude="0")) == ["3.weight"]
+
+
+def test_from_model_folds_torch_pruning() -> None:
+    model = small_net()
+    torch_prune.l1_unstructured(model[3], "weight", amount=0.4)
+    expected = model[3].weight_mask.bool()
+    masks = Masks.from_model(model)
+    assert torch.equal(masks["3.weight"], expected)
+    assert "3.weight" in dict(model.named_parameters())
+
+
+def test_statistics_and_repr() -> None:
+    model = small_net()
+    masks = prune(model, {"0": 0.5, "3": 0.9})
+    assert masks.statistics() == {
+        "0.weight": MaskStatistics((4, 1, 3, 3), 36, 18),
+        "3.weight": MaskStatistics((5, 16), 80, 8),
+    }
+    assert masks.statistics()["0.weight"].density == 0.5
+    assert masks.sparsity() == pytest.approx(1 - 26 / 116)
+    assert repr(masks).splitlines() == [
+        "Masks(2 weights, 77.6% sparse)",
+        "  0.weight   50.0% of [4, 1, 3, 3]",
+        "  3.weight   90.0% of [5, 16]",
+    ]
+    assert repr(Masks(model, {})) == "Masks(0 weights, 0.0% sparse)"
+
+
+def test_state_dict_round_trip() -> None:
+    model = small_net()
+    masks = prune(model, 0.7)
+    other = Masks.from_model(small_net())
+    assert other != masks
+    before = other.model.get_parameter("3.weight").clone()
+    other.load_state_dict(masks.state_dict())
+    assert other == masks
+    assert torch.equal(other.model.get_parameter("3.weight"), before)
+    other.apply()
+    assert torch.equal(other.model.get_parameter("3.weight"), model[3].weight)
+
+
+def test_copy_of_the_model_gets_masks_of_its_own() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    copied = copy.deepcopy(model)
+    optimizer = SGD(copied.parameters(), lr=0.1)
+    Masks(copied, masks).attach(optimizer)
+    backward(copied, 0)
+    optimizer.step()
+    assert Masks.from_model(copied) == masks
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"3.weight": torch.ones(5, 16, dtype=torch.bool)},
+        {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool), "3.weight": torch.ones(5, 16)},
+        {name: torch.ones(5, 16, dtype=torch.bool) for name in ("0.weight", "3.weight")},
+    ],
+    ids=["empty", "one missing", "not bool", "wrong shape"],
+)
+def test_bad_state_changes_nothing(state: dict[str, Tensor]) -> None:
+    masks = prune(small_net(), 0.5)
+    before = masks.hash()
+    with pytest.raises(FormatError):
+        masks.load_state_dict(state)
+    assert masks.hash() == before
+
+
+def test_mask_of_an_unknown_weight() -> None:
+    with pytest.raises(FormatError, match=r"no parameter 'fc\.weight'"):
+        Masks(small_net(), {"fc.weight": torch.ones(1, dtype=torch.bool)})
+
+
+BITS = st.lists(st.booleans(), min_size=6, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(BITS, BITS)
+def test_merge_bit_by_bit(left: list[bool], right: list[bool]) -> None:
+    layer = nn.Linear(6, 1)
+    a, b = (Masks(layer, {"weight": torch.tensor([bits])}) for bits in (left, right))
+    assert (a & b)["weight"].tolist() == [[x and y for x, y in zip(left, right, strict=True)]]
+    assert (a | b)["weight"].tolist() == [[x or y for x, y in zip(left, right, strict=True)]]
+    assert (a == b) == (left == right) == (a.hash() == b.hash())
+
+
+def test_merge_of_different_weights() -> None:
+    model = small_net()
+    first, second = prune(model, {"0": 0.5}), prune(model, {"3": 0.5})
+    assert (first & second).state_dict().keys() == {"0.weight", "3.weight"}
+    assert torch.equal((first & second)["3.weight"], second["3.weight"])
+    assert (first | second).sparsity() == 0.0
+    with pytest.raises(TypeError):
+        first & {"0.weight": True}  # type: ignore[operator]
+
+
+def test_hash_is_stable() -> None:
+    layer = nn.Linear(3, 1)
+    masks = Masks(layer, {"weight": torch.tensor([[True, False, True]])})
+    # sha256 of the name, the shape and the bits 101 padded to a byte
+    expected = hashlib.sha256(b"weight [1, 3]\n" + bytes([0b10100000]))
+    assert masks.hash() == expected.hexdigest()
+
+
+def test_hash_tells_names_shapes_and_bits_apart() -> None:
+    def digest(name: str, shape: tuple[int, int], first: bool) -> str:
+        model = nn.ModuleDict({name: nn.Linear(shape[1], shape[0])})
+        mask = torch.ones(shape, dtype=torch.bool)
+        mask[0, 0] = first
+        return Masks(model, {f"{name}.weight": mask}).hash()
+
+    base = digest("a", (2, 4), True)
+    others = {digest("b", (2, 4), True), digest("a", (4, 2), True), digest("a", (2, 4), False)}
+    assert len(others | {base}) == 4
+    assert digest("a", (2, 4), True) == base

@@ -1,0 +1,186 @@
+"""Gradual pruning follows its formula, never goes back and resumes exactly."""
+
+from copy import deepcopy
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparsecore.errors import FormatError
+from sparsecore.prune import GradualPruner, Masks, cubic_sparsity, prune
+
+SHARE = st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 50), st.integers(1, 50), SHARE, SHARE)
+def test_formula_and_monotony(begin: int, length: int, one: float, two: float) -> None:
+    initial, final = sorted((one, two))
+    end = begin + length
+    curve = [cubic_sparsity(step, begin, end, initial, final) for step in range(end + 5)]
+    for step, sparsity in enumerate(curve):
+        t = min(max(Fraction(step - begin, length), Fraction(0)), Fraction(1))
+        exact = Fraction(final) + (Fraction(initial) - Fraction(final)) * (1 - t) ** 3
+        assert sparsity == pytest.approx(float(exact), abs=1e-15, rel=1e-14)
+    assert curve == sorted(curve)
+    assert curve[end:] == [final] * 5
+    assert all(0 <= sparsity < 1 for sparsity in curve)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "initial", "final"),
+    [
+        (5, 5, 0, 0.9),
+        (-1, 5, 0, 0.9),
+        (6, 5, 0, 0.9),
+        (0, 5, 0.9, 0.5),
+        (0, 5, 0, 1),
+        (0, 5, -1, 0),
+    ],
+)
+def test_bad_schedule(begin: int, end: int, initial: float, final: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 <="):
+        cubic_sparsity(0, begin, end, initial, final)
+
+
+class Training:
+    """A model, its optimizer and its pruner; every step is determined by its number."""
+
+    def __init__(self, seed: int = 0, sparsity: Any = 0.9, **arguments: Any) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 5))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        schedule = {"begin": 4, "end": 20, "frequency": 3, **arguments}
+        self.pruner = GradualPruner(self.model, self.optimizer, sparsity, **schedule)
+
+    def run(self, first: int, last: int) -> list[Masks]:
+        """Train steps first..last and return the masks after each."""
+        history = []
+        for step in range(first, last + 1):
+            x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+            self.optimizer.zero_grad()
+            self.model(x).square().mean().backward()
+            self.optimizer.step()
+            self.pruner.step()
+            history.append(Masks(self.model, self.pruner.masks))
+            for name, mask in self.pruner.masks.items():
+                parameter = self.model.get_parameter(name)
+                state = self.optimizer.state[parameter]
+                for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"]):
+                    assert not tensor[~mask].any()
+        return history
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "model": deepcopy(self.model.state_dict()),
+            "optimizer": deepcopy(self.optimizer.state_dict()),
+            "pruner": self.pruner.state_dict(),
+        }
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("initial", [0.0, 0.3])
+def test_prunes_along_the_curve(scope: str, initial: float) -> None:
+    training = Training(scope=scope, initial_sparsity=initial)
+    masks = training.pruner.masks
+    history = training.run(1, 25)
+    assert training.pruner.masks is masks
+    numels = [12 * 20, 20 * 5] if scope == "layer" else [12 * 20 + 20 * 5]
+    last = 0
+    for step, now in enumerate(history, start=1):
+        if step in (7, 10, 13, 16, 19, 20):  # begin + 3 i, and the end
+            last = step
+        target = cubic_sparsity(last, 4, 20, initial, 0.9)
+        pruned = sum(row.numel - row.num_kept for row in now.statistics().values())
+        assert pruned == sum(round(target * numel) for numel in numels)
+    for earlier, later in pairwise(history):
+        assert later & earlier == later  # what is pruned stays pruned
+
+
+def test_sparsity_for_each_layer() -> None:
+    training = Training(sparsity={"0": 0.5, "2": 0.8})
+    training.run(1, 20)
+    assert [row.sparsity for row in training.pruner.masks.statistics().values()] == [0.5, 0.8]
+
+
+def test_earlier_masks_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(10, 10)
+    earlier = prune(model, 0.5, criterion=lambda name, weight: -weight.abs())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = GradualPruner(model, optimizer, 0.7, end=2, frequency=1, masks=earlier)
+    assert pruner.masks == earlier
+    pruner.step()
+    pruner.step()
+    assert pruner.masks.sparsity() == pytest.approx(0.7)
+    assert pruner.masks & earlier == pruner.masks
+
+
+@pytest.mark.parametrize("stop", [2, 7, 11, 20, 23])
+def test_exact_resume(stop: int) -> None:
+    straight = Training()
+    straight.run(1, 25)
+
+    first = Training()
+    first.run(1, stop)
+    saved = first.snapshot()
+    first.run(stop + 1, stop + 1)  # the masks saved do not move on
+    second = Training(seed=1)
+    second.model.load_state_dict(saved["model"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    second.pruner.load_state_dict(saved["pruner"])
+    second.run(stop + 1, 25)
+
+    assert second.pruner.masks == straight.pruner.masks
+    ours, theirs = second.model.state_dict(), straight.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_remove_lets_weights_free() -> None:
+    training = Training(end=6)
+    training.run(1, 6)
+    training.pruner.remove()
+    training.optimizer.zero_grad()
+    training.model(torch.randn(16, 12)).square().mean().backward()
+    training.optimizer.step()
+    mask: Tensor = training.pruner.masks["0.weight"]
+    assert training.model[0].weight[~mask].any()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"frequency": 0},
+        {"begin": 9, "end": 9},
+        {"sparsity": 1.5},
+        {"sparsity": {"0": 0.9, "1": 0.5}},
+        {"initial_sparsity": 0.95},
+        {"exclude": "fc"},
+        {"scope": "model"},
+        {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)},
+    ],
+    ids=lambda arguments: ",".join(arguments),
+)
+def test_bad_arguments_change_nothing(arguments: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    before = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    defaults = {"optimizer": optimizer, "sparsity": 0.9, "end": 9, "initial_sparsity": 0.4}
+    with pytest.raises(ValueError):
+        GradualPruner(model, **{**defaults, **arguments})
+    assert torch.equal(model[0].weight, before)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_masks_of_another_model_are_refused() -> None:
+    training = Training()
+    before = training.pruner.masks.hash()
+    other = Masks.from_model(nn.Linear(2, 2)).state_dict()
+    with pytest.raises(FormatError):
+        training.pruner.load_state_dict({"step": 3, "masks": other})
+    assert training.pruner.masks.hash() == before
