@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
-import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -42,8 +42,23 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
+class JsonFile(click.Path):
+    """A file to write, or - for stdout; a missing folder is noticed before the work, not after."""
+
+    name = "file"
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not Path(path).parent.is_dir():
+            self.fail(f"folder {Path(path).parent} does not exist", param, ctx)
+        return path
+
+
 json_option = click.option(
-    "--json", "json_file", type=click.File("w"), help="Write the result as JSON to FILE, - is stdout."
+    "--json", "json_file", type=JsonFile(), help="Write the result as JSON to FILE; - is stdout."
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads to compute with [default: torch's]."
@@ -58,13 +73,13 @@ def cli() -> None:
 
 @cli.command()
 @json_option
-def info(json_file: IO[str] | None) -> None:
+def info(json_file: str | None) -> None:
     """Show the build, the instruction set, and every operation's kernels."""
     facts = probes.installation()
     if not _write_json(facts, json_file):
         return
     console = Console()
-    console.print(_facts_table({**facts["machine"], **facts["build"], **facts["cuda"]}))
+    console.print(_facts_table(_installation_facts(facts)))
     console.print(_kernels_table(facts["operations"]))
 
 
@@ -79,19 +94,15 @@ def info(json_file: IO[str] | None) -> None:
 @threads_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @json_option
-def demo(out: Path, threads: int | None, seed: int, json_file: IO[str] | None) -> None:
+def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> None:
     """Train, prune, quantize and measure a digits net, then measure ResNet-50.
 
     Takes a few minutes and leaves a report that opens in any browser.
     """
     from sparsecore.bench.demo import run_demo
-    from sparsecore.bench.report import write_report
 
     with _progress_on_stderr() as report_progress:
-        report = run_demo(
-            out, threads=threads or torch.get_num_threads(), seed=seed, progress=report_progress
-        )
-    _, html_path = write_report(report, out)
+        report = run_demo(out, threads, seed, report_progress)
     if not _write_json(report, json_file):
         return
     console = Console()
@@ -102,16 +113,17 @@ def demo(out: Path, threads: int | None, seed: int, json_file: IO[str] | None) -
         "ResNet-50: largest difference to the dense masked model "
         f"{report['resnet50']['max_relative_difference']:.1e} of its largest output"
     )
-    console.print(f"Report: {html_path.resolve()}", soft_wrap=True)
+    console.print(f"Report: {(out / 'report.html').resolve()}", soft_wrap=True)
 
 
-def _write_json(result: Mapping[str, Any], file: IO[str] | None) -> bool:
+def _write_json(result: Mapping[str, Any], json_file: str | None) -> bool:
     """Write the result if there is a file for it; return whether stdout is left for tables."""
-    if file is None:
-        return True
-    json.dump(result, file, indent=2)
-    file.write("\n")
-    return file is not sys.stdout
+    text = json.dumps(result, indent=2)
+    if json_file == "-":
+        click.echo(text)
+    elif json_file:
+        Path(json_file).write_text(f"{text}\n", encoding="utf-8")
+    return json_file != "-"
 
 
 @contextmanager
@@ -133,16 +145,26 @@ def _progress_on_stderr() -> Iterator[progress.Progress]:
         yield report
 
 
+def _installation_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    build = {
+        f"built for {key}" if key == "cuda" else key: facts["build"][key] for key in facts["build"]
+    }
+    build.pop("version", None)  # machine has it
+    return {**facts["machine"], **build, "cuda_available": facts["cuda_available"]}
+
+
 def _facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
         if value is not None:
-            table.add_row(key.replace("_", " "), _plain(value), style=None)
+            table.add_row(key.replace("_", " "), escape(_plain(value)))
     return table
 
 
 def _kernels_table(operations: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    table = Table("operation", "kernel", "isa", "", title="Kernels, best first", title_justify="left")
+    table = Table(
+        "operation", "kernel", "isa", "", title="Kernels, best first", title_justify="left"
+    )
     for operation, kernels in operations.items():
         for i, kernel in enumerate(kernels):
             state = "in use" if kernel["in_use"] else "" if kernel["available"] else "not here"
@@ -156,7 +178,9 @@ def _versions_table(title: str, versions: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("version", title=title, title_justify="left")
     facts = [key for key in ("accuracy", "disk_bytes", "memory_bytes") if key in versions[0]]
     for key in facts:
-        table.add_column({"disk_bytes": "on disk", "memory_bytes": "in memory"}.get(key, key), justify="right")
+        table.add_column(
+            {"disk_bytes": "on disk", "memory_bytes": "in memory"}.get(key, key), justify="right"
+        )
     for timing in versions[0]["timings"]:
         table.add_column(f"batch {timing['batch']}", justify="right")
         table.add_column("speed-up", justify="right")
@@ -177,8 +201,8 @@ def _layers_table(title: str, layers: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for layer in layers:
         table.add_row(
-            layer["name"],
-            layer["shape"],
+            escape(layer["name"]),
+            escape(layer["shape"]),
             layer["format"],
             format_percent(layer["sparsity"], 0),
             format_us(layer["time_us"]),
@@ -195,4 +219,4 @@ def _speedup_cell(ratio: float | None) -> str:
 
 
 def _plain(value: Any) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 #: Every variable sparsecore obeys, and what it does.
 VARIABLES: dict[str, str] = {
-    "SPARSECORE_ISA": "best instruction set kernels may use, e.g. scalar or avx2 (read by the native library)",
+    "SPARSECORE_ISA": "instruction set that kernels use, e.g. scalar (read by the native library)",
     "SPARSECORE_CACHE_DIR": "folder for measured kernel choices (default: the user's cache folder)",
-    "SPARSECORE_BUILD_CUDA": "auto, 0 or 1: whether the build compiles the CUDA kernels (read by setup.py)",
+    "SPARSECORE_BUILD_CUDA": "auto, 0 or 1: compile the CUDA kernels (read by setup.py)",
 }
 
 

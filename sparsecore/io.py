@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from sparsecore import nn as compressed
 from sparsecore.errors import BundleError, UnsupportedError
 from sparsecore.nn import CompressedModule
+from sparsecore.nn.conv import resolve_padding
 
 FORMAT = "sparsecore-bundle"
 VERSION = "1"
@@ -54,6 +55,14 @@ CLASSES: dict[str, type[CompressedModule]] = {
         compressed.SparseInt8Conv2d,
     )
 }
+
+SHAPE = (
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+    *compressed.SparseConv2d.keywords,
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,15 @@ class Description:
         is_valid = (
             all(isinstance(values[name], dict) for name in ("modules", "aliases"))
             and all(isinstance(entry, dict) for entry in values["modules"].values())
-            and all(isinstance(values[name], list) for name in ("identities", "channels_last", "training"))
-            and all(isinstance(name, str) for key in ("identities", "channels_last", "training") for name in values[key])
+            and all(
+                isinstance(values[name], list)
+                for name in ("identities", "channels_last", "training")
+            )
+            and all(
+                isinstance(name, str)
+                for key in ("identities", "channels_last", "training")
+                for name in values[key]
+            )
             and all(isinstance(name, str) for name in values["aliases"].values())
         )
         if not is_valid:
@@ -118,10 +134,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             first = first_names.setdefault(module, name)
             is_first = first == name
             modules[name] = (
-                {"class": type(module).__name__, "config": module.config()} if is_first else {"same_as": first}
+                {"class": type(module).__name__, "config": module.config()}
+                if is_first
+                else {"same_as": first}
             )
     if unknown := {entry["class"] for entry in modules.values() if "class" in entry} - set(CLASSES):
-        raise UnsupportedError(f"expected compressed layers of {', '.join(CLASSES)}, got {', '.join(unknown)}")
+        raise UnsupportedError(
+            f"expected compressed layers of {', '.join(CLASSES)}, got {', '.join(unknown)}"
+        )
     tensors, aliases = _stored_once(_state(model, names, modules))
     description = Description(
         modules=modules,
@@ -160,7 +180,9 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
 # --- writing ---
 
 
-def _state(model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[str, Any]) -> dict[str, Tensor]:
+def _state(
+    model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """The tensors of all modules, those of compressed layers being exactly their format's."""
     state = _outside({name: names[name] for name in modules}, model.state_dict())
     for name in modules:
@@ -168,8 +190,14 @@ def _state(model: nn.Module, names: Mapping[str, nn.Module], modules: Mapping[st
         assert isinstance(module, CompressedModule)
         state |= {_key(name, leaf): tensor for leaf, tensor in module.tensors().items()}
     for name, value in state.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or name.endswith("_extra_state"):
-            raise UnsupportedError(f"expected a dense tensor in the state, got {type(value).__name__} for {name}")
+        if (
+            not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or name.endswith("_extra_state")
+        ):
+            raise UnsupportedError(
+                f"expected a dense tensor in the state, got {type(value).__name__} for {name}"
+            )
     return state
 
 
@@ -240,7 +268,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise BundleError("expected a file written by sparsecore.save(), got another safetensors file")
+                raise BundleError(
+                    "expected a file written by sparsecore.save(), got another safetensors file"
+                )
             if metadata.get("version") != VERSION:
                 raise BundleError(
                     f"expected bundle version {VERSION}, got {metadata.get('version')!r}; "
@@ -249,7 +279,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
             # Cloned: the originals are mapped from the file, and would change with it after the check.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise BundleError(f"expected a complete safetensors file ({error}); copy or save it again") from error
+        raise BundleError(
+            f"expected a complete safetensors file ({error}); copy or save it again"
+        ) from error
     if _digest(metadata, tensors) != metadata.get("sha256"):
         raise BundleError("the checksum does not match, the file is damaged; copy or save it again")
     return tensors, Description.from_metadata(metadata)
@@ -260,18 +292,28 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], description: Description
     modules = dict(model.named_modules(remove_duplicate=False))
     listed = (*description.modules, *description.identities, *description.training)
     if unknown := [name for name in listed if name not in modules]:
-        raise BundleError(f"the model has no module {unknown[0]!r}; model_fn must build the model that was compressed")
+        raise BundleError(
+            f"the model has no module {unknown[0]!r}; model_fn must build the model that was compressed"
+        )
     for name in description.channels_last:
         if name not in tensors or tensors[name].dim() != 4:
-            raise BundleError(f"expected {name!r}, which is listed as channels_last, to be a 4-d tensor")
+            raise BundleError(
+                f"expected {name!r}, which is listed as channels_last, to be a 4-d tensor"
+            )
         tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
     for name, target in description.aliases.items():
         if name in tensors or target not in tensors:
-            raise BundleError(f"expected {name!r} to be an alias of a stored tensor, got {target!r}")
+            raise BundleError(
+                f"expected {name!r} to be an alias of a stored tensor, got {target!r}"
+            )
     state = tensors | {name: tensors[target] for name, target in description.aliases.items()}
 
     layers = _layers(modules, state, description.modules)
-    folded = {name: nn.Identity() for name in description.identities if type(modules[name]) is not nn.Identity}
+    folded = {
+        name: nn.Identity()
+        for name in description.identities
+        if type(modules[name]) is not nn.Identity
+    }
     rest = _outside(layers, state)
     _check_fits(rest, _outside(layers | folded, model.state_dict()), modules)
 
@@ -280,7 +322,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], description: Description
             model = layer
         else:
             model.set_submodule(name, layer)
-    for name in sorted(rest, key=lambda name: name in description.aliases):  # what aliases mean comes first
+    for name in sorted(
+        rest, key=lambda name: name in description.aliases
+    ):  # what aliases mean comes first
         target = description.aliases.get(name)
         _assign(model, name, rest[name] if target is None else _tensor_of(model, target))
     training = set(description.training)
@@ -290,7 +334,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], description: Description
 
 
 def _layers(
-    modules: Mapping[str, nn.Module], state: Mapping[str, Tensor], entries: Mapping[str, dict[str, Any]]
+    modules: Mapping[str, nn.Module],
+    state: Mapping[str, Tensor],
+    entries: Mapping[str, dict[str, Any]],
 ) -> dict[str, nn.Module]:
     """Build the compressed layers, each fitting the dense one in its place."""
     kernels = _available_kernels()
@@ -298,25 +344,43 @@ def _layers(
     for name, entry in sorted(entries.items(), key=lambda item: "same_as" in item[1]):
         if "same_as" in entry:
             if entry["same_as"] not in layers:
-                raise BundleError(f"expected {name!r} to be the same as another layer, got {entry['same_as']!r}")
+                raise BundleError(
+                    f"expected {name!r} to be the same as another layer, got {entry['same_as']!r}"
+                )
             layers[name] = layers[entry["same_as"]]
             continue
         cls, config = CLASSES.get(str(entry.get("class"))), entry.get("config")
         if cls is None or not isinstance(config, dict):
-            raise BundleError(f"expected {name!r} to be one of {', '.join(CLASSES)}, got {entry.get('class')!r}")
+            raise BundleError(
+                f"expected {name!r} to be one of {', '.join(CLASSES)}, got {entry.get('class')!r}"
+            )
         if config.get("kernel") not in kernels:  # chosen on a machine with another instruction set
             config["kernel"] = ""
         prefix = _key(name, "")
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        tensors = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in state.items()
+            if key.startswith(prefix)
+        }
         try:
             layer = cls.from_config(config, tensors)
-        except (ValueError, TypeError) as error:
+            found, expected = _shape_of(layer), _shape_of(modules[name])
+        except (ValueError, TypeError, UnsupportedError) as error:
             raise BundleError(f"layer {name!r}: {error}") from error
         if stray := set(tensors) - set(layer.tensors()):
-            raise BundleError(f"layer {name!r} has tensors that a {cls.__name__} lacks: {sorted(stray)}")
-        layer.check_replaces(modules[name])
+            raise BundleError(
+                f"layer {name!r} has tensors that a {cls.__name__} lacks: {sorted(stray)}"
+            )
+        if found != expected:
+            raise BundleError(f"layer {name!r} has the shape {found}, and in the model {expected}")
         layers[name] = layer
     return layers
+
+
+def _shape_of(module: nn.Module) -> dict[str, Any]:
+    """What a layer and its compressed form have in common."""
+    shape = {name: getattr(module, name) for name in SHAPE if hasattr(module, name)}
+    return shape | {"padding": resolve_padding(module)} if isinstance(module, nn.Conv2d) else shape
 
 
 def _available_kernels() -> set[str]:
@@ -325,17 +389,27 @@ def _available_kernels() -> set[str]:
     return {kernel["name"] for kernel in _C.kernels() if kernel["available"]}
 
 
-def _check_fits(found: Mapping[str, Tensor], expected: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> None:
+def _check_fits(
+    found: Mapping[str, Tensor], expected: Mapping[str, Any], modules: Mapping[str, nn.Module]
+) -> None:
     """The plain tensors are those of the model, and the biases that folding gave its layers."""
     for name in found.keys() - expected.keys():
         owner, leaf = modules.get(_owner(name)), name.rpartition(".")[2]
-        is_new_bias = leaf == "bias" and isinstance(owner, nn.Linear | nn.Conv2d) and owner.bias is None
+        is_new_bias = (
+            leaf == "bias" and isinstance(owner, nn.Linear | nn.Conv2d) and owner.bias is None
+        )
         if not is_new_bias or found[name].shape != owner.weight.shape[:1]:
-            raise BundleError(f"the model has no tensor {name!r}; model_fn must build the model that was compressed")
+            raise BundleError(
+                f"the model has no tensor {name!r}; model_fn must build the model that was compressed"
+            )
     for name, tensor in expected.items():
         if name not in found:
-            raise BundleError(f"the file has no tensor {name!r}; model_fn must build the model that was compressed")
-        same_kind = found[name].dtype == tensor.dtype or (found[name].is_floating_point() and tensor.is_floating_point())
+            raise BundleError(
+                f"the file has no tensor {name!r}; model_fn must build the model that was compressed"
+            )
+        same_kind = found[name].dtype == tensor.dtype or (
+            found[name].is_floating_point() and tensor.is_floating_point()
+        )
         if found[name].shape != tensor.shape or not same_kind:
             raise BundleError(
                 f"expected {name!r} to be {tensor.dtype} {list(tensor.shape)} as in the model, "

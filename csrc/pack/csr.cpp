@@ -74,10 +74,28 @@ void unpack_csr(const CsrView<T>& weight, Range rows, T* dense) {
   }
 }
 
+template <class T>
+void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values) {
+  std::fill(row_ptr, row_ptr + weight.cols + 1, 0);
+  // While filling, row_ptr[k + 1] is the next free place of row k; before that, places are counted one further up.
+  for (int64_t i = 0; i < weight.nnz; ++i) {
+    if (weight.col_idx[i] + 2 <= weight.cols) ++row_ptr[weight.col_idx[i] + 2];
+  }
+  for (int64_t k = 2; k <= weight.cols; ++k) row_ptr[k] += row_ptr[k - 1];
+  for (int64_t n = 0; n < weight.rows; ++n) {
+    for (int64_t i = weight.row_ptr[n]; i < weight.row_ptr[n + 1]; ++i) {
+      const int32_t to = row_ptr[weight.col_idx[i] + 1]++;
+      col_idx[to] = static_cast<int32_t>(n);
+      values[to] = weight.values[i];
+    }
+  }
+}
+
 #define SPARSECORE_INSTANTIATE(T)                                                                         \
   template void count_kept<T>(const T*, const bool*, int64_t, Range, int64_t*);                           \
   template void fill_csr<T>(const T*, const bool*, int64_t, Range, const int32_t*, int32_t*, T*);         \
-  template void unpack_csr<T>(const CsrView<T>&, Range, T*);
+  template void unpack_csr<T>(const CsrView<T>&, Range, T*);                                              \
+  template void transpose_csr<T>(const CsrView<T>&, int32_t*, int32_t*, T*);
 SPARSECORE_INSTANTIATE(float)
 SPARSECORE_INSTANTIATE(uint16_t)
 SPARSECORE_INSTANTIATE(int8_t)

@@ -276,24 +276,50 @@ std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::opt
   return {row_ptr, col_idx, values};
 }
 
-Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+// A view with validated contents, for passes that are not worth splitting by work.
+template <class T>
+CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
   check_tensor(row_ptr, "row_ptr", ScalarType::Int, 1);
   check_tensor(col_idx, "col_idx", ScalarType::Int, 1);
   check_tensor(values, "values", values.scalar_type(), 1);
   check(row_ptr.numel() >= 1 && col_idx.numel() == values.numel() && cols >= 0,
-        "expected row_ptr [N + 1], and as many col_idx as values");
-  const int64_t N = row_ptr.numel() - 1;
-  const int32_t* ends = row_ptr.const_data_ptr<int32_t>();
-  const int32_t* columns = col_idx.const_data_ptr<int32_t>();
-  if (const char* text = validate_csr(cols, values.numel(), ends, columns, {0, N})) fail("invalid CSR weight: ", text);
-  const Tensor dense = new_tensor(values, {N, cols}, values.scalar_type());
+        "expected row_ptr [N + 1], as many col_idx as values, and K >= 0");
+  const CsrView<T> view{row_ptr.numel() - 1,
+                        cols,
+                        values.numel(),
+                        row_ptr.const_data_ptr<int32_t>(),
+                        col_idx.const_data_ptr<int32_t>(),
+                        static_cast<const T*>(values.const_data_ptr())};
+  const char* text = validate_csr(cols, view.nnz, view.row_ptr, view.col_idx, {0, view.rows});
+  if (text == nullptr && (view.row_ptr[0] != 0 || view.row_ptr[view.rows] != view.nnz)) {
+    text = "row_ptr must rise from 0 to nnz";
+  }
+  if (text != nullptr) fail("invalid CSR weight: ", text);
+  return view;
+}
+
+Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  const Tensor dense = new_tensor(values, {std::max<int64_t>(row_ptr.numel() - 1, 0), cols}, values.scalar_type());
   with_packed_type(values.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const CsrView<T> view{N, cols, values.numel(), ends, columns, static_cast<const T*>(values.const_data_ptr())};
+    const CsrView<T> view = validated_view<T>(row_ptr, col_idx, values, cols);
     T* out = static_cast<T*>(dense.mutable_data_ptr());
-    for_rows(N, cols, [&](Range rows) { sparsecore::unpack_csr<T>(view, rows, out); });
+    for_rows(view.rows, cols, [&](Range rows) { sparsecore::unpack_csr<T>(view, rows, out); });
   });
   return dense;
+}
+
+std::tuple<Tensor, Tensor, Tensor> transpose_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                                                 int64_t cols) {
+  const Tensor row_ptr_t = new_tensor(row_ptr, {cols + 1}, ScalarType::Int);
+  const Tensor col_idx_t = torch::stable::empty_like(col_idx), values_t = torch::stable::empty_like(values);
+  with_packed_type(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    sparsecore::transpose_csr<T>(validated_view<T>(row_ptr, col_idx, values, cols),
+                                 row_ptr_t.mutable_data_ptr<int32_t>(), col_idx_t.mutable_data_ptr<int32_t>(),
+                                 static_cast<T*>(values_t.mutable_data_ptr()));
+  });
+  return {row_ptr_t, col_idx_t, values_t};
 }
 
 }  // namespace
@@ -313,6 +339,7 @@ STABLE_TORCH_LIBRARY(sparsecore, m) {
       "float? x_scale=None, int x_zero_point=0, str activation='none', str kernel='') -> Tensor");
   m.def("pack_csr(Tensor weight, Tensor? mask=None) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
   m.def("unpack_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> Tensor");
+  m.def("transpose_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
@@ -322,6 +349,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_csr_int8", TORCH_BOX(&spmm_csr_int8));
   m.impl("pack_csr", TORCH_BOX(&pack_csr));
   m.impl("unpack_csr", TORCH_BOX(&unpack_csr));
+  m.impl("transpose_csr", TORCH_BOX(&transpose_csr));
 }
 
 }  // namespace sparsecore::torch_binding

@@ -68,9 +68,7 @@ def run_digits(
         masked = copy.deepcopy(dense)
         sparsity = prune_and_finetune(masked, data, plan, share)
     with stage(progress, "digits: quantize and convert") as share:
-        converted = {
-            batch: sc.convert(masked, data.test_x[:batch]) for batch in plan.batches
-        }
+        converted = {batch: sc.convert(masked, data.test_x[:batch]) for batch in plan.batches}
         versions = _versions(dense, masked, converted, data)
     runs = [_measure(versions, data, batch, plan, progress) for batch in plan.batches]
     return {
@@ -129,7 +127,7 @@ def prune_and_finetune(
 def _versions(
     dense: nn.Module, masked: nn.Module, converted: Mapping[int, nn.Module], data: Digits
 ) -> list[Version]:
-    """Every way to run the net; the forced ones hold each layer in that format, even if it loses."""
+    """Every way to run the net; the forced ones keep each layer in their format, even a loser."""
     folded = fold_batchnorm(masked, data.test_x[:1])
     csr = replace_layers(
         folded, {nn.Linear: SparseLinear.from_dense, nn.Conv2d: SparseConv2d.from_dense}
@@ -166,7 +164,9 @@ def _measure(
 
 
 def _row(version: Version, data: Digits, runs: Sequence[Run], out_dir: Path) -> dict[str, Any]:
-    path = out_dir / f"digits-{version.name.replace(', ', '-').replace(' ', '-').lower()}.safetensors"
+    path = (
+        out_dir / f"digits-{version.name.replace(', ', '-').replace(' ', '-').lower()}.safetensors"
+    )
     sc.save(version.model, path)
     return {
         **version.describe(),

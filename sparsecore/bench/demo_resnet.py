@@ -40,7 +40,7 @@ def run_resnet(seed: int, progress: Progress, plan: ResNetPlan | None = None) ->
         plan: What to measure and for how long; None is the demo's own.
 
     Returns:
-        The ``resnet50`` section of the report; speed-ups are over the faster memory format of eager.
+        The ``resnet50`` section of the report; speed-ups are over the faster format of eager.
     """
     plan = plan or ResNetPlan()
     torch.manual_seed(seed)
@@ -98,5 +98,10 @@ def _versions(masked: nn.Module, fast: nn.Module, x: torch.Tensor) -> list[Versi
             "PyTorch",
             fold_batchnorm(masked, x),
         ),
-        Version(CONVERTED, "sc.convert: BatchNorm folded, the fastest kernel per layer", "sparsecore", fast),
+        Version(
+            CONVERTED,
+            "sc.convert: BatchNorm folded, the fastest kernel per layer",
+            "sparsecore",
+            fast,
+        ),
     ]

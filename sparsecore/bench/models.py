@@ -14,8 +14,9 @@ from sparsecore.errors import require_extra
 class Bottleneck(nn.Module):
     """1x1 reduce, 3x3, 1x1 expand by four, each with BatchNorm, plus the shortcut.
 
-    Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, fig. 5; the stride
-    sits in the 3x3 convolution ("v1.5": Goyal et al., Accurate, Large Minibatch SGD, 2017).
+    Reference:
+        He et al., Deep Residual Learning for Image Recognition, CVPR 2016, fig. 5; the stride sits
+        in the 3x3 convolution ("v1.5": Goyal et al., Accurate, Large Minibatch SGD, 2017).
     """
 
     expansion = 4

@@ -21,8 +21,8 @@ KIB = 1024
 MIB = 1024 * KIB
 # Only where the operating system does not tell: L1 and L2 of one core, and the shared L3.
 DEFAULT_CACHE_BYTES = (32 * KIB, 512 * KIB, 16 * MIB)
-# More than this says nothing new about DRAM and takes long to fill.
-MAX_BUFFER_BYTES = 512 * MIB
+# All threads together; filling more would take seconds.
+MAX_BUFFER_BYTES = 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def installation() -> dict[str, Any]:
+    """Describe what is installed: machine, build, CUDA, and every operation's kernels.
+
+    Returns:
+        A dict that JSON can hold. ``operations`` maps each operation to its kernels, best first;
+        ``in_use`` marks the one that calls get by default.
+    """
+    return {
+        "machine": machine(),
+        "build": _C.build_info(),
+        "cuda_available": torch.cuda.is_available(),
+        "operations": operations(),
+    }
+
+
+def operations() -> dict[str, list[dict[str, Any]]]:
+    """List every operation's kernels, best first; the first available one is in use."""
+    table: dict[str, list[dict[str, Any]]] = {}
+    for kernel in _C.kernels():
+        rows = table.setdefault(kernel["op"], [])
+        in_use = kernel["available"] and not any(row["in_use"] for row in rows)
+        rows.append({key: kernel[key] for key in ("name", "isa", "available")} | {"in_use": in_use})
+    return table
+
+
 def _sum_over_threads(probe: Callable[[], float], threads: int) -> float:
     """Run the probe on that many threads at once; it must release the GIL."""
     if threads < 1:
@@ -148,7 +173,7 @@ def _buffer_bytes(caches: tuple[int, int, int], threads: int) -> dict[str, int]:
     return {
         "L1": l1 // 2,
         "L2": max(l2 // 2, 2 * l1),
-        "L3": max(min(l3 // 2, MAX_BUFFER_BYTES) // threads, 2 * l2),
+        "L3": max(l3 // 2 // threads, 2 * l2),
         "DRAM": max(min(4 * l3, MAX_BUFFER_BYTES) // threads, 4 * l2),
     }
 

@@ -59,7 +59,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         "times": format_speedup,
         "percent": format_percent,
     }
-    source = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         report=report, figures=_figures(report), plotly_js=plotly.get_plotlyjs()
     )

@@ -1,4 +1,4 @@
-"""The one timing core: candidates take turns (A B A B ...), so a drifting machine is fair to all."""
+"""The one timing core: candidates take turns (A B A B ...), so that drift hits all alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions of one model, timed against each other with the FMA peak measured between their turns."""
+"""Versions of one model, timed in turns, with the FMA peak measured between them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,22 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def type_name(value: object) -> str:
     """Name what came instead of what was expected: a dtype, or a Python type."""
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+    return (
+        str(value.dtype).removeprefix("torch.")
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )
+
+
+def check_shape(shape: object) -> tuple[int, int]:
+    """(N, K), each of which int32 can hold."""
+    if (
+        not isinstance(shape, tuple | list)
+        or len(shape) != 2
+        or not all(type(size) is int and 0 <= size <= MAX_INT32 for size in shape)
+    ):
+        raise FormatError(f"expected shape (N, K) as two ints in [0, 2^31), got {shape!r}")
+    return shape[0], shape[1]
 
 
 def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
@@ -32,7 +47,9 @@ def check_type(name: str, tensor: object, dtypes: Sequence[torch.dtype]) -> Tens
     return tensor.detach()
 
 
-def check_tensor(name: str, tensor: object, dtypes: Sequence[torch.dtype], shape: Sequence[int | None]) -> Tensor:
+def check_tensor(
+    name: str, tensor: object, dtypes: Sequence[torch.dtype], shape: Sequence[int | None]
+) -> Tensor:
     """Return a detached contiguous tensor of one of the dtypes; None in shape is any size."""
     checked = check_type(name, tensor, dtypes)
     matches = checked.dim() == len(shape) and all(
@@ -47,21 +64,25 @@ def check_tensor(name: str, tensor: object, dtypes: Sequence[torch.dtype], shape
 def check_same_device(tensors: dict[str, Tensor]) -> None:
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
-        raise FormatError(f"expected all tensors on one device, got {devices}; move them with .to(device)")
+        raise FormatError(
+            f"expected all tensors on one device, got {devices}; move them with .to(device)"
+        )
 
 
 def check_scale(scale: object, rows: int) -> Tensor:
     """One positive finite float32 scale per row."""
     scale = check_tensor("scale", scale, (torch.float32,), (rows,))
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise FormatError("expected every scale to be finite and above 0; recompute it by quantizing the weight again")
+        raise FormatError("expected every scale finite and above 0; quantize the weight again")
     return scale
 
 
 def check_finite(weight: Tensor) -> Tensor:
     """Integers cannot hold NaN or infinity."""
     if not bool(torch.isfinite(weight).all()):
-        raise FormatError("expected a finite weight to quantize, got NaN or infinity; repair the checkpoint first")
+        raise FormatError(
+            "expected a finite weight to quantize, got NaN or infinity; repair the checkpoint"
+        )
     return weight
 
 
@@ -69,5 +90,7 @@ def as_matrix(weight: object, dtypes: Sequence[torch.dtype]) -> Tensor:
     """A weight [N, ...] as the matrix [N, K] that kernels multiply with."""
     checked = check_type("the weight", weight, dtypes)
     if checked.dim() < 2:
-        raise FormatError(f"expected a weight of 2 or more dimensions, got shape {list(checked.shape)}; use .reshape()")
+        raise FormatError(
+            f"expected a weight of 2 or more dimensions, got {list(checked.shape)}; use .reshape()"
+        )
     return checked.flatten(1)

@@ -16,6 +16,7 @@ from sparsecore.formats.check import (
     check_finite,
     check_same_device,
     check_scale,
+    check_shape,
     check_tensor,
     type_name,
 )
@@ -35,7 +36,7 @@ class CsrWeight:
         [ . . . ]   col_idx 0 2 1      strictly ascending inside a row
         [ . 9 . ]   values  5 7 9      int8: real = scale[n] * value
 
-    A missing entry is not a number: it contributes nothing, whatever the activation (0 * NaN is skipped).
+    A missing entry contributes nothing, whatever the activation (0 * NaN is skipped).
 
     Args:
         row_ptr: ``[N + 1]`` int32, rising from 0 to nnz.
@@ -60,14 +61,14 @@ class CsrWeight:
     scale: Tensor | None = None
 
     def __post_init__(self) -> None:
-        rows, cols = _check_shape(self.shape)
+        rows, cols = check_shape(self.shape)
         row_ptr = check_tensor("row_ptr", self.row_ptr, (torch.int32,), (rows + 1,))
         values = check_tensor("values", self.values, VALUE_DTYPES, (None,))
         col_idx = check_tensor("col_idx", self.col_idx, (torch.int32,), (values.numel(),))
         is_int8 = values.dtype == torch.int8
         if is_int8 != (self.scale is not None):
             raise FormatError(
-                f"expected {'a scale per row with int8 values' if is_int8 else 'no scale with float values'}, "
+                "expected a scale exactly with int8 values, "
                 f"got {type_name(values)} values {'without' if is_int8 else 'with'} one"
             )
         scale = check_scale(self.scale, rows) if is_int8 else None
@@ -107,37 +108,30 @@ class CsrWeight:
         return self.values.device
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, *, scale: Tensor | None = None) -> CsrWeight:
+    def from_dense(
+        cls, weight: Tensor, mask: Tensor | None = None, *, scale: Tensor | None = None
+    ) -> CsrWeight:
         """Keep the entries of a dense weight that are not zero, or those of a mask.
 
         Args:
-            weight: ``[N, ...]``, flattened to ``[N, K]``; float32, float16, bfloat16, or int8 with scale.
-            mask: bool, shape of ``weight``; True keeps the entry, also a zero. None keeps every value
-                that is not zero, NaN included (-0.0 is zero).
+            weight: ``[N, ...]``, flattened to ``[N, K]``; float32, float16, bfloat16, or int8.
+            mask: bool, shape of ``weight``; True keeps the entry, also a zero. None keeps every
+                value that is not zero, NaN included (-0.0 is zero).
             scale: ``[N]`` float32, for int8 only.
 
         Returns:
             The packed weight on ``weight.device``; ``to_dense()`` gives the matrix back exactly.
 
         Raises:
-            FormatError: wrong type or shape, or 2^31 or more entries to keep.
+            FormatError: wrong type or shape.
+            RuntimeError: 2^31 or more entries to keep.
         """
         matrix = as_matrix(weight, VALUE_DTYPES)
-        if mask is None:
-            keep = matrix != 0
-        elif mask.dtype != torch.bool or mask.shape != weight.shape:
-            raise FormatError(
-                f"expected a bool mask of shape {list(weight.shape)}, got {type_name(mask)} {list(mask.shape)}"
-            )
-        else:
-            keep = mask.flatten(1).to(matrix.device)
-        return cls(
-            row_ptr=_row_ptr(keep.sum(1)),
-            col_idx=keep.nonzero()[:, 1].to(torch.int32),
-            values=matrix[keep],
-            shape=(matrix.shape[0], matrix.shape[1]),
-            scale=scale,
-        )
+        if mask is not None:
+            mask = check_tensor("mask", mask, (torch.bool,), weight.shape).flatten(1).cpu()
+        packed = torch.ops.sparsecore.pack_csr(matrix.cpu().contiguous(), mask)
+        row_ptr, col_idx, values = (tensor.to(matrix.device) for tensor in packed)
+        return cls(row_ptr, col_idx, values, (matrix.shape[0], matrix.shape[1]), scale)
 
     def to_dense(self, *, dequantize: bool = True) -> Tensor:
         """Return the matrix ``[N, K]`` with zeros where nothing is stored.
@@ -146,40 +140,44 @@ class CsrWeight:
             dequantize: turn int8 values into float32 by their scale; False gives the int8 values.
         """
         values = self._real_values() if dequantize else self.values
-        dense = values.new_zeros(self.shape)
-        dense[self._row_idx(), self.col_idx.long()] = values
-        return dense
+        arrays = (tensor.cpu() for tensor in (self.row_ptr, self.col_idx, values))
+        dense: Tensor = torch.ops.sparsecore.unpack_csr(*arrays, self.shape[1])
+        return dense.to(self.device)
 
     @classmethod
-    def from_scipy(cls, matrix: Any, dtype: torch.dtype | None = None, *, scale: Tensor | None = None) -> CsrWeight:
-        """Take over a SciPy sparse matrix of any layout; unsorted and duplicate entries are put in order.
+    def from_scipy(
+        cls, matrix: Any, dtype: torch.dtype | None = None, *, scale: Tensor | None = None
+    ) -> CsrWeight:
+        """Copy a SciPy sparse matrix of any layout; entries are sorted, duplicates added up.
 
         Args:
             matrix: ``[N, K]`` scipy.sparse array or matrix; explicit zeros stay stored.
-            dtype: type of the values; None keeps float32 and int8, and rounds other floats to float32.
+            dtype: type of float values; None is float32. int8 stays int8.
             scale: ``[N]`` float32, for int8 only.
         """
         if not hasattr(matrix, "tocsr"):
-            raise FormatError(f"expected a scipy.sparse matrix, got {type_name(matrix)}; use from_dense() for arrays")
+            raise FormatError(
+                f"expected a scipy.sparse matrix, got {type_name(matrix)}; arrays: from_dense()"
+            )
         is_int8 = str(matrix.dtype) == "int8"
         # Duplicates add up while converting, in int32 so that they cannot wrap around unseen.
         csr = matrix.astype("int32").tocsr() if is_int8 else matrix.tocsr()
         if not csr.has_canonical_format:
             csr = csr.copy()
             csr.sum_duplicates()
-        values = torch.from_numpy(csr.data.copy())
+        values = torch.tensor(csr.data)
         if is_int8 and values.numel() and bool((values != values.to(torch.int8)).any()):
             raise FormatError("expected duplicates of an int8 matrix to add up inside [-128, 127]")
         return cls(
-            row_ptr=_to_int32(torch.from_numpy(csr.indptr)),
-            col_idx=_to_int32(torch.from_numpy(csr.indices)),
-            values=values.to(torch.int8) if is_int8 else _to_value_dtype(values, dtype),
-            shape=csr.shape,
+            row_ptr=_to_int32(torch.tensor(csr.indptr)),
+            col_idx=_to_int32(torch.tensor(csr.indices)),
+            values=values.to(torch.int8) if is_int8 else _to_float(values, dtype or torch.float32),
+            shape=(int(csr.shape[0]), int(csr.shape[1])),
             scale=scale,
         )
 
     def to_scipy(self, *, dequantize: bool = True) -> csr_array:
-        """Return a ``scipy.sparse.csr_array``; 16-bit values, which SciPy lacks, become float32 exactly."""
+        """Return a ``scipy.sparse.csr_array``; 16-bit floats, which SciPy lacks, as float32."""
         sparse = require_extra("scipy.sparse", "peers")
         values = self._real_values() if dequantize else self.values
         values = values if values.dtype == torch.int8 else values.float()
@@ -188,15 +186,17 @@ class CsrWeight:
 
     @classmethod
     def from_torch(cls, matrix: Tensor, *, scale: Tensor | None = None) -> CsrWeight:
-        """Take over a 2-D torch.sparse_csr tensor (float64 is rounded to float32; int8 needs scale)."""
+        """Copy a 2-D torch.sparse_csr tensor; float64 is rounded to float32, int8 needs scale."""
         if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr or matrix.dim() != 2:
             came = getattr(matrix, "layout", type_name(matrix))
-            raise FormatError(f"expected a 2-D torch.sparse_csr tensor, got {came}; use .to_sparse_csr()")
-        values = matrix.values()
+            raise FormatError(
+                f"expected a 2-D torch.sparse_csr tensor, got {came}; use .to_sparse_csr()"
+            )
+        values = matrix.values().clone()
         return cls(
-            row_ptr=_to_int32(matrix.crow_indices()),
-            col_idx=_to_int32(matrix.col_indices()),
-            values=values if values.dtype == torch.int8 else _to_value_dtype(values, None),
+            row_ptr=_to_int32(matrix.crow_indices().clone()),
+            col_idx=_to_int32(matrix.col_indices().clone()),
+            values=values if values.dtype in VALUE_DTYPES else _to_float(values, torch.float32),
             shape=(matrix.shape[0], matrix.shape[1]),
             scale=scale,
         )
@@ -205,13 +205,17 @@ class CsrWeight:
         """Return a torch.sparse_csr tensor with int32 indices."""
         values = self._real_values() if dequantize else self.values
         return torch.sparse_csr_tensor(
-            self.row_ptr.clone(), self.col_idx.clone(), values.clone(), self.shape, check_invariants=False
+            self.row_ptr.clone(),
+            self.col_idx.clone(),
+            values.clone(),
+            self.shape,
+            check_invariants=False,
         )
 
     def transpose(self) -> CsrWeight:
-        """Return the matrix ``[K, N]``. int8 has one scale per row, so dequantize it first with ``to()``."""
+        """Return the matrix ``[K, N]``; int8, which has one scale per row, is refused."""
         if self.scale is not None:
-            raise FormatError("expected float values to transpose, got int8 with a scale per row; use .to(dtype) first")
+            raise FormatError("expected float values to transpose, got int8; use .to(dtype) first")
         order = torch.sort(self.col_idx, stable=True).indices
         return CsrWeight(
             row_ptr=_row_ptr(torch.bincount(self.col_idx, minlength=self.shape[1])),
@@ -221,7 +225,7 @@ class CsrWeight:
         )
 
     def quantize(self) -> CsrWeight:
-        """Return int8 values, symmetric per row (scale = absmax / 127); the same entries stay stored.
+        """Return int8 values, symmetric per row (scale = absmax / 127), of the same entries.
 
         Raises:
             FormatError: a value is NaN or infinite.
@@ -234,15 +238,16 @@ class CsrWeight:
         return replace(self, values=quantize_symmetric(values, scale[rows]), scale=scale)
 
     def to(self, target: torch.device | str | torch.dtype) -> CsrWeight:
-        """Return the weight on another device, or with float values of another type (int8 dequantized)."""
-        if not isinstance(target, torch.dtype):
-            scale = None if self.scale is None else self.scale.to(target)
-            return CsrWeight(
-                self.row_ptr.to(target), self.col_idx.to(target), self.values.to(target), self.shape, scale
-            )
-        if target == torch.int8:
-            return self.quantize()
-        return replace(self, values=self._real_values().to(target), scale=None)
+        """Return the weight on another device, or with values of another type."""
+        if isinstance(target, torch.dtype):
+            if target == torch.int8:
+                return self.quantize()
+            return replace(self, values=self._real_values().to(target), scale=None)
+        row_ptr, col_idx, values = (
+            tensor.to(target) for tensor in (self.row_ptr, self.col_idx, self.values)
+        )
+        scale = None if self.scale is None else self.scale.to(target)
+        return CsrWeight(row_ptr, col_idx, values, self.shape, scale)
 
     def _row_idx(self) -> Tensor:
         """Row of every stored entry, int64."""
@@ -250,15 +255,9 @@ class CsrWeight:
         return rows.repeat_interleave(self.row_ptr.diff().long(), output_size=self.nnz)
 
     def _real_values(self) -> Tensor:
-        return self.values if self.scale is None else self.values.float() * self.scale[self._row_idx()]
-
-
-def _check_shape(shape: object) -> tuple[int, int]:
-    if not (isinstance(shape, (tuple, list)) and len(shape) == 2 and all(type(size) is int for size in shape)):
-        raise FormatError(f"expected shape (N, K) as two ints, got {shape!r}")
-    if not all(0 <= size <= MAX_INT32 for size in shape):
-        raise FormatError(f"expected N and K in [0, 2^31), got {tuple(shape)}")
-    return shape[0], shape[1]
+        if self.scale is None:
+            return self.values
+        return self.values.float() * self.scale[self._row_idx()]
 
 
 def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
@@ -266,10 +265,13 @@ def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
     nnz = col_idx.numel()
     if nnz > MAX_INT32:
         raise FormatError(f"expected fewer than 2^31 entries, got {nnz}; split the weight")
-    if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != nnz:
-        raise FormatError(f"expected row_ptr to go from 0 to nnz={nnz}, got {int(row_ptr[0])} to {int(row_ptr[-1])}")
+    first, last = int(row_ptr[0]), int(row_ptr[-1])
+    if first != 0 or last != nnz:
+        raise FormatError(f"expected row_ptr to go from 0 to nnz={nnz}, got {first} to {last}")
     if bool((row_ptr[1:] < row_ptr[:-1]).any()):
-        raise FormatError("expected row_ptr never to fall; rebuild it as the running sum of entries per row")
+        raise FormatError(
+            "expected row_ptr never to fall; rebuild it as the running sum of entries per row"
+        )
     if nnz == 0:
         return
     low, high = (int(bound) for bound in col_idx.aminmax())
@@ -279,7 +281,9 @@ def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
     row_starts = row_ptr[(row_ptr > 0) & (row_ptr < nnz)].long()
     rises[row_starts - 1] = True  # from one row to the next it may fall
     if not bool(rises.all()):
-        raise FormatError("expected col_idx strictly ascending inside a row; sort each row and add up duplicates")
+        raise FormatError(
+            "expected col_idx strictly ascending inside a row; sort each row and add up duplicates"
+        )
 
 
 def _row_ptr(counts: Tensor) -> Tensor:
@@ -292,8 +296,9 @@ def _to_int32(index: Tensor) -> Tensor:
     return index.clamp(-1, MAX_INT32).to(torch.int32) if index.dtype == torch.int64 else index
 
 
-def _to_value_dtype(values: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _to_float(values: Tensor, dtype: torch.dtype) -> Tensor:
     if not values.is_floating_point():
-        raise FormatError(f"expected float or int8 values, got {type_name(values)}; convert the matrix to float32")
-    keep = values.dtype in FLOAT_DTYPES
-    return values.to(dtype or (values.dtype if keep else torch.float32))
+        raise FormatError(
+            f"expected float or int8 values, got {type_name(values)}; convert them to float32"
+        )
+    return values.to(dtype)

@@ -22,7 +22,7 @@ from sparsecore.quantize.affine import quantize_symmetric, symmetric_scale
 
 @dataclass(frozen=True, eq=False)
 class Int8Weight:
-    """A dense weight ``[N, K]`` as integers: ``real[n, k] = scale[n] * q[n, k]``; validated when built.
+    """A dense weight ``[N, K]`` as integers, ``real[n, k] = scale[n] * q[n, k]``; validated.
 
     Args:
         q: ``[N, K]`` int8.
@@ -74,7 +74,8 @@ class Int8Weight:
             weight: ``[N, ...]``, flattened to ``[N, K]``; float32, float16 or bfloat16, finite.
 
         Returns:
-            Integers within half a scale of the weight; zero stays exactly zero, a channel of zeros gets scale 1.
+            Integers within half a scale of the weight; zero stays exactly zero, a channel of zeros
+            gets scale 1.
 
         Raises:
             FormatError: wrong type or shape, or a value is NaN or infinite.
@@ -92,7 +93,9 @@ class Int8Weight:
     def from_csr(cls, weight: CsrWeight) -> Int8Weight:
         """Fill in the missing zeros of an int8 CsrWeight; the exact inverse of ``to_csr()``."""
         if weight.scale is None:
-            raise FormatError("expected an int8 CsrWeight, got float values; call .quantize() first")
+            raise FormatError(
+                "expected an int8 CsrWeight, got float values; call .quantize() first"
+            )
         return cls(weight.to_dense(dequantize=False), weight.scale)
 
     def to_csr(self) -> CsrWeight:

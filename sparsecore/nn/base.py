@@ -45,11 +45,18 @@ class CompressedModule(nn.Module):
     dense_type: ClassVar[type[nn.Module]]
 
     def __init__(
-        self, weight: WeightFormat, bias: Tensor | None = None, *, activation: str = "none", kernel: str = ""
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        activation: str = "none",
+        kernel: str = "",
     ) -> None:
         super().__init__()
         if activation not in ops.ACTIVATIONS:
-            raise ValueError(f"expected an activation of {', '.join(ops.ACTIVATIONS)}, got {activation!r}")
+            raise ValueError(
+                f"expected an activation of {', '.join(ops.ACTIVATIONS)}, got {activation!r}"
+            )
         if bias is not None:
             check_tensor("bias", bias, FLOAT_DTYPES, (weight.shape[0],))
         self.weight_shape = weight.shape
@@ -57,7 +64,11 @@ class CompressedModule(nn.Module):
         self.kernel = kernel
         for name in self.buffer_names:
             self.register_buffer(name, getattr(weight, name))
-        parameter = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
+        parameter = (
+            bias
+            if bias is None or isinstance(bias, nn.Parameter)
+            else nn.Parameter(bias, requires_grad=False)
+        )
         self.register_parameter("bias", parameter)
 
     # --- the storage and the geometry fill these in ---
@@ -96,14 +107,29 @@ class CompressedModule(nn.Module):
             UnsupportedError: another class of layer, or an option of it that the kernels lack.
         """
         if not isinstance(dense, cls.dense_type):
-            raise UnsupportedError(f"expected a torch.nn.{cls.dense_type.__name__}, got {type(dense).__name__}")
-        return cls(cls._compress(_current_weight(dense)), _copy(dense.bias), **cls._geometry(dense), **options)
+            raise UnsupportedError(
+                f"expected a torch.nn.{cls.dense_type.__name__}, got {type(dense).__name__}"
+            )
+        return cls(
+            cls._compress(_current_weight(dense)),
+            _copy(dense.bias),
+            **cls._geometry(dense),
+            **options,
+        )
 
     @classmethod
-    def _rebuild(cls: type[Self], module: CompressedModule, weight: WeightFormat, **options: Any) -> Self:
+    def _rebuild(
+        cls: type[Self], module: CompressedModule, weight: WeightFormat, **options: Any
+    ) -> Self:
         """The same layer with another weight: what this class and the module's have in common stays."""
-        common = [name for name in module.all_keywords() if name in cls.all_keywords() and name != "kernel"]
-        return cls(weight, _copy(module.bias), **{name: getattr(module, name) for name in common} | options)
+        common = [
+            name
+            for name in module.all_keywords()
+            if name in cls.all_keywords() and name != "kernel"
+        ]
+        return cls(
+            weight, _copy(module.bias), **{name: getattr(module, name) for name in common} | options
+        )
 
     @classmethod
     def all_keywords(cls) -> tuple[str, ...]:
@@ -112,7 +138,9 @@ class CompressedModule(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Return everything but the tensors, ready for JSON."""
-        return {"weight_shape": self.weight_shape} | {name: getattr(self, name) for name in self.all_keywords()}
+        return {"weight_shape": self.weight_shape} | {
+            name: getattr(self, name) for name in self.all_keywords()
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weight's tensors and the bias, if there is one, by name."""
@@ -120,7 +148,9 @@ class CompressedModule(nn.Module):
         return {name: self.get_buffer(name) for name in self.buffer_names} | bias
 
     @classmethod
-    def from_config(cls: type[Self], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def from_config(
+        cls: type[Self], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Self:
         """Build the layer from ``config()`` and ``tensors()``, which may come from an untrusted file.
 
         Raises:
@@ -129,7 +159,9 @@ class CompressedModule(nn.Module):
         """
         expected = {"weight_shape", *cls.all_keywords()}
         if set(config) != expected:
-            raise FormatError(f"expected the settings {sorted(expected)} for {cls.__name__}, got {sorted(config)}")
+            raise FormatError(
+                f"expected the settings {sorted(expected)} for {cls.__name__}, got {sorted(config)}"
+            )
         options = dict(config)
         weight = cls._checked(tensors, options.pop("weight_shape"))
         return cls(weight, tensors.get("bias"), **options)
@@ -138,7 +170,9 @@ class CompressedModule(nn.Module):
     def _checked(cls, tensors: Mapping[str, Tensor], shape: Any) -> WeightFormat:
         missing = [name for name in cls.buffer_names if name not in tensors]
         if missing:
-            raise FormatError(f"expected the tensors {', '.join(cls.buffer_names)} together, {missing} missing")
+            raise FormatError(
+                f"expected the tensors {', '.join(cls.buffer_names)} together, {missing} missing"
+            )
         weight = cls._unpack({name: tensors[name] for name in cls.buffer_names}, shape)
         if tuple(weight.shape) != tuple(shape):
             raise FormatError(f"expected a weight of shape {tuple(shape)}, got {weight.shape}")
@@ -169,7 +203,10 @@ class CompressedModule(nn.Module):
             shown = [f"nnz={nnz}", f"sparsity={1 - nnz / max(size, 1):.3f}", *shown]
         defaults = {"activation": "none", "kernel": "", "x_scale": None, "x_zero_point": 0}
         options = {name: getattr(self, name) for name in self.all_keywords() if name in defaults}
-        return ", ".join(shown + [f"{name}={value}" for name, value in options.items() if value != defaults[name]])
+        return ", ".join(
+            shown
+            + [f"{name}={value}" for name, value in options.items() if value != defaults[name]]
+        )
 
     # --- torch.nn.Module ---
 
@@ -183,7 +220,11 @@ class CompressedModule(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        given = {name: state_dict[prefix + name] for name in self.buffer_names if prefix + name in state_dict}
+        given = {
+            name: state_dict[prefix + name]
+            for name in self.buffer_names
+            if prefix + name in state_dict
+        }
         if given:
             try:
                 self._checked(given, self.weight_shape)
@@ -191,7 +232,9 @@ class CompressedModule(nn.Module):
                 raise FormatError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
         for name, tensor in given.items():  # nnz may differ
             if tensor.shape != self.get_buffer(name).shape:
-                self._buffers[name] = torch.empty_like(self.get_buffer(name)[:0].expand(tensor.shape))
+                self._buffers[name] = torch.empty_like(
+                    self.get_buffer(name)[:0].expand(tensor.shape)
+                )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
@@ -204,7 +247,11 @@ def _current_weight(dense: nn.Module) -> Tensor:
 
 
 def _copy(bias: Any) -> nn.Parameter | None:
-    return None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    return (
+        None
+        if bias is None
+        else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    )
 
 
 # The three storages. What they multiply with are rows [..., K] of activations.
@@ -253,7 +300,9 @@ class QuantizedStorage(CompressedModule):
         if x_scale is not None and not is_valid_scale(x_scale):
             raise ValueError(f"expected a finite x_scale above 0, got {x_scale}")
         if not INPUT_MIN <= x_zero_point <= INPUT_MAX or (x_scale is None and x_zero_point != 0):
-            raise ValueError(f"expected an int8 x_zero_point, and 0 without x_scale, got {x_zero_point}")
+            raise ValueError(
+                f"expected an int8 x_zero_point, and 0 without x_scale, got {x_zero_point}"
+            )
         self.x_scale = None if x_scale is None else float(x_scale)
         self.x_zero_point = int(x_zero_point)
 
@@ -268,7 +317,9 @@ class QuantizedStorage(CompressedModule):
         elif state.shape == (2,):
             self._set_input(float(state[0]), int(state[1]))
         else:
-            raise FormatError(f"expected [x_scale, x_zero_point] or nothing, got shape {list(state.shape)}")
+            raise FormatError(
+                f"expected [x_scale, x_zero_point] or nothing, got shape {list(state.shape)}"
+            )
 
 
 class Int8Storage(QuantizedStorage):

@@ -11,7 +11,13 @@ from torch.nn.utils import skip_init
 
 from sparsecore import ops
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.nn.base import CompressedModule, CsrInt8Storage, CsrStorage, Int8Storage, WeightFormat
+from sparsecore.nn.base import (
+    CompressedModule,
+    CsrInt8Storage,
+    CsrStorage,
+    Int8Storage,
+    WeightFormat,
+)
 
 Pair = tuple[int, int]
 
@@ -61,7 +67,9 @@ class Conv2dGeometry(CompressedModule):
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
         assert isinstance(dense, nn.Conv2d)
         if dense.padding_mode != "zeros":
-            raise UnsupportedError(f"expected padding with zeros, got {dense}; keep this layer dense")
+            raise UnsupportedError(
+                f"expected padding with zeros, got {dense}; keep this layer dense"
+            )
         keywords = {name: getattr(dense, name) for name in Conv2dGeometry.keywords}
         return keywords | {"padding": resolve_padding(dense)}
 
@@ -74,14 +82,28 @@ class Conv2dGeometry(CompressedModule):
     def to_dense_module(self) -> nn.Conv2d:
         """Return the nn.Conv2d with the (dequantized) weight, without the fused activation."""
         geometry = {name: getattr(self, name) for name in Conv2dGeometry.keywords}
-        dense = skip_init(nn.Conv2d, self.in_channels, self.out_channels, bias=self.bias is not None, **geometry)
+        dense = skip_init(
+            nn.Conv2d, self.in_channels, self.out_channels, bias=self.bias is not None, **geometry
+        )
         self._fill_dense(dense)
         return dense
 
     def extra_repr(self) -> str:
-        shown = {"kernel_size": None, "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        geometry = [f"{name}={getattr(self, name)}" for name, usual in shown.items() if getattr(self, name) != usual]
-        return ", ".join([str(self.in_channels), str(self.out_channels), *geometry, self._options_repr()])
+        shown = {
+            "kernel_size": None,
+            "stride": (1, 1),
+            "padding": (0, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+        }
+        geometry = [
+            f"{name}={getattr(self, name)}"
+            for name, usual in shown.items()
+            if getattr(self, name) != usual
+        ]
+        return ", ".join(
+            [str(self.in_channels), str(self.out_channels), *geometry, self._options_repr()]
+        )
 
 
 class SparseConv2d(Conv2dGeometry, CsrStorage):
@@ -93,8 +115,7 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
         torch.Size([2, 8, 5, 5])
     """
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        ...
+    def _convolve(self, x: Tensor) -> Tensor: ...
 
 
 class QuantizedConv2d(Conv2dGeometry):
@@ -104,13 +125,22 @@ class QuantizedConv2d(Conv2dGeometry):
 
     def _convolve(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        rows = patches.unflatten(1, (self.groups, self.weight_shape[1])).transpose(2, 3)  # [B, groups, P, K]
-        y = torch.cat([self._multiply(rows[:, g], g, self.groups) for g in range(self.groups)], dim=-1)
+        rows = patches.unflatten(1, (self.groups, self.weight_shape[1])).transpose(
+            2, 3
+        )  # [B, groups, P, K]
+        y = torch.cat(
+            [self._multiply(rows[:, g], g, self.groups) for g in range(self.groups)], dim=-1
+        )
         return y.transpose(1, 2).unflatten(2, self._out_size(x))
 
     def _out_size(self, x: Tensor) -> tuple[int, ...]:
-        axes = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        return tuple((size + 2 * pad - dilation * (k - 1) - 1) // step + 1 for size, k, step, pad, dilation in axes)
+        axes = zip(
+            x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True
+        )
+        return tuple(
+            (size + 2 * pad - dilation * (k - 1) - 1) // step + 1
+            for size, k, step, pad, dilation in axes
+        )
 
 
 class Int8Conv2d(QuantizedConv2d, Int8Storage):
@@ -142,9 +172,13 @@ def resolve_padding(conv: nn.Conv2d) -> Pair:
     if conv.padding == "valid":
         return 0, 0
     if conv.padding == "same":
-        total = [dilation * (k - 1) for k, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
+        total = [
+            dilation * (k - 1) for k, dilation in zip(conv.kernel_size, conv.dilation, strict=True)
+        ]
         if any(size % 2 for size in total):
-            raise UnsupportedError(f"expected padding of equal size at both ends, got {conv}; keep this layer dense")
+            raise UnsupportedError(
+                f"expected padding of equal size at both ends, got {conv}; keep this layer dense"
+            )
         return total[0] // 2, total[1] // 2
     return _pair("padding", conv.padding, 0)
 
@@ -152,5 +186,7 @@ def resolve_padding(conv: nn.Conv2d) -> Pair:
 def _pair(name: str, value: Any, least: int) -> Pair:
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(type(size) is int and size >= least for size in pair):
-        raise ValueError(f"expected {name} as an int or two ints of at least {least}, got {value!r}")
+        raise ValueError(
+            f"expected {name} as an int or two ints of at least {least}, got {value!r}"
+        )
     return pair

@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sparsecore.nn.base import CompressedModule, CsrInt8Storage, CsrStorage, Int8Storage, WeightFormat
+from sparsecore.nn.base import (
+    CompressedModule,
+    CsrInt8Storage,
+    CsrStorage,
+    Int8Storage,
+    WeightFormat,
+)
 
 
 class LinearGeometry(CompressedModule):
@@ -24,7 +30,9 @@ class LinearGeometry(CompressedModule):
 
     def to_dense_module(self) -> nn.Linear:
         """Return the nn.Linear with the (dequantized) weight, without the fused activation."""
-        dense = skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None)
+        dense = skip_init(
+            nn.Linear, self.in_features, self.out_features, bias=self.bias is not None
+        )
         self._fill_dense(dense)
         return dense
 

@@ -108,11 +108,12 @@ def prunable_weights(
     """
     selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
-    _require_known(selectors, [*modules, *dict(model.named_parameters(remove_duplicate=False))])
+    found = _discover(modules)
+    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
+    known.update(*(weight.names for weight in found))  # without torch's "_orig"
+    _require_known(selectors, known)
     weights = [
-        weight
-        for weight in _discover(modules)
-        if not any(weight.matches(selector) for selector in selectors)
+        weight for weight in found if not any(weight.matches(selector) for selector in selectors)
     ]
     for weight in weights:
         _require_plain(weight)
@@ -191,9 +192,8 @@ def _prefixes(path: str) -> Iterator[str]:
     yield from (".".join(parts[:end]) for end in range(len(parts) + 1))
 
 
-def _require_known(selectors: Iterable[Selector], names: Iterable[str]) -> None:
+def _require_known(selectors: Iterable[Selector], names: set[str]) -> None:
     """A misspelt name would silently exclude nothing."""
-    names = tuple(names)
     for selector in selectors:
         if isinstance(selector, str) and not any(fnmatchcase(name, selector) for name in names):
             raise ValueError(f"exclude: nothing in the model is called {selector!r}")

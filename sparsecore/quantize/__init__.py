@@ -77,7 +77,9 @@ def quantize(
     for name, layer in layers.items():
         if layer not in quantized:
             try:
-                quantized[layer] = builders[type(layer)](layer, **inputs.get(layer, {})).train(layer.training)
+                quantized[layer] = builders[type(layer)](layer, **inputs.get(layer, {})).train(
+                    layer.training
+                )
             except (FormatError, UnsupportedError) as error:
                 raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
     for name, layer in layers.items():
@@ -109,14 +111,24 @@ def _layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[st
         parts = name.split(".")
         owners = [".".join(parts[:end]) for end in range(len(parts) + 1)]
         return any(
-            fnmatchcase(owner, selector) if isinstance(selector, str) else isinstance(modules[owner], selector)
+            fnmatchcase(owner, selector)
+            if isinstance(selector, str)
+            else isinstance(modules[owner], selector)
             for selector in selectors
             for owner in owners
         )
 
-    layers = {name: module for name, module in modules.items() if type(module) in _builders() and not is_excluded(name)}
+    layers = {
+        name: module
+        for name, module in modules.items()
+        if type(module) in _builders() and not is_excluded(name)
+    }
     if "" in layers:
-        raise UnsupportedError(f"a single {type(model).__name__} cannot be replaced in place; use nn.Sequential(layer)")
+        raise UnsupportedError(
+            f"a single {type(model).__name__} cannot be replaced in place; use nn.Sequential(layer)"
+        )
     if not layers:
-        raise UnsupportedError(f"nothing to quantize in {type(model).__name__}: no Linear or Conv2d that is not excluded")
+        raise UnsupportedError(
+            f"nothing to quantize in {type(model).__name__}: no Linear or Conv2d that is not excluded"
+        )
     return layers

@@ -67,7 +67,12 @@ def observe(
         raise ValueError(f"expected an observer of {', '.join(OBSERVERS)}, got {observer!r}")
     observers = {layer: OBSERVERS[observer]() for layer in layers.values()}
     count = 0
-    with _watching(layers, observers), _evaluating(model), torch.no_grad(), _progress_line(progress) as show:
+    with (
+        _watching(layers, observers),
+        _evaluating(model),
+        torch.no_grad(),
+        _progress_line(progress) as show,
+    ):
         for count, batch in enumerate(batches, start=1):
             _call(model, batch)
             show(f"calibrating: {count} batches")
@@ -76,7 +81,9 @@ def observe(
     ranges = {layer: watcher.range() for layer, watcher in observers.items()}
     unseen = [name for name, layer in layers.items() if ranges[layer] is None]
     if unseen:
-        raise ValueError(f"no activation reached {', '.join(unseen)} during calibration; exclude={unseen!r} leaves out")
+        raise ValueError(
+            f"no activation reached {', '.join(unseen)} during calibration; exclude={unseen!r} leaves out"
+        )
     return {layer: seen for layer, seen in ranges.items() if seen is not None}
 
 
@@ -90,13 +97,17 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 
 @contextmanager
-def _watching(layers: Mapping[str, nn.Module], observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+def _watching(
+    layers: Mapping[str, nn.Module], observers: Mapping[nn.Module, Observer]
+) -> Iterator[None]:
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
                 observers[layer].update((*args, *kwargs.values())[0].detach())
             except ValueError as error:
-                raise ValueError(f"{name}: {error}; check the calibration batches and the weights before it") from None
+                raise ValueError(
+                    f"{name}: {error}; check the calibration batches and the weights before it"
+                ) from None
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 

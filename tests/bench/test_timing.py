@@ -138,7 +138,8 @@ def test_garbage_collector_is_off_and_comes_back(machine: FakeMachine) -> None:
         machine.now_ns += MS
 
     interleave({"a": call}, min_time_s=0, clock_ns=machine.clock_ns)
-    assert seen and not any(seen)
+    assert seen
+    assert not any(seen)
     assert gc.isenabled()
 
 

@@ -77,7 +77,7 @@ def test_training_equals_training_under_torch_masks(name: str) -> None:
             mask, weight = masks[f"{layer}.weight"], ours.get_parameter(f"{layer}.weight")
             assert not weight[~mask].any()
             assert weight[mask].all()
-            theirs_kept = theirs.get_submodule(layer).weight_orig[mask]  # type: ignore[index]
+            theirs_kept = theirs.get_submodule(layer).weight_orig[mask]
             assert torch.equal(weight[mask], theirs_kept)
         assert not any(state.any() for state in masked_state(masks, ours_optimizer))
     if name != "sgd":
@@ -220,7 +220,7 @@ def test_merge_of_different_weights() -> None:
     assert torch.equal((first & second)["3.weight"], second["3.weight"])
     assert (first | second).sparsity() == 0.0
     with pytest.raises(TypeError):
-        first & {"0.weight": True}  # type: ignore[operator]
+        first & {"0.weight": True}
 
 
 def test_hash_is_stable() -> None:

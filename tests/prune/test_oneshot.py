@@ -1,7 +1,7 @@
 """prune(): exact counts, patterns, order, and that a refused call changes nothing."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -215,7 +215,7 @@ def test_zeros_go_first_whatever_the_criterion() -> None:
 
 def test_criterion_is_one_function() -> None:
     model = Plain([[1.0, 2.0, 3.0, 4.0]])
-    model.layer0(torch.tensor([[4.0, -1.0, 1.0, 0.5]])).sum().backward()  # type: ignore[operator]
+    model.layer0(torch.tensor([[4.0, -1.0, 1.0, 0.5]])).sum().backward()
     seen: list[str] = []
 
     def taylor(name: str, weight: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def test_criterion_is_one_function() -> None:
     masks = prune(model, 0.5, criterion=taylor)
     assert seen == ["layer0.weight"]
     assert masks["layer0.weight"].tolist() == [[True, False, True, False]]
-    assert model.layer0.weight.tolist() == [[1.0, 0.0, 3.0, 0.0]]  # type: ignore[union-attr]
+    assert model.layer0.weight.tolist() == [[1.0, 0.0, 3.0, 0.0]]
 
 
 def test_criterion_by_name() -> None:
@@ -361,9 +361,3 @@ def test_bad_input_changes_nothing(
 def test_model_without_prunable_layer() -> None:
     with pytest.raises(SparsecoreError, match="nothing to prune in ReLU"):
         prune(nn.ReLU(), 0.5)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    torch.manual_seed(0)
-    yield

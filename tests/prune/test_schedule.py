@@ -153,25 +153,25 @@ def test_remove_lets_weights_free() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "text"),
     [
-        {"frequency": 0},
-        {"begin": 9, "end": 9},
-        {"sparsity": 1.5},
-        {"sparsity": {"0": 0.9, "1": 0.5}},
-        {"initial_sparsity": 0.95},
-        {"exclude": "fc"},
-        {"scope": "model"},
-        {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)},
+        ({"frequency": 0}, "frequency of at least 1"),
+        ({"begin": 9, "end": 9}, "begin < end"),
+        ({"sparsity": 1.5}, "final < 1"),
+        ({"sparsity": {"0": 0.9, "1": 0.5}}, "'1' matches no weight"),
+        ({"initial_sparsity": 0.95}, "initial <= final"),
+        ({"exclude": "fc"}, "called 'fc'"),
+        ({"scope": "model"}, "scope"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)}, "holds none"),
     ],
-    ids=lambda arguments: ",".join(arguments),
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_bad_arguments_change_nothing(arguments: dict[str, Any]) -> None:
+def test_bad_arguments_change_nothing(arguments: dict[str, Any], text: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     before = model[0].weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     defaults = {"optimizer": optimizer, "sparsity": 0.9, "end": 9, "initial_sparsity": 0.4}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=text):
         GradualPruner(model, **{**defaults, **arguments})
     assert torch.equal(model[0].weight, before)
     assert not optimizer._optimizer_step_post_hooks

@@ -32,14 +32,15 @@ class Everything(nn.Module):
         self.cross = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
         self.lstm = nn.LSTM(4, 4)
         self.projection = Conv1D(4, 8)
-        self.empty = nn.Linear(4, 0)
+        self.empty = nn.Linear(4, 1)
+        self.empty.weight = nn.Parameter(torch.empty(0, 4))
         self.head = nn.Linear(4, 7)
         self.head.weight = self.embedding.weight
         self.again = self.blocks[0]
 
 
 def names(model: nn.Module, exclude: object = ()) -> list[str]:
-    return [weight.name for weight in prunable_weights(model, exclude)]  # type: ignore[arg-type]
+    return [weight.name for weight in prunable_weights(model, exclude)]
 
 
 def test_finds_every_kind_once_in_model_order() -> None:
@@ -163,6 +164,7 @@ def test_fold_torch_pruning() -> None:
     assert all(
         torch.equal(w.value(), o * m) for w, o, m in zip(found, originals, masks, strict=True)
     )
+    assert names(model, exclude="0.weight") == ["1.weight"]
     assert "0.weight_orig" in model.state_dict()  # looking changes nothing
 
     fold_torch_pruning(model)

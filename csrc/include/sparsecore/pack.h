@@ -26,4 +26,8 @@ void fill_csr(const T* weight, const bool* mask, int64_t cols, Range rows, const
 template <class T>
 void unpack_csr(const CsrView<T>& weight, Range rows, T* dense);
 
+// The transposed matrix [K, N] by counting columns: row_ptr [K + 1], col_idx and values [nnz], all owned by the caller.
+template <class T>
+void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
+
 }  // namespace sparsecore

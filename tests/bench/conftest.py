@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 
 def _timing(batch: int, median_us: float, speedup: float) -> dict[str, Any]:
     return {
@@ -44,13 +46,18 @@ def _layer(name: str, format: str, speedup: float | None, roofline: float | None
     }
 
 
-def fake_report() -> dict[str, Any]:
+@pytest.fixture
+def report() -> dict[str, Any]:
     layers = [
         _layer("conv1", "dense", 1.0, None),
         _layer("layer1.0.conv1", "csr", 3.2, 0.41),
         _layer("fc", "dense", None, None),
     ]
-    digits = [("dense", "PyTorch", 1.0), ("CSR", "sparsecore", 3.0), ("int8 CSR", "sparsecore", 0.7)]
+    digits = [
+        ("dense", "PyTorch", 1.0),
+        ("CSR", "sparsecore", 3.0),
+        ("int8 CSR", "sparsecore", 0.7),
+    ]
     resnet = [("eager", "PyTorch", 0.9), ("channels last", "PyTorch", 1.0)]
     return {
         "schema": 1,
@@ -73,7 +80,7 @@ def fake_report() -> dict[str, Any]:
             "sparsity": 0.9,
             "test_images": 360,
             "versions": [_version(*version) for version in digits],
-            "layers": layers,
+            "conversions": [{"batch": 1, "layers": layers}, {"batch": 256, "layers": layers}],
         },
         "resnet50": {
             "input": [1, 3, 224, 224],

@@ -1,0 +1,30 @@
+"""Loads the native libraries: sparsecore._C, and sparsecore._ops into torch.ops.sparsecore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from sparsecore.errors import SparsecoreError
+
+_PACKAGE = Path(__file__).parent
+
+
+def _load() -> ModuleType:
+    library = _PACKAGE / "_ops.so"
+    try:
+        from sparsecore import _C
+
+        torch.ops.load_library(library)
+    except (ImportError, OSError) as error:
+        raise SparsecoreError(
+            f"expected the built libraries in {_PACKAGE}, got: {error}; "
+            "build them with `pip install --no-build-isolation .`, with the torch that is used here"
+        ) from error
+    return _C
+
+
+_C = _load()
+raw = torch.ops.sparsecore

@@ -1,0 +1,392 @@
+"""The operations: public functions over ``torch.ops.sparsecore``, their fakes and their gradients.
+
+Each operation stands together: the function, its fake (shapes for torch.compile and torch.export) and its derivative.
+Kernels behind them are chosen by the tables in csrc/kernels. Layers call ``raw`` directly: their weights were
+validated when they were built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecore._native import raw
+from sparsecore.errors import FormatError
+from sparsecore.formats import CsrWeight, Int8Weight
+
+aten = torch.ops.aten
+
+# Gradient of each activation from the gradient of its output and its input.
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, x: grad,
+    "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
+    "relu6": lambda grad, x: aten.hardtanh_backward(grad, x, 0.0, 6.0),
+    "gelu": lambda grad, x: aten.gelu_backward(grad, x),
+    "silu": lambda grad, x: aten.silu_backward(grad, x),
+    "hardswish": lambda grad, x: aten.hardswish_backward(grad, x),
+}
+ACTIVATIONS = tuple(_ACTIVATION_GRADIENTS)
+
+
+def _require(weight: object, kind: type, dtype: torch.dtype) -> None:
+    if not isinstance(weight, kind):
+        raise FormatError(
+            f"expected a {kind.__name__}, got {type(weight).__name__}; make one with {kind.__name__}.from_dense()"
+        )
+    came = weight.values.dtype if isinstance(weight, CsrWeight) else dtype
+    if came != dtype:
+        way = "quantize()" if dtype == torch.int8 else "to(torch.float32)"
+        raise FormatError(f"expected {dtype} values, got {came}; call weight.{way}")
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+# --- spmm: float CSR weight x dense activations ---
+
+
+def spmm(
+    x: Tensor,
+    weight: CsrWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    layout: str = "rows",
+    kernel: str = "",
+) -> Tensor:
+    """Multiply dense activations with a sparse weight: ``activation(x @ weight^T + bias)``.
+
+    A missing entry contributes nothing: 0 * NaN is skipped. Gradients reach x and bias.
+
+    Args:
+        x: float32. ``[..., K]`` for layout rows; ``[batch, K, ...]`` for columns, a 1x1 convolution.
+        weight: ``[N, K]``, float32 values.
+        bias: ``[N]`` float32.
+        activation: one of ACTIVATIONS; gelu is the exact one (erf).
+        layout: rows or columns.
+        kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
+
+    Returns:
+        float32, x's shape with N in the place of K.
+
+    Raises:
+        FormatError: weight is not float32 CSR.
+        RuntimeError: dtype, shape or device of x or bias does not fit.
+
+    Example:
+        >>> weight = CsrWeight.from_dense(torch.eye(3))
+        >>> spmm(torch.tensor([[1.0, -2.0, 3.0]]), weight, activation="relu")
+        tensor([[1., 0., 3.]])
+    """
+    _require(weight, CsrWeight, torch.float32)
+    return raw.spmm_csr(
+        x, weight.row_ptr, weight.col_idx, weight.values, bias, activation, layout, kernel
+    )
+
+
+@torch.library.register_fake("sparsecore::spmm_csr")
+def _(
+    x: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    layout: str = "rows",
+    kernel: str = "",
+) -> Tensor:
+    shape = list(x.shape)
+    shape[-1 if layout == "rows" else 1] = row_ptr.shape[0] - 1
+    return x.new_empty(shape)
+
+
+def _save_spmm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col_idx, values, bias, ctx.activation, ctx.layout, ctx.kernel = inputs
+    needs_x = ctx.activation != "none"  # to recompute what went into the activation
+    ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
+    ctx.save_for_backward(x if needs_x else None, row_ptr, col_idx, values, bias)
+
+
+def _spmm_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, row_ptr, col_idx, values, bias = ctx.saved_tensors
+    if ctx.activation != "none":
+        pre = raw.spmm_csr(x, row_ptr, col_idx, values, bias, "none", ctx.layout, ctx.kernel)
+        grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        transposed = raw.transpose_csr(row_ptr, col_idx, values, ctx.cols)
+        grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, "none", ctx.layout, "")
+    if bias is not None and ctx.needs_input_grad[4]:
+        feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
+        grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim])
+    return grad_x, None, None, None, grad_bias, None, None, None
+
+
+torch.library.register_autograd(
+    "sparsecore::spmm_csr", _spmm_gradients, setup_context=_save_spmm
+)
+
+
+# --- conv2d: float CSR filters, direct ---
+
+
+def conv2d(
+    x: Tensor,
+    weight: CsrWeight,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    """Convolve with sparse filters, directly and without im2col; zero padding. Gradients reach x and bias.
+
+    Args:
+        x: ``[batch, C, H, W]`` float32.
+        weight: ``[N, C / groups * KH * KW]``, float32 values: a dense filter bank flattened from dimension 1.
+        bias: ``[N]`` float32.
+        kernel_size: KH and KW.
+        stride: in pixels.
+        padding: pixels of zeros at each end.
+        dilation: distance of filter taps in pixels.
+        groups: parts that channels are split into.
+        activation: one of ACTIVATIONS.
+        kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
+
+    Returns:
+        ``[batch, N, OH, OW]`` float32.
+
+    Raises:
+        FormatError: weight is not float32 CSR.
+        RuntimeError: dtype, shape or device of x, or a convolution setting does not fit.
+
+    Example:
+        >>> weight = CsrWeight.from_dense(torch.ones(1, 1, 3, 3))
+        >>> conv2d(torch.ones(1, 1, 3, 3), weight, kernel_size=3, padding=1)[0, 0]
+        tensor([[4., 6., 4.],
+                [6., 9., 6.],
+                [4., 6., 4.]])
+    """
+    _require(weight, CsrWeight, torch.float32)
+    return raw.conv2d_csr(
+        x,
+        weight.row_ptr,
+        weight.col_idx,
+        weight.values,
+        bias,
+        _pair(kernel_size),
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        groups,
+        activation,
+        kernel,
+    )
+
+
+@torch.library.register_fake("sparsecore::conv2d_csr")
+def _(
+    x: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    axes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
+    size = [(n + 2 * pad - spread * (k - 1) - 1) // step + 1 for n, k, step, pad, spread in axes]
+    return x.new_empty([x.shape[0], row_ptr.shape[0] - 1, *size])
+
+
+def _save_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col_idx, values, bias, *ctx.settings, ctx.activation, ctx.kernel = inputs
+    ctx.save_for_backward(x, row_ptr, col_idx, values, bias)
+
+
+def _conv2d_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Through the dense filters: training on top of a sparse layer works, but is not made faster.
+    x, row_ptr, col_idx, values, bias = ctx.saved_tensors
+    kernel_size, stride, padding, dilation, groups = ctx.settings
+    if ctx.activation != "none":
+        pre = raw.conv2d_csr(
+            x, row_ptr, col_idx, values, bias, *ctx.settings, "none", ctx.kernel
+        )
+        grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        channels = x.shape[1] // groups
+        dense = raw.unpack_csr(row_ptr, col_idx, values, channels * kernel_size[0] * kernel_size[1])
+        filters = dense.view(-1, channels, *kernel_size)
+        grad_x = aten.convolution_backward(
+            grad, x, filters, None, stride, padding, dilation, False, [0, 0], groups,
+            [True, False, False],
+        )[0]  # fmt: skip
+    if bias is not None and ctx.needs_input_grad[4]:
+        grad_bias = grad.sum([0, 2, 3])
+    return grad_x, None, None, None, grad_bias, *([None] * 7)
+
+
+torch.library.register_autograd(
+    "sparsecore::conv2d_csr", _conv2d_gradients, setup_context=_save_conv2d
+)
+
+
+# --- int8: quantized activations x int8 weight, dense or CSR ---
+
+
+def gemm_int8(
+    x: Tensor,
+    weight: Int8Weight,
+    bias: Tensor | None = None,
+    *,
+    x_scale: float | None = None,
+    x_zero_point: int = 0,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    """Quantize activations to int8, multiply with a dense int8 weight in exact int32, scale back.
+
+    Args:
+        x: ``[..., K]`` float32, K at most 65536.
+        weight: ``[N, K]`` int8, one scale per output row.
+        bias: ``[N]`` float32.
+        x_scale: one scale for all of x, from calibration; None scales each row by its own maximum
+            (a row with NaN or infinity then gives NaN).
+        x_zero_point: the int8 value that stands for zero, with x_scale.
+        activation: one of ACTIVATIONS.
+        kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
+
+    Returns:
+        ``[..., N]`` float32. There is no gradient: a backward pass raises RuntimeError.
+
+    Raises:
+        FormatError: weight is not an Int8Weight.
+        RuntimeError: dtype, shape or device of x or bias does not fit.
+
+    Example:
+        >>> weight = Int8Weight.from_dense(torch.tensor([[1.0, -1.0]]))
+        >>> gemm_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
+        tensor([[2.]])
+    """
+    _require(weight, Int8Weight, torch.int8)
+    return raw.gemm_int8(
+        x, weight.q, weight.scale, bias, x_scale, x_zero_point, activation, kernel
+    )
+
+
+@torch.library.register_fake("sparsecore::gemm_int8")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    x_scale: float | None = None,
+    x_zero_point: int = 0,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    return x.new_empty([*x.shape[:-1], weight.shape[0]])
+
+
+def spmm_int8(
+    x: Tensor,
+    weight: CsrWeight,
+    bias: Tensor | None = None,
+    *,
+    x_scale: float | None = None,
+    x_zero_point: int = 0,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    """Do as gemm_int8 with the zeros of the weight left out; the results are equal.
+
+    Args:
+        x: ``[..., K]`` float32, K at most 65536.
+        weight: ``[N, K]`` CSR with int8 values and one scale per output row.
+        bias: ``[N]`` float32.
+        x_scale: see gemm_int8.
+        x_zero_point: see gemm_int8.
+        activation: one of ACTIVATIONS.
+        kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
+
+    Returns:
+        ``[..., N]`` float32. There is no gradient: a backward pass raises RuntimeError.
+
+    Raises:
+        FormatError: weight is not int8 CSR.
+        RuntimeError: dtype, shape or device of x or bias does not fit.
+
+    Example:
+        >>> weight = CsrWeight.from_dense(torch.tensor([[1.0, 0.0]])).quantize()
+        >>> spmm_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
+        tensor([[3.]])
+    """
+    _require(weight, CsrWeight, torch.int8)
+    assert weight.scale is not None
+    return raw.spmm_csr_int8(
+        x, weight.row_ptr, weight.col_idx, weight.values, weight.scale, bias,
+        x_scale, x_zero_point, activation, kernel,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("sparsecore::spmm_csr_int8")
+def _(
+    x: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    x_scale: float | None = None,
+    x_zero_point: int = 0,
+    activation: str = "none",
+    kernel: str = "",
+) -> Tensor:
+    return x.new_empty([*x.shape[:-1], row_ptr.shape[0] - 1])
+
+
+def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    raise RuntimeError(
+        "int8 operations have no gradient; train the float model (quantization-aware if need be) and quantize it last"
+    )
+
+
+for _name in ("gemm_int8", "spmm_csr_int8"):
+    torch.library.register_autograd(f"sparsecore::{_name}", _no_gradient)
+
+
+# --- packing ---
+
+
+@torch.library.register_fake("sparsecore::pack_csr")
+def _(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    indices = {"dtype": torch.int32, "device": weight.device}
+    row_ptr = torch.empty([weight.shape[0] + 1], **indices)
+    return row_ptr, torch.empty([nnz], **indices), weight.new_empty([nnz])
+
+
+@torch.library.register_fake("sparsecore::unpack_csr")
+def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> Tensor:
+    return values.new_empty([row_ptr.shape[0] - 1, cols])
+
+
+@torch.library.register_fake("sparsecore::transpose_csr")
+def _(
+    row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return row_ptr.new_empty([cols + 1]), torch.empty_like(col_idx), torch.empty_like(values)
