@@ -51,10 +51,10 @@ class JsonFile(click.Path):
         super().__init__(dir_okay=False, writable=True, allow_dash=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
-        if not Path(path).parent.is_dir():
-            self.fail(f"folder {Path(path).parent} does not exist", param, ctx)
-        return path
+        folder = Path(value).parent
+        if not folder.is_dir():
+            self.fail(f"folder {folder} does not exist", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 json_option = click.option(

@@ -2,7 +2,8 @@
 
 Each operation stands together: the function, its fake (shapes for torch.compile and torch.export) and its derivative.
 Kernels behind them are chosen by the tables in csrc/kernels. Layers call ``raw`` directly: their weights were
-validated when they were built.
+validated when they were built. (In the schemas ``kernel`` is ``kernel_name``: Inductor takes the shorter word for
+itself.)
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _(
     bias: Tensor | None = None,
     activation: str = "none",
     layout: str = "rows",
-    kernel: str = "",
+    kernel_name: str = "",
 ) -> Tensor:
     shape = list(x.shape)
     shape[-1 if layout == "rows" else 1] = row_ptr.shape[0] - 1
@@ -205,7 +206,7 @@ def _(
     dilation: Sequence[int],
     groups: int = 1,
     activation: str = "none",
-    kernel: str = "",
+    kernel_name: str = "",
 ) -> Tensor:
     axes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
     size = [(n + 2 * pad - spread * (k - 1) - 1) // step + 1 for n, k, step, pad, spread in axes]
@@ -297,7 +298,7 @@ def _(
     x_scale: float | None = None,
     x_zero_point: int = 0,
     activation: str = "none",
-    kernel: str = "",
+    kernel_name: str = "",
 ) -> Tensor:
     return x.new_empty([*x.shape[:-1], weight.shape[0]])
 
@@ -354,7 +355,7 @@ def _(
     x_scale: float | None = None,
     x_zero_point: int = 0,
     activation: str = "none",
-    kernel: str = "",
+    kernel_name: str = "",
 ) -> Tensor:
     return x.new_empty([*x.shape[:-1], row_ptr.shape[0] - 1])
 

@@ -327,16 +327,16 @@ std::tuple<Tensor, Tensor, Tensor> transpose_csr(const Tensor& row_ptr, const Te
 STABLE_TORCH_LIBRARY(sparsecore, m) {
   m.def(
       "spmm_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias=None, str activation='none', "
-      "str layout='rows', str kernel='') -> Tensor");
+      "str layout='rows', str kernel_name='') -> Tensor");
   m.def(
       "conv2d_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel='') -> Tensor");
+      "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> Tensor");
   m.def(
       "gemm_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, float? x_scale=None, int x_zero_point=0, "
-      "str activation='none', str kernel='') -> Tensor");
+      "str activation='none', str kernel_name='') -> Tensor");
   m.def(
       "spmm_csr_int8(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor scale, Tensor? bias=None, "
-      "float? x_scale=None, int x_zero_point=0, str activation='none', str kernel='') -> Tensor");
+      "float? x_scale=None, int x_zero_point=0, str activation='none', str kernel_name='') -> Tensor");
   m.def("pack_csr(Tensor weight, Tensor? mask=None) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
   m.def("unpack_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> Tensor");
   m.def("transpose_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");

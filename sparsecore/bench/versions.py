@@ -109,7 +109,7 @@ def memory_bytes(model: nn.Module) -> int:
 
 
 def replace_layers(
-    model: nn.Module, makers: Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
+    model: nn.Module, makers: Mapping[type[nn.Module], Callable[[Any], nn.Module]]
 ) -> nn.Module:
     """Return a copy with every layer of these exact types replaced by what its maker gives."""
     replaced = copy.deepcopy(model)
