@@ -1,1 +1,43 @@
-"""x"""
+"""sparsecore: pruned and quantized PyTorch models that really run faster.
+
+The way through: ``prune`` -> ``quantize`` -> ``convert`` -> ``explain``, ``save`` and ``load``. See README.md.
+"""
+
+from importlib.metadata import version as _version
+
+from sparsecore import formats, nn, ops
+from sparsecore.errors import (
+    BundleError,
+    FormatError,
+    MissingExtraError,
+    SparsecoreError,
+    UnsupportedError,
+)
+from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.io import load, save
+from sparsecore.prune import GradualPruner, Masks, prune
+from sparsecore.quantize import quantize
+from sparsecore.tune import convert, explain
+
+__version__ = _version("sparsecore")
+
+__all__ = [
+    "BundleError",
+    "CsrWeight",
+    "FormatError",
+    "GradualPruner",
+    "Int8Weight",
+    "Masks",
+    "MissingExtraError",
+    "SparsecoreError",
+    "UnsupportedError",
+    "convert",
+    "explain",
+    "formats",
+    "load",
+    "nn",
+    "ops",
+    "prune",
+    "quantize",
+    "save",
+]

@@ -18,7 +18,7 @@ import sparsecore as sc
 from sparsecore.bench.models import Digits, digits_data, digits_net
 from sparsecore.bench.progress import Progress, stage
 from sparsecore.bench.versions import Run, Version, measure, memory_bytes, replace_layers
-from sparsecore.graph.fold import fold_batchnorm
+from sparsecore.graph import fold_batchnorm
 from sparsecore.nn import (
     Int8Conv2d,
     Int8Linear,
@@ -40,7 +40,7 @@ class DigitsPlan:
     train_epochs: int = 12
     prune_epochs: int = 12
     finetune_epochs: int = 6
-    batches: tuple[int, ...] = (1, 256)
+    batches: tuple[int, ...] = (1, 64)
     min_time_s: float = 4.0
 
 
@@ -133,7 +133,8 @@ def _versions(
         folded, {nn.Linear: SparseLinear.from_dense, nn.Conv2d: SparseConv2d.from_dense}
     )
     int8 = copy.deepcopy(folded)
-    sc.quantize(int8, data.train_x[:256].split(BATCH))
+    batches = data.train_x[:256].split(BATCH)
+    sc.quantize(int8, batches, activations="static", progress=False)
     int8_csr = replace_layers(
         int8, {Int8Linear: SparseInt8Linear.from_int8, Int8Conv2d: SparseInt8Conv2d.from_int8}
     )

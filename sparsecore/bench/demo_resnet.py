@@ -13,7 +13,7 @@ import sparsecore as sc
 from sparsecore.bench.models import resnet50, settle_batchnorm
 from sparsecore.bench.progress import Progress, stage
 from sparsecore.bench.versions import Version, max_relative_difference, measure
-from sparsecore.graph.fold import fold_batchnorm
+from sparsecore.graph import fold_batchnorm
 
 EAGER = "PyTorch eager"
 CHANNELS_LAST = "PyTorch eager, channels last"

@@ -60,9 +60,10 @@ def render_html(report: Mapping[str, Any]) -> str:
         "percent": format_percent,
     }
     source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    html: str = environment.from_string(source).render(
         report=report, figures=_figures(report), plotly_js=plotly.get_plotlyjs()
     )
+    return html
 
 
 def format_bytes(count: float) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 
@@ -69,9 +70,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time candidates against each other in one interleaved run.
 
-    Every round takes one sample of every candidate, and each round starts with the next candidate,
-    so that none always runs on the caches that another one left. Calls shorter than 100 us are
-    batched into one sample. The garbage collector is off meanwhile.
+    Every round takes one sample of every candidate, each time in another order, so that none always
+    runs first or on the caches that the same other one left. Calls shorter than 100 us are batched
+    into one sample. The garbage collector is off meanwhile.
 
     Args:
         candidates: Name to a call without arguments; its result is dropped.
@@ -99,13 +100,12 @@ def interleave(
         raise ValueError(
             f"expected 1 <= min_rounds <= max_rounds, got {min_rounds} and {max_rounds}"
         )
-    names = list(candidates)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
     with _garbage_collector_off():
         calls = {name: _warm_up(call, warmup, clock_ns) for name, call in candidates.items()}
         start = clock_ns()
-        for done in range(max_rounds):
-            for name in _rotated(names, done):
+        for done, order in zip(range(max_rounds), _orders(candidates), strict=False):
+            for name in order:
                 elapsed_ns = _elapsed_ns(candidates[name], calls[name], clock_ns)
                 samples[name].append(elapsed_ns / calls[name] / 1e3)
             share = _share_done(
@@ -115,7 +115,7 @@ def interleave(
                 progress(share)
             if share >= 1.0:
                 break
-    return {name: Timing(tuple(samples[name])) for name in names}
+    return {name: Timing(tuple(samples[name])) for name in candidates}
 
 
 def speedup(baseline: Timing, candidate: Timing) -> float:
@@ -161,9 +161,19 @@ def _elapsed_ns(call: Callable[[], object], calls: int, clock_ns: Callable[[], i
     return clock_ns() - start
 
 
-def _rotated(names: Sequence[str], by: int) -> list[str]:
-    first = by % len(names)
-    return [*names[first:], *names[:first]]
+def _orders(names: Iterable[str]) -> Iterator[list[str]]:
+    """Endless orders, the same on every run: a shuffled one, then its reverse, and so on.
+
+    The reverse cancels drift within a round. Rotating would not do: everyone would keep the same
+    predecessor, and the one that always followed a long one measured 1.5x slower.
+    """
+    order = list(names)
+    shuffle = Random(0).shuffle
+    while True:
+        shuffle(order)
+        yield order
+        order.reverse()
+        yield order
 
 
 def _share_done(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparsecore._native import raw
 from sparsecore.errors import FormatError, require_extra
 from sparsecore.formats.check import (
     FLOAT_DTYPES,
@@ -129,7 +130,7 @@ class CsrWeight:
         matrix = as_matrix(weight, VALUE_DTYPES)
         if mask is not None:
             mask = check_tensor("mask", mask, (torch.bool,), weight.shape).flatten(1).cpu()
-        packed = torch.ops.sparsecore.pack_csr(matrix.cpu().contiguous(), mask)
+        packed = raw.pack_csr(matrix.cpu().contiguous(), mask)
         row_ptr, col_idx, values = (tensor.to(matrix.device) for tensor in packed)
         return cls(row_ptr, col_idx, values, (matrix.shape[0], matrix.shape[1]), scale)
 
@@ -141,7 +142,7 @@ class CsrWeight:
         """
         values = self._real_values() if dequantize else self.values
         arrays = (tensor.cpu() for tensor in (self.row_ptr, self.col_idx, values))
-        dense: Tensor = torch.ops.sparsecore.unpack_csr(*arrays, self.shape[1])
+        dense: Tensor = raw.unpack_csr(*arrays, self.shape[1])
         return dense.to(self.device)
 
     @classmethod

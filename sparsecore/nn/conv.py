@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-from sparsecore import ops
+from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.nn.base import (
     CompressedModule,
@@ -23,17 +22,26 @@ Pair = tuple[int, int]
 
 
 class Conv2dGeometry(CompressedModule):
-    """``x [B, C, H, W]`` or ``[C, H, W]`` to N channels; the weight is ``[N, C / groups * KH * KW]``.
+    """``x [B, C, H, W]`` or ``[C, H, W]`` to N channels by ``weight [N, C / groups * KH * KW]``.
 
     Args:
         weight: the weight.
-        bias: ``[N]``, or None.
-        kernel_size, stride, padding, dilation: an int or a pair of them; padding is with zeros.
+        bias: ``[N]`` float, or None.
+        kernel_size: KH and KW, or one int for both.
+        stride: in pixels, like kernel_size.
+        padding: pixels of zeros at each end.
+        dilation: distance of filter taps in pixels.
         groups: parts that channels are split into.
         options: see CompressedModule and, for int8, QuantizedStorage.
     """
 
-    keywords = ("kernel_size", "stride", "padding", "dilation", "groups")
+    keywords: ClassVar[tuple[str, ...]] = (
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+    )
     dense_type = nn.Conv2d
 
     def __init__(
@@ -48,66 +56,54 @@ class Conv2dGeometry(CompressedModule):
         groups: int = 1,
         **options: Any,
     ) -> None:
-        self.out_channels = weight.shape[0]
         super().__init__(weight, bias, **options)
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
         self.stride = _pair("stride", stride, 1)
         self.padding = _pair("padding", padding, 0)
         self.dilation = _pair("dilation", dilation, 1)
-        self.groups = _pair("groups", groups, 1)[0]
-        rows, cols = weight.shape
+        self.groups = _pair("groups", (groups, groups), 1)[0]
+        self.out_channels, cols = weight.shape
         area = self.kernel_size[0] * self.kernel_size[1]
-        if cols % area or rows % self.groups:
+        self.in_channels = cols // area * self.groups
+        if cols % area or self.out_channels % self.groups:
             raise FormatError(
-                f"expected a weight [N, C * {area}] with N a multiple of groups={self.groups}, got {weight.shape}"
+                f"expected a weight [N, C * {area}], N a multiple of {self.groups} groups, "
+                f"got {weight.shape}"
             )
-        self.out_channels, self.in_channels = rows, cols // area * self.groups
 
     @classmethod
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
         assert isinstance(dense, nn.Conv2d)
-        if dense.padding_mode != "zeros":
-            raise UnsupportedError(
-                f"expected padding with zeros, got {dense}; keep this layer dense"
-            )
-        keywords = {name: getattr(dense, name) for name in Conv2dGeometry.keywords}
-        return keywords | {"padding": resolve_padding(dense)}
+        settings = {name: getattr(dense, name) for name in Conv2dGeometry.keywords}
+        return settings | {"padding": resolve_padding(dense)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor) -> Tensor:
         return self._convolve(x[None])[0] if x.dim() == 3 else self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
+        """Do the layer on ``[B, C, H, W]``."""
         raise NotImplementedError
 
     def to_dense_module(self) -> nn.Conv2d:
-        """Return the nn.Conv2d with the (dequantized) weight, without the fused activation."""
-        geometry = {name: getattr(self, name) for name in Conv2dGeometry.keywords}
-        dense = skip_init(
-            nn.Conv2d, self.in_channels, self.out_channels, bias=self.bias is not None, **geometry
-        )
+        """Return the nn.Conv2d with the (dequantized) weight, without the activation."""
+        settings = {name: getattr(self, name) for name in Conv2dGeometry.keywords}
+        dense = nn.Conv2d(self.in_channels, self.out_channels, device="meta", **settings)
         self._fill_dense(dense)
         return dense
 
     def extra_repr(self) -> str:
-        shown = {
-            "kernel_size": None,
-            "stride": (1, 1),
-            "padding": (0, 0),
-            "dilation": (1, 1),
-            "groups": 1,
-        }
-        geometry = [
+        usual = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        shown = [
             f"{name}={getattr(self, name)}"
-            for name, usual in shown.items()
-            if getattr(self, name) != usual
+            for name in Conv2dGeometry.keywords
+            if getattr(self, name) != usual.get(name)
         ]
-        return ", ".join(
-            [str(self.in_channels), str(self.out_channels), *geometry, self._options_repr()]
-        )
+        channels = (str(self.in_channels), str(self.out_channels))
+        return ", ".join((*channels, *shown, self._settings_repr()))
 
 
 class SparseConv2d(Conv2dGeometry, CsrStorage):
-    """A convolution with a float32 CSR weight, run directly, or as a matrix product if it is a plain 1x1.
+    """A convolution with a float CSR weight, run directly, or as a matrix product if a plain 1x1.
 
     Example:
         >>> layer = SparseConv2d.from_dense(nn.Conv2d(3, 8, 3, padding="same"))
@@ -115,36 +111,47 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
         torch.Size([2, 8, 5, 5])
     """
 
-    def _convolve(self, x: Tensor) -> Tensor: ...
+    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, **options: Any) -> None:
+        super().__init__(weight, bias, **options)
+        settings = (self.kernel_size, self.stride, self.padding, self.groups)
+        self.is_product = settings == ((1, 1), (1, 1), (0, 0), 1)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        arguments = self._arguments()
+        if self.is_product:
+            y = raw.spmm_csr(x, *arguments, self.activation, "columns", self.kernel)
+        else:
+            settings = tuple(getattr(self, name) for name in Conv2dGeometry.keywords)
+            y = raw.conv2d_csr(x, *arguments, *settings, self.activation, self.kernel)
+        return cast(Tensor, y)
 
 
 class QuantizedConv2d(Conv2dGeometry):
-    """int8 convolution as a product: each output pixel's patch becomes a row of activations (F.unfold), and dynamic
-    quantization scales each of these rows, per group. The patches take KH * KW times the memory of x.
+    """An int8 convolution as a matrix product over the patches of x.
+
+    F.unfold makes the patch under each output pixel a row of activations, and dynamic quantization
+    scales each of these rows (each group of channels of it) by its own maximum. The patches take
+    KH * KW times the memory of x, and every group is a product of its own.
     """
 
     def _convolve(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        rows = patches.unflatten(1, (self.groups, self.weight_shape[1])).transpose(
-            2, 3
-        )  # [B, groups, P, K]
-        y = torch.cat(
-            [self._multiply(rows[:, g], g, self.groups) for g in range(self.groups)], dim=-1
-        )
-        return y.transpose(1, 2).unflatten(2, self._out_size(x))
+        shape = (x.shape[0], self.groups, self.weight_shape[1], patches.shape[2])
+        rows = patches.reshape(shape).transpose(2, 3)
+        groups = [self._multiply(rows[:, g], g, self.groups) for g in range(self.groups)]
+        y = groups[0] if self.groups == 1 else torch.cat(groups, dim=-1)
+        return y.transpose(1, 2).reshape(x.shape[0], self.out_channels, *self._out_size(x))
 
     def _out_size(self, x: Tensor) -> tuple[int, ...]:
-        axes = zip(
-            x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True
-        )
+        settings = (self.kernel_size, self.stride, self.padding, self.dilation)
         return tuple(
-            (size + 2 * pad - dilation * (k - 1) - 1) // step + 1
-            for size, k, step, pad, dilation in axes
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(x.shape[2:], *settings, strict=True)
         )
 
 
 class Int8Conv2d(QuantizedConv2d, Int8Storage):
-    """A convolution with a dense int8 weight; activations are quantized on the way in, patch by patch.
+    """A convolution with a dense int8 weight, run as a product over unfolded patches.
 
     Example:
         >>> Int8Conv2d.from_dense(nn.Conv2d(3, 8, 3, stride=2))
@@ -153,7 +160,9 @@ class Int8Conv2d(QuantizedConv2d, Int8Storage):
 
 
 class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
-    """A convolution with an int8 CSR weight; the outputs equal those of Int8Conv2d.
+    """A convolution with an int8 CSR weight, run as a product over unfolded patches.
+
+    The outputs equal those of Int8Conv2d.
 
     Example:
         >>> int8 = Int8Conv2d.from_dense(nn.Conv2d(3, 8, 3))
@@ -162,31 +171,49 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
         True
     """
 
+    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, **options: Any) -> None:
+        super().__init__(weight, bias, **options)
+        self._find_groups()
+
+    def _find_groups(self) -> None:
+        """Where groups start in col_idx, as ints, so that tracing need not look into row_ptr."""
+        rows = self.out_channels // self.groups * torch.arange(self.groups + 1)
+        self._group_starts: list[int] = self.row_ptr[rows].tolist()
+
+    def _group(self, group: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows = self.out_channels // groups
+        begin, end = self._group_starts[group : group + 2]
+        row_ptr = self.row_ptr[group * rows : (group + 1) * rows + 1] - begin
+        return row_ptr, self.col_idx[begin:end], self.values[begin:end]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._find_groups()
+
 
 def resolve_padding(conv: nn.Conv2d) -> Pair:
-    """Return the padding of a convolution in numbers.
+    """Return the padding of a convolution in pixels.
 
     Raises:
-        UnsupportedError: "same" that takes one more zero at one end than at the other.
+        UnsupportedError: padding that is not zeros, or "same" with one more at one end.
     """
+    if conv.padding_mode != "zeros":
+        raise UnsupportedError(f"expected padding with zeros, got {conv}; keep this layer dense")
     if conv.padding == "valid":
         return 0, 0
     if conv.padding == "same":
-        total = [
-            dilation * (k - 1) for k, dilation in zip(conv.kernel_size, conv.dilation, strict=True)
-        ]
-        if any(size % 2 for size in total):
+        sizes = zip(conv.kernel_size, conv.dilation, strict=True)
+        height, width = (dilation * (kernel - 1) for kernel, dilation in sizes)
+        if height % 2 or width % 2:
             raise UnsupportedError(
-                f"expected padding of equal size at both ends, got {conv}; keep this layer dense"
+                f"expected as much padding at both ends, got {conv}; keep it dense"
             )
-        return total[0] // 2, total[1] // 2
+        return height // 2, width // 2
     return _pair("padding", conv.padding, 0)
 
 
 def _pair(name: str, value: Any, least: int) -> Pair:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(type(size) is int and size >= least for size in pair):
-        raise ValueError(
-            f"expected {name} as an int or two ints of at least {least}, got {value!r}"
-        )
+        raise ValueError(f"expected {name} of one or two ints of at least {least}, got {value!r}")
     return pair

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
+from sparsecore._native import raw
 from sparsecore.nn.base import (
     CompressedModule,
     CsrInt8Storage,
@@ -25,29 +25,32 @@ class LinearGeometry(CompressedModule):
         super().__init__(weight, bias, **options)
         self.out_features, self.in_features = weight.shape
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor) -> Tensor:
         return self._multiply(x)
 
     def to_dense_module(self) -> nn.Linear:
-        """Return the nn.Linear with the (dequantized) weight, without the fused activation."""
-        dense = skip_init(
-            nn.Linear, self.in_features, self.out_features, bias=self.bias is not None
-        )
+        """Return the nn.Linear with the (dequantized) weight, without the activation."""
+        dense = nn.Linear(self.in_features, self.out_features, device="meta")
         self._fill_dense(dense)
         return dense
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self._options_repr()}"
+        features = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{features}, {self._settings_repr()}"
 
 
 class SparseLinear(LinearGeometry, CsrStorage):
-    """A linear layer with a float32 CSR weight: ``y = activation(x @ weight^T + bias)``.
+    """A linear layer with a float CSR weight: ``y = activation(x @ weight^T + bias)``.
 
     Example:
         >>> layer = SparseLinear.from_dense(nn.Linear(8, 4), activation="relu")
         >>> layer(torch.randn(2, 3, 8)).shape
         torch.Size([2, 3, 4])
     """
+
+    def _run(self, x: Tensor) -> Tensor:
+        settings = (self.activation, "rows", self.kernel)
+        return cast(Tensor, raw.spmm_csr(x, *self._arguments(), *settings))
 
 
 class Int8Linear(LinearGeometry, Int8Storage):

@@ -1,4 +1,4 @@
-"""Post-training quantization to int8: weights per output channel, activations dynamic or from calibration."""
+"""Post-training quantization to int8: weights per channel, activations dynamic or calibrated."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def quantize(
 ) -> nn.Module:
     """Replace the linear layers and 2-D convolutions of a model by int8 ones, in place.
 
-    nn.Linear and nn.Conv2d become Int8Linear and Int8Conv2d, SparseLinear and SparseConv2d their SparseInt8 forms;
-    subclasses of them stay as they are. Weights are symmetric per output channel, and zeros stay exactly zero. Layers
-    are replaced only after everything else went well.
+    nn.Linear and nn.Conv2d become Int8Linear and Int8Conv2d, SparseLinear and SparseConv2d their
+    SparseInt8 forms; subclasses stay as they are. Weights are symmetric per output channel, and
+    zeros stay exactly zero. Layers are replaced only after everything else went well.
 
     Args:
         model: any module that contains such layers.
-        batches: calibration data for static activations: tensors, tuples of positional or dicts of keyword arguments
-            of the model. Given in evaluation mode.
-        activations: "dynamic" scales each row of activations by its own maximum when it comes; "static" takes one
-            scale and zero point per layer from the calibration batches.
-        exclude: what to leave alone: names of modules, fnmatch patterns (``"blocks.0.*"``) or module types. A module
-            stands for all that is inside.
+        batches: calibration data for static activations: tensors, tuples of positional or dicts of
+            keyword arguments of the model, which runs in evaluation mode.
+        activations: ``"dynamic"`` scales each row of activations by its own maximum when it comes;
+            ``"static"`` takes one scale and zero point per layer from the calibration batches.
+        exclude: what to leave alone: names of modules, fnmatch patterns (``"blocks.0.*"``) or
+            module types. A module stands for all that is inside.
         observer: how the static range is chosen from what was seen: a row of OBSERVERS.
         progress: write a line to stderr while a long calibration runs.
 
@@ -46,7 +46,8 @@ def quantize(
         The same model.
 
     Raises:
-        ValueError: an argument is out of range, batches are missing or empty, or an activation is NaN or infinite.
+        ValueError: an argument is out of range, batches are missing or empty, or an activation is
+            NaN or infinite.
         FormatError: a weight is NaN or infinite.
         UnsupportedError: there is nothing to quantize, or a layer that the int8 kernels cannot run.
 
@@ -57,8 +58,8 @@ def quantize(
         -128
 
     Reference:
-        Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
-        CVPR 2018.
+        Jacob et al., Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference, CVPR 2018.
     """
     if activations not in ("dynamic", "static"):
         raise ValueError(f'expected activations "dynamic" or "static", got {activations!r}')
@@ -88,7 +89,7 @@ def quantize(
 
 
 def _builders() -> dict[type[nn.Module], Callable[..., nn.Module]]:
-    """What each class of layer becomes. sparsecore.nn builds on the formats, and these on quantize.affine."""
+    """What each class of layer becomes; imported late, for sparsecore.nn builds on this package."""
     from sparsecore import nn as compressed
 
     return {
@@ -118,17 +119,15 @@ def _layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[st
             for owner in owners
         )
 
+    kinds = _builders().keys()
     layers = {
         name: module
         for name, module in modules.items()
-        if type(module) in _builders() and not is_excluded(name)
+        if type(module) in kinds and not is_excluded(name)
     }
+    kind = type(model).__name__
     if "" in layers:
-        raise UnsupportedError(
-            f"a single {type(model).__name__} cannot be replaced in place; use nn.Sequential(layer)"
-        )
+        raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
     if not layers:
-        raise UnsupportedError(
-            f"nothing to quantize in {type(model).__name__}: no Linear or Conv2d that is not excluded"
-        )
+        raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
     return layers

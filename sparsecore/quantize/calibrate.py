@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Observer(Protocol):
-    """Sees every activation that enters one layer, and proposes the range its int8 values cover."""
+    """Sees every activation that enters one layer, and proposes a range."""
 
     def update(self, x: Tensor) -> None: ...
 
@@ -51,7 +51,7 @@ def observe(
     observer: str = "minmax",
     progress: bool = True,
 ) -> dict[nn.Module, tuple[float, float]]:
-    """Run the model on every batch, in evaluation mode, and return the range that enters each layer.
+    """Run the model on every batch in evaluation mode, and return the range entering each layer.
 
     Args:
         model: any module; its training flags are put back.
@@ -81,9 +81,7 @@ def observe(
     ranges = {layer: watcher.range() for layer, watcher in observers.items()}
     unseen = [name for name, layer in layers.items() if ranges[layer] is None]
     if unseen:
-        raise ValueError(
-            f"no activation reached {', '.join(unseen)} during calibration; exclude={unseen!r} leaves out"
-        )
+        raise ValueError(f"no calibration batch reached {unseen}; leave out with exclude={unseen}")
     return {layer: seen for layer, seen in ranges.items() if seen is not None}
 
 
@@ -132,7 +130,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _progress_line(enabled: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that rewrites one line on stderr, at most once a second and not in the first."""
+    """Yield a function that rewrites a line on stderr, once a second and not in the first."""
     shown_at, is_shown = time.monotonic(), False
 
     def show(text: str) -> None:

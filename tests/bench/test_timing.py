@@ -63,10 +63,34 @@ def test_times_are_per_call(machine: FakeMachine) -> None:
     assert speedup(timings["a"], timings["b"]) == 4.0
 
 
-def test_candidates_take_turns_and_the_first_one_rotates(machine: FakeMachine) -> None:
-    calls = {name: machine.candidate(name, MS) for name in "abc"}
-    interleave(calls, min_time_s=0, min_rounds=3, warmup=1, clock_ns=machine.clock_ns)
-    assert "".join(machine.ran) == "abc" + "abc" + "bca" + "cab"
+def rounds_of(machine: FakeMachine, names: str, count: int) -> list[str]:
+    """Run that many rounds and return the order of each."""
+    calls = {name: machine.candidate(name, MS) for name in names}
+    interleave(calls, min_time_s=0, min_rounds=count, warmup=1, clock_ns=machine.clock_ns)
+    ran = "".join(machine.ran)
+    assert ran.startswith(names)  # the warm-up
+    return [ran[i : i + len(names)] for i in range(len(names), len(ran), len(names))]
+
+
+def test_candidates_take_turns_in_every_round(machine: FakeMachine) -> None:
+    assert all(sorted(order) == list("abc") for order in rounds_of(machine, "abc", 9))
+
+
+def test_every_second_round_runs_backwards(machine: FakeMachine) -> None:
+    rounds = rounds_of(machine, "abcd", 8)
+    assert [order[::-1] for order in rounds[::2]] == rounds[1::2]
+
+
+def test_nobody_keeps_a_place_or_a_predecessor(machine: FakeMachine) -> None:
+    rounds = rounds_of(machine, "abcd", 400)
+    firsts = [order[0] for order in rounds]
+    before_a = [order[order.index("a") - 1] for order in rounds if order[0] != "a"]
+    assert min(firsts.count(name) for name in "abcd") > 60
+    assert min(before_a.count(name) for name in "bcd") > 60
+
+
+def test_orders_are_the_same_on_every_run() -> None:
+    assert rounds_of(FakeMachine(), "abcde", 6) == rounds_of(FakeMachine(), "abcde", 6)
 
 
 def test_warm_up_is_not_counted(machine: FakeMachine) -> None:

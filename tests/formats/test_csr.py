@@ -40,9 +40,7 @@ def int32(*values: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int8])
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_round_trips_are_exact(
-    shape: tuple[int, ...], density: float, dtype: torch.dtype
-) -> None:
+def test_round_trips_are_exact(shape: tuple[int, ...], density: float, dtype: torch.dtype) -> None:
     dense = sparse(shape, density, dtype)
     matrix = dense.flatten(1)
     scale = torch.rand(shape[0]) + 0.5 if dtype == torch.int8 else None

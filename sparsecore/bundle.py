@@ -1,0 +1,198 @@
+"""The file of a compressed model: one safetensors file, never pickle.
+
+Any safetensors reader opens it: 8 bytes little-endian length of the header, the header in JSON,
+then the bytes of the tensors at the offsets that the header gives. They are those of
+``model.state_dict()``, except that a compressed layer ``fc`` has exactly those of its format,
+``fc.row_ptr`` and so on, and ``fc.bias``. What else is needed stands in the header's
+``__metadata__``, whose values are strings:
+
+    format         "sparsecore-bundle"
+    version        "1"
+    modules        JSON object: the name of each compressed layer -> {"class", "config"}, or
+                   {"same_as": name} of a layer that has several names
+    identities     JSON list: names of nn.Identity modules (what folding leaves of BatchNorm)
+    training       JSON list: names of modules in training mode
+    aliases        JSON object: tensor -> the stored tensor it shares memory with (tied weights)
+    channels_last  JSON list: 4-d tensors in that memory format, on which torch's rounding depends
+    sha256         hex digest over lines and tensors: for each other metadata key, sorted, the JSON
+                   list [key, value]; for each tensor, sorted by name, the JSON list [name, dtype,
+                   shape], and its bytes. Lines are ASCII and end with a newline.
+
+The digest finds damage, not intent: who changes a file can compute it anew. So what is read here is
+no more than well-formed, and io.py validates what it means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsecore.errors import BundleError
+
+FORMAT = "sparsecore-bundle"
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a file holds.
+
+    Attributes:
+        tensors: all tensors by name; tied ones are the same object.
+        modules: see above, like identities and training.
+    """
+
+    tensors: dict[str, Tensor]
+    modules: dict[str, dict[str, Any]]
+    identities: list[str]
+    training: list[str]
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_object_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
+    )
+
+
+_JSON_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "modules": _is_object_of(dict),
+    "identities": _is_names,
+    "training": _is_names,
+    "aliases": _is_object_of(str),
+    "channels_last": _is_names,
+}
+
+
+def write(path: Path, bundle: Bundle) -> None:
+    """Write a file atomically: a reader sees the old file or the new one."""
+    tensors, aliases = _stored_once(bundle.tensors)
+    described = {
+        "modules": bundle.modules,
+        "identities": bundle.identities,
+        "training": bundle.training,
+        "aliases": aliases,
+        "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
+    }
+    stored = {name: _plain(tensor) for name, tensor in tensors.items()}
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
+    metadata |= {"format": FORMAT, "version": VERSION}
+    metadata["sha256"] = _digest(metadata, stored)
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(stored, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors writes files that only their owner can read
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Bundle:
+    """Read a file.
+
+    Raises:
+        BundleError: not such a file, of another version, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_version(metadata)
+            # Copied, because the originals are mapped from the file and would change with it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BundleError(f"not a complete safetensors file ({error}); save it again") from error
+    if _digest(metadata, tensors) != metadata.get("sha256"):
+        raise BundleError("the checksum does not match: the file is damaged; save it again")
+
+    fields = {name: _parse(metadata, name) for name in _JSON_FIELDS}
+    for name in fields["channels_last"]:
+        if name not in tensors or tensors[name].dim() != 4:
+            raise BundleError(f"expected a 4-d tensor {name!r}, as channels_last lists it")
+        tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+    for name, target in fields["aliases"].items():
+        if name in tensors or target not in tensors:
+            raise BundleError(f"expected {name!r} to be an alias of a stored tensor")
+    tensors |= {name: tensors[target] for name, target in fields["aliases"].items()}
+    return Bundle(tensors, fields["modules"], fields["identities"], fields["training"])
+
+
+def _check_version(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise BundleError("expected a file that sparsecore.save() wrote, got other safetensors")
+    if metadata.get("version") != VERSION:
+        raise BundleError(
+            f"expected bundle version {VERSION}, got {metadata.get('version')!r}; "
+            "load it with the sparsecore release that wrote it"
+        )
+
+
+def _parse(metadata: Mapping[str, str], name: str) -> Any:
+    try:
+        value = json.loads(metadata[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise BundleError(f"expected JSON in the metadata {name!r}") from error
+    if not _JSON_FIELDS[name](value):
+        raise BundleError(f"expected other JSON in the metadata {name!r}")
+    return value
+
+
+def _stored_once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split tensors into those to store and the names that mean one of them."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_names: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        first = first_names.setdefault(memory, name) if tensor.numel() else name
+        if first == name:
+            stored[name] = tensor
+        else:
+            aliases[name] = first
+    return stored, aliases
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return (
+        tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and alone in its memory: what safetensors takes."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+
+    def line(*values: object) -> None:
+        sha256.update(json.dumps(values).encode() + b"\n")
+
+    for key in sorted(metadata.keys() - {"sha256"}):
+        line(key, metadata[key])
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        line(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+        sha256.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha256.hexdigest()

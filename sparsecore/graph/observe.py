@@ -1,0 +1,141 @@
+"""Watches one run of a model: which layers ran on what shapes, and who read their outputs.
+
+A model that cannot be captured as a graph can still be run once. What is seen then holds for that run: a model whose
+control flow depends on its data may do something else on other data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Run a model on a tensor, on positional arguments (tuple or list) or on keyword arguments (mapping)."""
+    if isinstance(example_inputs, Tensor):
+        return model(example_inputs)
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return model(*example_inputs)
+    raise TypeError(
+        "expected example_inputs as a tensor, a tuple of positional or a dict of keyword arguments, "
+        f"got {type(example_inputs).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: shape and type of its only tensor argument."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass
+class Observation:
+    """What one run showed.
+
+    Attributes:
+        calls: layer to its calls, in order.
+        readers: layer to the functions that read its output, for layers that were called once; reading its
+            shape does not count.
+    """
+
+    calls: dict[nn.Module, list[Call]] = field(default_factory=dict)
+    readers: dict[nn.Module, list[Callable[..., Any]]] = field(default_factory=dict)
+    _inputs: dict[nn.Module, list[int]] = field(default_factory=dict)
+    _outputs: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+
+    def source(self, module: nn.Module) -> nn.Module | None:
+        """The layer whose output, as it is, was the input of a module that ran once; else None."""
+        inputs = self._inputs.get(module, [])
+        if len(inputs) != 1:
+            return None
+        makers = [m for m, made in self._outputs.items() if any(id(y) == inputs[0] for y in made)]
+        return makers[0] if len(makers) == 1 and len(self._outputs[makers[0]]) == 1 else None
+
+
+def observe(
+    model: nn.Module, example_inputs: ExampleInputs, layers: Mapping[str, nn.Module]
+) -> Observation:
+    """Run the model once and record the calls of the layers.
+
+    Args:
+        model: in eval mode, unless its training behaviour is what matters.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        layers: name to module, those to watch.
+
+    Returns:
+        The calls, and who read each output.
+    """
+    seen = Observation()
+    uses: dict[int, list[Callable[..., Any]]] = {}
+
+    def record(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        tensors = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+        if len(tensors) == 1 and isinstance(output, Tensor):
+            seen.calls.setdefault(module, []).append(Call(tuple(tensors[0].shape), tensors[0].dtype))
+            seen._inputs.setdefault(module, []).append(id(tensors[0]))
+            seen._outputs.setdefault(module, []).append(output)  # kept alive, so that ids stay unique
+
+    with ExitStack() as stack:
+        for layer in dict.fromkeys(layers.values()):
+            stack.callback(layer.register_forward_hook(record, with_kwargs=True).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Readers(uses))
+        result = call_model(model, example_inputs)
+
+    returned = Counter(id(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+    for layer, outputs in seen._outputs.items():
+        if len(outputs) == 1:
+            escapes = [_model_output] * returned[id(outputs[0])]
+            seen.readers[layer] = uses.get(id(outputs[0]), []) + escapes
+    return seen
+
+
+def _model_output() -> None:
+    """Stands among the readers of a tensor that the model returns."""
+
+
+# Questions about a tensor that do not read its numbers.
+_METADATA = {
+    Tensor.dim,
+    Tensor.size,
+    Tensor.numel,
+    Tensor.is_floating_point,
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+}
+
+
+class _Readers(TorchFunctionMode):
+    """Records for every tensor which functions took it as an argument."""
+
+    def __init__(self, uses: dict[int, list[Callable[..., Any]]]) -> None:
+        super().__init__()
+        self.uses = uses
+        self._alive: list[Tensor] = []  # a freed tensor's id would be given to another one
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _METADATA:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self._alive.append(leaf)
+                    self.uses.setdefault(id(leaf), []).append(func)
+        return func(*args, **kwargs)

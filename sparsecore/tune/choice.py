@@ -1,0 +1,164 @@
+"""The choice of one layer, its reason, and the table of all of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from sparsecore.errors import UnsupportedError
+from sparsecore.nn import CompressedModule
+from sparsecore.tune.candidates import format_of, kernel_of, operation_of, weight_statistics
+
+ATTRIBUTE = "_sparsecore_choices"
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """How one layer runs, and why.
+
+    Attributes:
+        name: of the layer in the model.
+        op: ``linear`` or ``conv KHxKW``.
+        shape: of the weight and the input, for people.
+        sparsity: share of zeros in the weight.
+        format: ``dense``, ``csr``, ``int8`` or ``csr int8``.
+        kernel: the kernel that runs it on this machine.
+        time_us: median time of all its calls in one pass of the model; None if not measured.
+        dense_us: the same for the dense float32 layer.
+        roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run.
+        reason: why this format.
+    """
+
+    name: str
+    op: str
+    shape: str
+    sparsity: float
+    format: str
+    kernel: str
+    time_us: float | None
+    dense_us: float | None
+    roofline: float | None
+    reason: str
+
+    @property
+    def speedup(self) -> float | None:
+        """Time of the dense layer over time."""
+        if self.time_us is None or self.dense_us is None:
+            return None
+        return self.dense_us / self.time_us
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the speed-up, ready for JSON or a data frame."""
+        return asdict(self) | {"speedup": self.speedup}
+
+
+_COLUMNS = ("layer", "op", "shape", "zeros", "format", "kernel", "us", "dense us", "speed-up", "of peak", "why")
+_RIGHT = {"zeros", "us", "dense us", "speed-up", "of peak"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The table of a model: one row per layer, as text, HTML (in notebooks) or plain data."""
+
+    rows: tuple[LayerChoice, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"rows": [...]}``."""
+        return {"rows": [row.to_dict() for row in self.rows]}
+
+    def __iter__(self) -> Iterator[LayerChoice]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        table = [_COLUMNS, *map(_cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if title in _RIGHT else cell.ljust(width)
+                for title, cell, width in zip(_COLUMNS, row, widths, strict=True)
+            ).rstrip()
+            for row in table
+        ]
+        return "\n".join([lines[0], "-" * min(max(map(len, lines)), 150), *lines[1:]])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(row: LayerChoice) -> Sequence[str]:
+    def number(value: float | None, text: str) -> str:
+        return "-" if value is None else text.format(value)
+
+    return (
+        row.name,
+        row.op,
+        row.shape,
+        f"{row.sparsity:.1%}",
+        row.format,
+        row.kernel,
+        number(row.time_us, "{:.0f}"),
+        number(row.dense_us, "{:.0f}"),
+        number(row.speedup, "{:.2f}x"),
+        number(row.roofline, "{:.0%}"),
+        row.reason,
+    )
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Say for every layer of a converted model what it runs on, how fast, and why.
+
+    Args:
+        model: from ``convert()``; a model that was loaded or built by hand has no times.
+
+    Returns:
+        The table; ``print()`` it, or take ``.rows`` or ``.to_dict()``.
+
+    Raises:
+        UnsupportedError: nothing in the model runs on sparsecore.
+
+    Example:
+        >>> from sparsecore import convert
+        >>> print(explain(convert(nn.Sequential(nn.Linear(4, 4)))).rows[0].format)
+        dense
+    """
+    choices = getattr(model, ATTRIBUTE, None)
+    if choices is not None:
+        return Explanation(tuple(choices))
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedModule)}
+    if not layers:
+        raise UnsupportedError(
+            f"expected a model from convert(), got a {type(model).__name__} without layers of ours"
+        )
+    return Explanation(tuple(unmeasured(n, m, "not measured here") for n, m in layers.items()))
+
+
+def unmeasured(
+    name: str, layer: nn.Module, reason: str, shape: str = "", form: nn.Module | None = None
+) -> LayerChoice:
+    """Return the row of a layer that was not timed; form is what it became, None if it stayed."""
+    weight = weight_statistics(layer)
+    form = form if form is not None else layer
+    return LayerChoice(
+        name=name,
+        op=operation_of(layer),
+        shape=shape or f"{weight.N}x{weight.K}",
+        sparsity=weight.sparsity,
+        format=format_of(form),
+        kernel=kernel_of(form),
+        time_us=None,
+        dense_us=None,
+        roofline=None,
+        reason=reason,
+    )
