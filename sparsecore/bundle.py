@@ -127,7 +127,7 @@ def read(path: Path) -> Bundle:
     for name in fields["channels_last"]:
         if name not in tensors or tensors[name].dim() != 4:
             raise BundleError(f"expected a 4-d tensor {name!r}, as channels_last lists it")
-        tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+        tensors[name] = tensors[name].clone(memory_format=torch.channels_last)
     for name, target in fields["aliases"].items():
         if name in tensors or target not in tensors:
             raise BundleError(f"expected {name!r} to be an alias of a stored tensor")
@@ -171,11 +171,10 @@ def _stored_once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
+    # By strides, which torch too looks at where both formats fit: those of a 1x1 filter.
+    formats = (torch.channels_last, torch.contiguous_format)
+    empty = (torch.empty(tensor.shape, memory_format=f, device="meta") for f in formats)
+    return tensor.dim() == 4 and [tensor.stride() == e.stride() for e in empty] == [True, False]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -194,5 +193,5 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         line(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
-        sha256.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()

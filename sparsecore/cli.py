@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from sparsecore.bench import probes, progress
-from sparsecore.bench.report import format_bytes, format_percent, format_speedup, format_us
+from sparsecore.bench import probes, progress, tables
 from sparsecore.errors import SparsecoreError
+
+# For output that goes into a file or a pipe, where nothing tells a width.
+PIPE_COLUMNS = 120
 
 
 class OneLineErrors(click.Group):
     """A group whose errors are one line that names the way out, with exit code 2."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["standalone_mode"] = False
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        options["standalone_mode"] = False
         try:
-            sys.exit(super().main(*args, **kwargs) or 0)
+            sys.exit(super().main(arguments, *rest, **options) or 0)
         except click.exceptions.Abort:
             _fail("stopped")
         except click.ClickException as error:
@@ -57,11 +59,35 @@ class JsonFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+def parse_factory(text: str) -> Callable[[], Any]:
+    """Import MODULE:FUNCTION, with the current folder on the path."""
+    module, _, function = text.partition(":")
+    sys.path.insert(0, "")
+    try:
+        factory: Callable[[], Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.BadParameter(f"expected MODULE:FUNCTION, got {text!r}: {error}") from error
+    finally:
+        sys.path.remove("")
+    return factory
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Sizes with commas between them: 1,3,224,224."""
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split(","))
+    if min(sizes) < 1:
+        raise click.BadParameter(f"expected sizes such as 1,3,224,224, got {text!r}")
+    return sizes
+
+
 json_option = click.option(
     "--json", "json_file", type=JsonFile(), help="Write the result as JSON to FILE; - is stdout."
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads to compute with [default: torch's]."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all randomness."
 )
 
 
@@ -75,12 +101,16 @@ def cli() -> None:
 @json_option
 def info(json_file: str | None) -> None:
     """Show the build, the instruction set, and every operation's kernels."""
-    facts = probes.installation()
-    if not _write_json(facts, json_file):
-        return
-    console = Console()
-    console.print(_facts_table(_installation_facts(facts)))
-    console.print(_kernels_table(facts["operations"]))
+    installation = probes.installation()
+    build = installation["build"]
+    description = {
+        **installation["machine"],
+        "compiler": build["compiler"],
+        "built for CUDA": build["cuda"],
+        "CUDA available": installation["cuda_available"],
+    }
+    if _write_json(installation, json_file):
+        _print(tables.facts(description), tables.kernels(installation["operations"]))
 
 
 @cli.command()
@@ -92,7 +122,7 @@ def info(json_file: str | None) -> None:
     help="Folder for report.json, report.html and the saved models.",
 )
 @threads_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @json_option
 def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> None:
     """Train, prune, quantize and measure a digits net, then measure ResNet-50.
@@ -103,17 +133,68 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
 
     with _progress_on_stderr() as report_progress:
         report = run_demo(out, threads, seed, report_progress)
-    if not _write_json(report, json_file):
-        return
-    console = Console()
-    console.print(_versions_table("Digits", report["digits"]["versions"]))
-    console.print(_layers_table("ResNet-50, layer by layer", report["resnet50"]["layers"]))
-    console.print(_versions_table("ResNet-50", report["resnet50"]["versions"]))
-    console.print(
-        "ResNet-50: largest difference to the dense masked model "
-        f"{report['resnet50']['max_relative_difference']:.1e} of its largest output"
-    )
-    console.print(f"Report: {(out / 'report.html').resolve()}", soft_wrap=True)
+    if _write_json(report, json_file):
+        resnet = report["resnet50"]
+        _print(
+            tables.versions("Digits", report["digits"]["versions"]),
+            tables.layers("ResNet-50, layer by layer", resnet["layers"]),
+            tables.versions("ResNet-50", resnet["versions"]),
+            f"ResNet-50, sparsecore against the dense masked model: outputs differ by at most "
+            f"{resnet['max_relative_difference']:.1e} of the largest",
+            f"Report: {(out / 'report.html').resolve()}",
+        )
+
+
+@cli.command()
+@click.argument("factory", type=parse_factory)
+@click.option(
+    "--input",
+    "shape",
+    type=parse_shape,
+    metavar="SIZES",
+    required=True,
+    help="Shape of the input: 1,3,224,224.",
+)
+@click.option(
+    "--sparsity",
+    "sparsities",
+    type=click.FloatRange(0, 1, max_open=True),
+    multiple=True,
+    help="Share of zeros; may be given several times [default: 0.5 to 0.95].",
+)
+@click.option("--exclude", multiple=True, help="Layer to leave dense; several times or a pattern.")
+@threads_option
+@seed_option
+@json_option
+def bench(
+    factory: Callable[[], Any],
+    shape: tuple[int, ...],
+    sparsities: tuple[float, ...],
+    exclude: tuple[str, ...],
+    threads: int | None,
+    seed: int,
+    json_file: str | None,
+) -> None:
+    """Measure how fast the model that FACTORY (MODULE:FUNCTION) makes would be if it were sparse.
+
+    Its input is one float32 tensor. Weights are pruned by magnitude; accuracy is not looked at.
+    """
+    import torch
+
+    from sparsecore.bench.sweep import SPARSITIES, benchmark
+    from sparsecore.bench.versions import use_threads
+
+    torch.manual_seed(seed)
+    with _progress_on_stderr() as report_progress, use_threads(threads):
+        report = benchmark(
+            factory(),
+            torch.randn(shape),
+            sparsities or SPARSITIES,
+            exclude=exclude,
+            progress=report_progress,
+        )
+    if _write_json(report, json_file):
+        _print(tables.versions(f"Speed-up over {report['baseline']}", report["versions"]))
 
 
 def _write_json(result: Mapping[str, Any], json_file: str | None) -> bool:
@@ -124,6 +205,14 @@ def _write_json(result: Mapping[str, Any], json_file: str | None) -> bool:
     elif json_file:
         Path(json_file).write_text(f"{text}\n", encoding="utf-8")
     return json_file != "-"
+
+
+def _print(*parts: Any) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_COLUMNS)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
 
 
 @contextmanager
@@ -143,80 +232,3 @@ def _progress_on_stderr() -> Iterator[progress.Progress]:
             bars.update(tasks[step], completed=share)
 
         yield report
-
-
-def _installation_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    build = {
-        f"built for {key}" if key == "cuda" else key: facts["build"][key] for key in facts["build"]
-    }
-    build.pop("version", None)  # machine has it
-    return {**facts["machine"], **build, "cuda_available": facts["cuda_available"]}
-
-
-def _facts_table(facts: Mapping[str, Any]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in facts.items():
-        if value is not None:
-            table.add_row(key.replace("_", " "), escape(_plain(value)))
-    return table
-
-
-def _kernels_table(operations: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    table = Table(
-        "operation", "kernel", "isa", "", title="Kernels, best first", title_justify="left"
-    )
-    for operation, kernels in operations.items():
-        for i, kernel in enumerate(kernels):
-            state = "in use" if kernel["in_use"] else "" if kernel["available"] else "not here"
-            style = "bold" if kernel["in_use"] else "" if kernel["available"] else "dim"
-            table.add_row("" if i else operation, kernel["name"], kernel["isa"], state, style=style)
-        table.add_section()
-    return table
-
-
-def _versions_table(title: str, versions: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("version", title=title, title_justify="left")
-    facts = [key for key in ("accuracy", "disk_bytes", "memory_bytes") if key in versions[0]]
-    for key in facts:
-        table.add_column(
-            {"disk_bytes": "on disk", "memory_bytes": "in memory"}.get(key, key), justify="right"
-        )
-    for timing in versions[0]["timings"]:
-        table.add_column(f"batch {timing['batch']}", justify="right")
-        table.add_column("speed-up", justify="right")
-    for version in versions:
-        cells = [
-            format_percent(version[key]) if key == "accuracy" else format_bytes(version[key])
-            for key in facts
-        ]
-        for timing in version["timings"]:
-            cells += [format_us(timing["median_us"]), _speedup_cell(timing["speedup"])]
-        table.add_row(version["name"], *cells)
-    return table
-
-
-def _layers_table(title: str, layers: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("layer", "shape", "format", title=title, title_justify="left")
-    for heading in ("sparsity", "time", "dense", "speed-up", "of peak"):
-        table.add_column(heading, justify="right")
-    for layer in layers:
-        table.add_row(
-            escape(layer["name"]),
-            escape(layer["shape"]),
-            layer["format"],
-            format_percent(layer["sparsity"], 0),
-            format_us(layer["time_us"]),
-            format_us(layer["dense_us"]),
-            _speedup_cell(layer["speedup"]),
-            format_percent(layer["roofline"], 0),
-        )
-    return table
-
-
-def _speedup_cell(ratio: float | None) -> str:
-    text = format_speedup(ratio)
-    return f"[red]{text}[/red]" if ratio is not None and ratio < 0.995 else text
-
-
-def _plain(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -142,8 +142,11 @@ def _layers(modules: Mapping[str, nn.Module], content: Bundle) -> dict[str, nn.M
             else:
                 cls, config = CLASSES[entry["class"]], dict(entry["config"])
                 config["kernel"] = config["kernel"] if config["kernel"] in kernels else ""
-                layers[name] = cls.from_config(config, _inside(name, content.tensors))
-                _check_replaces(modules[name], layers[name])
+                tensors = _inside(name, content.tensors)
+                layers[name] = layer = cls.from_config(config, tensors)
+                if stray := tensors.keys() - layer.tensors().keys():
+                    raise ValueError(f"a {entry['class']} has no tensors {sorted(stray)}")
+                _check_replaces(modules[name], layer)
         except (KeyError, TypeError, ValueError, UnsupportedError) as error:
             raise BundleError(f"layer {name!r} is not valid: {error}") from error
     return layers
@@ -156,7 +159,16 @@ def _check_replaces(dense: nn.Module, layer: nn.Module) -> None:
     expected = {name: getattr(dense, name, None) for name in shape}
     if not is_linear:
         found["padding"] = layer.padding
-        expected["padding"] = resolve_padding(dense) if isinstance(dense, nn.Conv2d) else None
+        expected["padding"] = (
+            resolve_padding(dense)
+            if isinstance(dense, nn.Conv2d)
+            else getattr(dense, "padding", None)
+        )
+        expected["padding"] = (
+            resolve_padding(dense)
+            if isinstance(dense, nn.Conv2d)
+            else getattr(dense, "padding", None)
+        )
     if found != expected:
         raise ValueError(f"expected {expected} as in the model, got {found}; {_WRONG_MODEL}")
 
@@ -170,7 +182,7 @@ def _check_tensors(
         layer = modules.get(owner)
         if (
             leaf != "bias"
-            or not isinstance(layer, nn.Linear | nn.Conv2d)
+            or not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
             or layer.bias is not None
             or found[name].shape != layer.weight.shape[:1]
         ):

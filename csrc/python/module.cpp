@@ -1,6 +1,7 @@
 // sparsecore._C: packing, kernels and CPU features for numpy. No torch: kernels can be written and measured without.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 #include <chrono>

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from sparsecore.bench.demo_digits import run_digits
 from sparsecore.bench.demo_resnet import run_resnet
 from sparsecore.bench.progress import Progress, lines, stage
 from sparsecore.bench.report import write_report
+from sparsecore.bench.versions import use_threads
 from sparsecore.errors import require_extra
 
 SCHEMA = 1
@@ -49,7 +48,7 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     progress = progress or lines()
     start = time.monotonic()
-    with _threads(threads):
+    with use_threads(threads):
         with stage(progress, "machine: measure its limits"):
             limits = probes.limits(torch.get_num_threads())
         report = {
@@ -62,14 +61,3 @@ def run_demo(
         }
     write_report(report, folder)
     return report
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set torch's number of threads, and put it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -111,7 +111,8 @@ def machine() -> dict[str, Any]:
     """Describe what measures: processor, threads, versions, instruction set, commit and date.
 
     Returns:
-        A dict that JSON can hold; ``commit`` is None outside a git checkout.
+        A dict that JSON can hold; ``commit`` is None outside a git checkout, ``load_average`` is
+        that of the last minute.
     """
     return {
         "cpu": _C.cpu_name(),
@@ -124,6 +125,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "sparsecore": _C.build_info()["version"],
         "commit": _commit(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -14,6 +14,9 @@ from sparsecore.errors import require_extra
 BLUE, ORANGE, GREY = "#3b82c4", "#e08a2e", "#8a939e"
 GRID = "rgba(128, 128, 128, 0.25)"
 
+# The same model timed twice in one interleaved run differs by up to 2-3% on a shared machine.
+NOISE = 0.03
+
 Figure = dict[str, Any]  # plotly's own JSON: {"data": [...], "layout": {...}}
 
 
@@ -58,6 +61,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         "time": format_us,
         "times": format_speedup,
         "percent": format_percent,
+        "verdict": verdict,
     }
     source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     html: str = environment.from_string(source).render(
@@ -93,6 +97,13 @@ def format_speedup(ratio: float | None) -> str:
 def format_percent(share: float | None, digits: int = 1) -> str:
     """A share of 0 to 1 as a percentage."""
     return "-" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def verdict(ratio: float | None) -> str:
+    """``"loss"``, ``"win"``, or ``""`` where a speed-up is within the noise of such a run."""
+    if ratio is None or abs(ratio - 1) <= NOISE:
+        return ""
+    return "win" if ratio > 1 else "loss"
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sparsecore.bench import probes
 from sparsecore.bench.timing import Timing, interleave, speedup
 
+CHANNELS_LAST = ", channels last"  # ends the name of the second of eager_versions()
 PROBE = "FMA probe"
 PROBE_SECONDS = 0.01
 
@@ -56,6 +58,25 @@ class Run:
         ratio = speedup(self.timings[baseline], timing)
         return {"batch": self.batch, **timing.to_dict(), "speedup": ratio}
 
+    def faster(self, *names: str) -> str:
+        """Name of the fastest of these versions."""
+        return min(names, key=lambda name: self.timings[name].median_us)
+
+
+def eager_versions(model: nn.Module, name: str, what: str) -> list[Version]:
+    """Both ways PyTorch runs a model on images: contiguous and channels last."""
+    channels_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return [
+        Version(name, what, "PyTorch", model),
+        Version(
+            f"{name}{CHANNELS_LAST}",
+            "the same in PyTorch's other memory format",
+            "PyTorch",
+            channels_last,
+            torch.channels_last,
+        ),
+    ]
+
 
 def measure(
     versions: Sequence[Version],
@@ -93,6 +114,17 @@ def measure(
         )
     del timings[PROBE]
     return Run(batch=len(x), timings=timings, fma_gflops=median(peaks))
+
+
+@contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """Set torch's number of threads and put it back; None leaves it alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

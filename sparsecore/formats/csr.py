@@ -217,13 +217,10 @@ class CsrWeight:
         """Return the matrix ``[K, N]``; int8, which has one scale per row, is refused."""
         if self.scale is not None:
             raise FormatError("expected float values to transpose, got int8; use .to(dtype) first")
-        order = torch.sort(self.col_idx, stable=True).indices
-        return CsrWeight(
-            row_ptr=_row_ptr(torch.bincount(self.col_idx, minlength=self.shape[1])),
-            col_idx=self._row_idx()[order].to(torch.int32),
-            values=self.values[order],
-            shape=(self.shape[1], self.shape[0]),
-        )
+        arrays = (tensor.cpu() for tensor in (self.row_ptr, self.col_idx, self.values))
+        transposed = raw.transpose_csr(*arrays, self.shape[1])
+        row_ptr, col_idx, values = (tensor.to(self.device) for tensor in transposed)
+        return CsrWeight(row_ptr, col_idx, values, (self.shape[1], self.shape[0]))
 
     def quantize(self) -> CsrWeight:
         """Return int8 values, symmetric per row (scale = absmax / 127), of the same entries.
@@ -285,11 +282,6 @@ def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
         raise FormatError(
             "expected col_idx strictly ascending inside a row; sort each row and add up duplicates"
         )
-
-
-def _row_ptr(counts: Tensor) -> Tensor:
-    """The running sum of entries per row, from 0."""
-    return _to_int32(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
 def _to_int32(index: Tensor) -> Tensor:

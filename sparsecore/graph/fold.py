@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from sparsecore.graph.copy import copy_model
 from sparsecore.graph.observe import ExampleInputs, Observation, observe
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,7 +34,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module
         >>> fold_batchnorm(model, torch.randn(1, 3, 5, 5))[1]
         Identity()
     """
-    folded = copy.deepcopy(model).eval()
+    folded = copy_model(model).eval()
     fold_batchnorm_(folded, observe(folded, example_inputs, foldable_layers(folded)))
     return folded
 

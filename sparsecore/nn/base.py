@@ -92,6 +92,10 @@ class CompressedModule(nn.Module):
         """Multiply rows of activations with one of equal groups of rows of the weight."""
         raise NotImplementedError
 
+    def _check_input(self, x: Tensor) -> None:
+        """Compare K with the weight's: CSR arrays would take any that is large enough."""
+        raise NotImplementedError
+
     def _run(self, x: Tensor) -> Tensor:
         """Do the layer on float32 activations."""
         raise NotImplementedError
@@ -174,6 +178,7 @@ class CompressedModule(nn.Module):
     # --- using ---
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
         return self._run(_widen(x)).to(x.dtype)
 
     @property
@@ -379,19 +384,18 @@ class CsrInt8Storage(QuantizedStorage):
         return CsrWeight(**tensors, shape=shape)
 
     @classmethod
-    def from_int8(cls: type[Layer], module: CompressedModule) -> Layer:
+    def from_int8(cls: type[Layer], module: nn.Module) -> Layer:
         """Leave the zeros out of a dense int8 layer; the outputs stay equal."""
-        weight = module.weight_format
-        if not isinstance(weight, Int8Weight):
+        if not isinstance(module, Int8Storage):
             raise UnsupportedError(f"expected a dense int8 layer, got {type(module).__name__}")
-        return cls._rebuild(module, weight.to_csr())
+        return cls._rebuild(module, Int8Weight(module.q, module.scale).to_csr())
 
     @classmethod
-    def from_sparse(cls: type[Layer], module: CompressedModule, **options: Any) -> Layer:
+    def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
         """Quantize a float CSR layer; options are x_scale and x_zero_point."""
-        weight = module.weight_format
-        if not isinstance(weight, CsrWeight):
-            raise UnsupportedError(f"expected a CSR layer, got {type(module).__name__}")
+        if not isinstance(module, CsrStorage):
+            raise UnsupportedError(f"expected a float CSR layer, got {type(module).__name__}")
+        weight = CsrWeight(module.row_ptr, module.col_idx, module.values, module.weight_shape)
         return cls._rebuild(module, weight.quantize(), **options)
 
     def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:

@@ -77,6 +77,10 @@ class Conv2dGeometry(CompressedModule):
         settings = {name: getattr(dense, name) for name in Conv2dGeometry.keywords}
         return settings | {"padding": resolve_padding(dense)}
 
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise RuntimeError(f"expected x [B, {self.in_channels}, H, W], got {list(x.shape)}")
+
     def _run(self, x: Tensor) -> Tensor:
         return self._convolve(x[None])[0] if x.dim() == 3 else self._convolve(x)
 

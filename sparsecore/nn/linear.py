@@ -25,6 +25,10 @@ class LinearGeometry(CompressedModule):
         super().__init__(weight, bias, **options)
         self.out_features, self.in_features = weight.shape
 
+    def _check_input(self, x: Tensor) -> None:
+        if x.shape[-1:] != (self.in_features,):
+            raise RuntimeError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
+
     def _run(self, x: Tensor) -> Tensor:
         return self._multiply(x)
 
@@ -43,6 +47,7 @@ class SparseLinear(LinearGeometry, CsrStorage):
     """A linear layer with a float CSR weight: ``y = activation(x @ weight^T + bias)``.
 
     Example:
+        >>> import torch
         >>> layer = SparseLinear.from_dense(nn.Linear(8, 4), activation="relu")
         >>> layer(torch.randn(2, 3, 8)).shape
         torch.Size([2, 3, 4])
@@ -66,6 +71,7 @@ class SparseInt8Linear(LinearGeometry, CsrInt8Storage):
     """A linear layer with an int8 CSR weight; the outputs equal those of Int8Linear.
 
     Example:
+        >>> import torch
         >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
         >>> x = torch.randn(2, 8)
         >>> torch.equal(SparseInt8Linear.from_int8(int8)(x), int8(x))

@@ -23,7 +23,7 @@ class Observer(Protocol):
 
 
 class MinMax:
-    """The smallest and the largest value seen: nothing is clipped, one outlier widens every step."""
+    """The extreme values seen: nothing is clipped, and one outlier widens every step."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf

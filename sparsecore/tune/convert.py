@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import nn
 
 from sparsecore.bench import probes
 from sparsecore.errors import SparsecoreError
-from sparsecore.graph import Call, Observation, observe
+from sparsecore.graph import Call, Observation, copy_model, observe
 from sparsecore.graph.fold import fold_batchnorm_, foldable_layers
 from sparsecore.graph.observe import ExampleInputs
 from sparsecore.prune import fold_torch_pruning
@@ -72,7 +71,7 @@ def convert(
     if policy == "measure" and example_inputs is None:
         raise ValueError('policy "measure" needs example_inputs to know the shapes; give them, or take "model"')
     # In a container, so that a model that is one layer can be replaced like any other.
-    root = nn.Sequential(copy.deepcopy(model)).eval()
+    root = nn.Sequential(copy_model(model)).eval()
     fold_torch_pruning(root)
     excluded = _check_excluded(root[0], exclude)
     seen = None

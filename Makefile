@@ -1,0 +1,71 @@
+# make demo   creates .venv, installs, builds, runs the main job and leaves report/report.html
+# make test   the fast tests; make test-all adds C++ tests, sanitizers and the slow rest
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The CPU build of torch where the index has it under this name; an environment with another torch is used as it is.
+TORCH ?= torch==2.13.0
+BUILD := build
+
+.PHONY: demo test test-all test-cpp test-sanitize bench lint format build clean
+.DEFAULT_GOAL := test
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "sparsecore: expected Python >= 3.10, got $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "sparsecore: Python has no venv module; install it, e.g. \`apt install python3-venv\`"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# What the build itself needs, and torch: see the README for other builds of it.
+$(VENV)/.tools: $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy safetensors "setuptools>=77" wheel "pybind11>=2.12" "cmake>=3.22" ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.tools setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[all]"
+	@touch $@
+
+build: $(VENV)/.built
+
+$(VENV)/.lint: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
+	@touch $@
+
+demo: build
+	$(BIN)/python -m sparsecore demo --out report
+
+test: build
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: build lint test-cpp test-sanitize
+	$(BIN)/python -m pytest -q
+	SPARSECORE_ISA=scalar $(BIN)/python -m pytest -q -m "not slow" tests/test_ops.py tests/nn
+
+# GoogleTest and Google Benchmark: `apt install libgtest-dev libbenchmark-dev`
+test-cpp: $(VENV)/.tools
+	$(BIN)/cmake -S . -B $(BUILD)/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_BENCHMARKS=ON
+	$(BIN)/cmake --build $(BUILD)/cpp
+	$(BIN)/ctest --test-dir $(BUILD)/cpp --output-on-failure
+
+test-sanitize: $(VENV)/.tools
+	$(BIN)/cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_SANITIZE=ON
+	$(BIN)/cmake --build $(BUILD)/sanitize
+	$(BIN)/ctest --test-dir $(BUILD)/sanitize --output-on-failure
+
+bench: build test-cpp
+	$(BUILD)/cpp/benchmarks/cpp/kernels_benchmark
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc tests/cpp benchmarks/cpp -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc tests/cpp benchmarks/cpp -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(BUILD) $(VENV) sparsecore/*.so report

@@ -1,0 +1,141 @@
+// What every kernel test shares: a test per table row, running with poisoned scratch, random splits, and the name
+// of the running case for failures and faults.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <ostream>
+#include <span>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "guarded.h"
+#include "random.h"
+#include "sparsecore/kernel.h"
+
+namespace sparsecore {
+
+// gtest finds it by the namespace of Kernel.
+template <class Args>
+void PrintTo(const Kernel<Args>& kernel, std::ostream* out) {
+  *out << kernel.name;
+}
+
+}  // namespace sparsecore
+
+namespace sparsecore::test {
+
+// Derived test suites run once per row of a table; rows this CPU lacks or SPARSECORE_ISA disables are skipped.
+template <class Args>
+class KernelTest : public ::testing::TestWithParam<Kernel<Args>> {
+ protected:
+  void SetUp() override {
+    if (!isa_enabled(kernel().isa)) GTEST_SKIP() << isa_name(kernel().isa) << " is not enabled on this machine";
+  }
+  const Kernel<Args>& kernel() const { return this->GetParam(); }
+};
+
+template <class Args>
+std::vector<Kernel<Args>> rows_of(std::span<const Kernel<Args>> table) {
+  return {table.begin(), table.end()};
+}
+
+#define SPARSECORE_TEST_EACH_KERNEL(Suite, table)                                      \
+  INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(rows_of(table)),          \
+                           [](const auto& tested) { return std::string(tested.param.name); })
+
+// Names what runs: in the message of a failed check, and on stderr when a guard page is hit.
+class Case {
+ public:
+  template <class... Parts>
+  explicit Case(const Parts&... parts) : text_(join(parts...)), trace_(__FILE__, __LINE__, text_) {
+    [[maybe_unused]] static const bool is_installed = install_handler();
+    current() = text_.c_str();
+  }
+  ~Case() { current() = nullptr; }
+  Case(const Case&) = delete;
+  Case& operator=(const Case&) = delete;
+
+ private:
+  template <class... Parts>
+  static std::string join(const Parts&... parts) {
+    std::ostringstream out;
+    (out << ... << parts);
+    return out.str();
+  }
+
+  static const char*& current() {
+    static const char* text = nullptr;
+    return text;
+  }
+
+  static struct sigaction& previous(int signal) {
+    static struct sigaction actions[2];
+    return actions[signal == SIGSEGV];
+  }
+
+  // Prints, then lets the faulting instruction run again into whoever handled it before (sanitizer or default).
+  static void report(int signal) {
+    for (const char* text : {"\nguard page or other fault in case: ", current(), "\n"}) {
+      if (text != nullptr) [[maybe_unused]] const auto written = write(STDERR_FILENO, text, std::strlen(text));
+    }
+    sigaction(signal, &previous(signal), nullptr);
+  }
+
+  static bool install_handler() {
+    for (const int signal : {SIGSEGV, SIGBUS}) {
+      struct sigaction action = {};
+      action.sa_handler = report;
+      sigaction(signal, &action, &previous(signal));
+    }
+    return true;
+  }
+
+  std::string text_;
+  ::testing::ScopedTrace trace_;
+};
+
+// One call of run with scratch of exactly the size asked for, filled with NaN (or -1 for integers).
+template <class Args>
+void run_part(const Kernel<Args>& kernel, const Args& args, Range rows, Range tiles, Guard guard) {
+  Buffer<uint8_t> scratch(kernel.scratch_bytes(args), guard, 64);
+  std::memset(scratch.data(), 0xff, static_cast<size_t>(scratch.size()));
+  kernel.run(args, rows, tiles, scratch.data());
+}
+
+template <class Args>
+void run_all(const Kernel<Args>& kernel, const Args& args, int64_t num_rows, Guard guard) {
+  const int64_t num_tiles = kernel.num_tiles(args);
+  if (num_rows > 0 && num_tiles > 0) run_part(kernel, args, {0, num_rows}, {0, num_tiles}, guard);
+}
+
+// The same work cut at random places into calls, in random order.
+template <class Args>
+void run_split(const Kernel<Args>& kernel, const Args& args, Range rows, Range tiles, Random& random) {
+  if (rows.size() <= 0 || tiles.size() <= 0) return;
+  const bool can_cut_rows = rows.size() > 1, can_cut_tiles = tiles.size() > 1;
+  if (!(can_cut_rows || can_cut_tiles) || random.chance(0.15)) {
+    return run_part(kernel, args, rows, tiles, random.chance(0.5) ? Guard::kAfter : Guard::kBefore);
+  }
+  const bool cuts_rows = can_cut_rows && (!can_cut_tiles || random.chance(0.5));
+  Range first_rows = rows, second_rows = rows, first_tiles = tiles, second_tiles = tiles;
+  Range& first = cuts_rows ? first_rows : first_tiles;
+  Range& second = cuts_rows ? second_rows : second_tiles;
+  first.end = second.begin = random.integer(first.begin + 1, first.end - 1);
+  if (random.chance(0.5)) {
+    std::swap(first_rows, second_rows);
+    std::swap(first_tiles, second_tiles);
+  }
+  run_split(kernel, args, first_rows, first_tiles, random);
+  run_split(kernel, args, second_rows, second_tiles, random);
+}
+
+inline bool same_bits(const Buffer<float>& a, const Buffer<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size()) * sizeof(float)) == 0;
+}
+
+}  // namespace sparsecore::test

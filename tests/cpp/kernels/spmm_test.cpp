@@ -1,0 +1,332 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "csr.h"
+#include "harness.h"
+#include "oracle.h"
+#include "sparsecore/ops.h"
+
+namespace sparsecore::test {
+namespace {
+
+struct Shape {
+  int64_t N = 1, K = 1;
+  Layout layout = Layout::kRows;
+  int64_t batch = 1, columns = 1;
+  Fill fill = Fill::kTenth;
+  Activation activation = Activation::kNone;
+  bool has_bias = false;
+  int64_t padding = 0;           // of leading dimensions
+  double special_chance = 0.0;   // of NaN and infinities in x
+  Guard guard = Guard::kAfter;
+  uint64_t seed = 0;
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  return out << "seed " << shape.seed << ": N " << shape.N << ", K " << shape.K << ", "
+             << (shape.layout == Layout::kRows ? "rows" : "columns") << ", batch " << shape.batch << ", columns "
+             << shape.columns << ", fill " << shape.fill << ", " << activation_name(shape.activation)
+             << (shape.has_bias ? ", bias" : "") << ", padding " << shape.padding << ", specials "
+             << shape.special_chance << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+}
+
+// A matrix of the two layouts inside a padded buffer that ends with its last element.
+struct Placement {
+  Layout layout;
+  int64_t ld, batch_stride;
+
+  Placement(const Shape& shape, int64_t features)
+      : layout(shape.layout),
+        ld((layout == Layout::kRows ? features : shape.columns) + shape.padding),
+        batch_stride(layout == Layout::kRows ? 0 : features * ld + shape.padding) {}
+
+  int64_t at(int64_t image, int64_t feature, int64_t column) const {
+    return layout == Layout::kRows ? column * ld + feature : image * batch_stride + feature * ld + column;
+  }
+  int64_t size(const Shape& shape, int64_t features) const {
+    const bool is_empty = shape.batch == 0 || shape.columns == 0 || features == 0;
+    return is_empty ? 0 : at(shape.batch - 1, features - 1, shape.columns - 1) + 1;
+  }
+};
+
+class Problem {
+ public:
+  explicit Problem(const Shape& shape) : Problem(shape, Random(shape.seed)) {}
+
+  const SpmmArgs& args() const { return args_; }
+  Buffer<float>& x() { return x_; }
+  const Placement& x_place() const { return x_place_; }
+
+  // Runs on an output of its own.
+  Buffer<float> run(const Kernel<SpmmArgs>& kernel) const {
+    return run_with([&](const SpmmArgs& args) { run_all(kernel, args, shape_.N, shape_.guard); });
+  }
+  template <class Function>
+  Buffer<float> run_with(Function function) const {
+    Buffer<float> y = unwritten_output(y_place_.size(shape_, shape_.N), shape_.guard);
+    SpmmArgs args = args_;
+    args.y = y.data();
+    function(args);
+    return y;
+  }
+
+  void check(const Buffer<float>& y) const {
+    std::vector<bool> is_output(static_cast<size_t>(y.size()));
+    std::vector<Sum> sums(static_cast<size_t>(shape_.columns));
+    for (int64_t image = 0; image < shape_.batch; ++image) {
+      for (int64_t n = 0; n < shape_.N; ++n) {
+        std::fill(sums.begin(), sums.end(), Sum{});
+        for (int64_t i = weight_.row_ptr[n]; i < weight_.row_ptr[n + 1]; ++i) {
+          for (int64_t c = 0; c < shape_.columns; ++c) {
+            const float x = x_[x_place_.at(image, weight_.col_idx[i], c)];
+            sums[static_cast<size_t>(c)].add(double(weight_.values[i]), double(x));
+          }
+        }
+        for (int64_t c = 0; c < shape_.columns; ++c) {
+          const int64_t at = y_place_.at(image, n, c);
+          is_output[static_cast<size_t>(at)] = true;
+          const Expected expected =
+              expect_sum(sums[static_cast<size_t>(c)], args_.epilogue.bias_of(n), shape_.activation);
+          if (is_close(y[at], expected)) continue;
+          ASSERT_TRUE(describe(y[at], expected)) << "image " << image << ", row " << n << ", column " << c;
+        }
+      }
+    }
+    for (int64_t at = 0; at < y.size(); ++at) {
+      if (!is_output[static_cast<size_t>(at)]) ASSERT_TRUE(is_unwritten(y[at])) << "padding of y written at " << at;
+    }
+  }
+
+ private:
+  Problem(const Shape& shape, Random random)
+      : shape_(shape),
+        x_place_(shape, shape.K),
+        y_place_(shape, shape.N),
+        weight_(random_csr<float>(random, shape.N, shape.K, shape.fill), shape.guard),
+        x_(poisoned_input(x_place_.size(shape, shape.K), shape.guard)),
+        bias_(shape.has_bias ? shape.N : 0, shape.guard) {
+    for (int64_t image = 0; image < shape.batch; ++image) {
+      for (int64_t k = 0; k < shape.K; ++k) {
+        for (int64_t c = 0; c < shape.columns; ++c) {
+          x_[x_place_.at(image, k, c)] = random.number_or_special(shape.special_chance);
+        }
+      }
+    }
+    for (float& bias : bias_) bias = random.number();
+    args_.weight = weight_.view();
+    args_.layout = shape.layout;
+    args_.batch = shape.batch;
+    args_.columns = shape.columns;
+    args_.x = x_.data();
+    args_.ldx = x_place_.ld;
+    args_.x_batch_stride = x_place_.batch_stride;
+    args_.ldy = y_place_.ld;
+    args_.y_batch_stride = y_place_.batch_stride;
+    args_.epilogue = {shape.has_bias ? bias_.data() : nullptr, shape.activation};
+  }
+
+  Shape shape_;
+  Placement x_place_, y_place_;
+  GuardedCsr<float> weight_;
+  Buffer<float> x_, bias_;
+  SpmmArgs args_;
+};
+
+class SpmmTest : public KernelTest<SpmmArgs> {
+ protected:
+  void check(const Shape& shape) {
+    const Case trace(shape);
+    const Problem problem(shape);
+    ASSERT_TRUE(kernel().supports(problem.args()));
+    problem.check(problem.run(kernel()));
+  }
+};
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels());
+
+// Around vectors of 1, 4, 8 and 16 lanes and around tiles of 12 vectors of them, and past two such tiles.
+constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,  11,  12,  13,  15,  16,
+                                17, 25, 47, 48, 49, 63, 95, 96, 97, 191, 192, 193, 199};
+constexpr int64_t kFeatures[] = {1, 7, 8, 9, 33};
+constexpr int64_t kReduced[] = {0, 1, 7, 8, 9, 300, 2000};
+
+TEST_P(SpmmTest, AroundTheTile) {
+  uint64_t seed = 1000;
+  for (const int64_t columns : kColumns) {
+    for (const int64_t K : kReduced) {
+      for (const int64_t N : kFeatures) {
+        for (const Fill fill : kAllFills) {
+          for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+            Random random(++seed);
+            if (K == 2000 && columns > 20 && random.chance(0.7)) continue;  // the slow ones need not all be there
+            Shape shape{.N = N, .K = K, .layout = layout, .columns = columns, .fill = fill};
+            shape.seed = seed;
+            shape.activation = random.pick(kAllActivations);
+            shape.has_bias = random.chance(0.5);
+            shape.padding = random.chance(0.5) ? 0 : random.integer(1, 9);
+            shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Odd images, so that a tile ends inside one and begins in the next, or spans several.
+TEST_P(SpmmTest, TilesThatStraddleImages) {
+  uint64_t seed = 20000;
+  for (const int64_t batch : {0, 2, 3, 5, 40}) {
+    for (const int64_t columns : {1, 3, 7, 8, 9, 25, 49, 97}) {
+      for (const int64_t K : {0, 1, 9, 40}) {
+        for (const int64_t padding : {0, 5}) {
+          for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+            Random random(++seed);
+            Shape shape{.N = 9, .K = K, .layout = Layout::kColumns, .batch = batch, .columns = columns};
+            shape.fill = random.pick(kAllFills);
+            shape.activation = random.pick(kAllActivations);
+            shape.has_bias = random.chance(0.5);
+            shape.padding = padding;
+            shape.guard = guard;
+            shape.seed = seed;
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// A weight so wide that a tile of full width would not fit in cache, and one that no tile fits.
+TEST_P(SpmmTest, NarrowTilesOfWideWeights) {
+  uint64_t seed = 30000;
+  for (const int64_t K : {1100, 3500, 13000}) {
+    for (const int64_t columns : {1, 8, 9, 31, 32, 33, 70}) {
+      for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+        Shape shape{.N = 5, .K = K, .layout = layout, .columns = columns, .fill = Fill::kTenth};
+        shape.seed = ++seed;
+        shape.padding = static_cast<int64_t>(seed % 2);
+        check(shape);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(SpmmTest, EveryActivationWithAndWithoutBias) {
+  uint64_t seed = 40000;
+  for (const Activation activation : kAllActivations) {
+    for (const bool has_bias : {false, true}) {
+      for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+        for (const int64_t columns : {1, 5, 8, 40, 97}) {
+          for (const int64_t batch : {1, 2}) {
+            if (layout == Layout::kRows && batch > 1) continue;
+            Shape shape{.N = 33, .K = 40, .layout = layout, .batch = batch, .columns = columns, .fill = Fill::kRagged};
+            shape.activation = activation;
+            shape.has_bias = has_bias;
+            shape.seed = ++seed;
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SpmmTest, NanAndInfinityInX) {
+  uint64_t seed = 50000;
+  for (const Activation activation : kAllActivations) {
+    for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+      for (const int64_t columns : {1, 3, 8, 20, 97}) {
+        for (const Fill fill : {Fill::kSingle, Fill::kTenth, Fill::kHalf, Fill::kRagged}) {
+          Shape shape{.N = 17, .K = 50, .layout = layout, .columns = columns, .fill = fill};
+          shape.activation = activation;
+          shape.special_chance = 0.03;
+          shape.has_bias = seed % 2 == 0;
+          shape.padding = static_cast<int64_t>(seed % 3);
+          shape.seed = ++seed;
+          check(shape);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// 0 * NaN of an entry that is not stored must be skipped, not computed.
+TEST_P(SpmmTest, MissingEntriesSkipNan) {
+  for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+    for (const int64_t columns : {1, 7, 8, 100}) {
+      Shape shape{.N = 11, .K = 20, .layout = layout, .columns = columns, .fill = Fill::kTenth, .seed = 7};
+      const Case trace(shape);
+      Problem problem(shape);
+      std::vector<bool> is_used(static_cast<size_t>(shape.K));
+      const CsrView<float>& weight = problem.args().weight;
+      for (int64_t i = 0; i < weight.nnz; ++i) is_used[static_cast<size_t>(weight.col_idx[i])] = true;
+      int64_t num_unused = 0;
+      for (int64_t k = 0; k < shape.K; ++k) {
+        if (is_used[static_cast<size_t>(k)]) continue;
+        ++num_unused;
+        for (int64_t c = 0; c < columns; ++c) problem.x()[problem.x_place().at(0, k, c)] = std::nanf("");
+      }
+      ASSERT_GT(num_unused, 0);
+      const Buffer<float> y = problem.run(kernel());
+      for (const float value : y) ASSERT_TRUE(std::isfinite(value));
+      problem.check(y);
+    }
+  }
+}
+
+// One NaN in x reaches its own column only.
+TEST_P(SpmmTest, NanStaysInItsColumn) {
+  for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+    Shape shape{.N = 9, .K = 12, .layout = layout, .columns = 29, .fill = Fill::kFull, .seed = 8};
+    for (int64_t column = 0; column < shape.columns; ++column) {
+      const Case trace(shape, ", NaN in column ", column);
+      Problem problem(shape);
+      problem.x()[problem.x_place().at(0, column % shape.K, column)] = std::nanf("");
+      problem.check(problem.run(kernel()));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(SpmmTest, AnySplitGivesTheSameBits) {
+  for (uint64_t seed = 60000; seed < 60300; ++seed) {
+    Random random(seed);
+    Shape shape{.N = random.integer(1, 40), .K = random.pick<int64_t>({1, 9, 60, 600})};
+    shape.layout = random.chance(0.5) ? Layout::kRows : Layout::kColumns;
+    shape.batch = shape.layout == Layout::kRows ? 1 : random.integer(1, 4);
+    shape.columns = random.integer(1, 150);
+    shape.fill = random.pick(kAllFills);
+    shape.activation = random.pick(kAllActivations);
+    shape.has_bias = random.chance(0.5);
+    shape.padding = random.integer(0, 4);
+    shape.seed = seed;
+    const Case trace(shape);
+    const Problem problem(shape);
+    const Buffer<float> whole = problem.run(kernel());
+    const Buffer<float> parts = problem.run_with([&](const SpmmArgs& args) {
+      run_split(kernel(), args, {0, shape.N}, {0, kernel().num_tiles(args)}, random);
+    });
+    ASSERT_TRUE(same_bits(whole, parts));
+  }
+}
+
+TEST_P(SpmmTest, NothingToComputeMeansNoTiles) {
+  for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+    const Problem no_columns({.N = 3, .K = 3, .layout = layout, .columns = 0});
+    EXPECT_EQ(kernel().num_tiles(no_columns.args()), 0);
+    EXPECT_GE(kernel().scratch_bytes(no_columns.args()), 0);
+  }
+  const Problem no_batch({.N = 3, .K = 3, .layout = Layout::kColumns, .batch = 0, .columns = 5});
+  EXPECT_EQ(kernel().num_tiles(no_batch.args()), 0);
+}
+
+}  // namespace
+}  // namespace sparsecore::test

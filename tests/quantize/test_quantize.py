@@ -1,0 +1,160 @@
+"""quantize(): which layers change into what, and that a failure changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.nn import (
+    Int8Conv2d,
+    Int8Linear,
+    SparseConv2d,
+    SparseInt8Conv2d,
+    SparseInt8Linear,
+    SparseLinear,
+)
+from sparsecore.quantize import quantize
+
+
+def network() -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(4 * 8 * 8, 16), nn.ReLU()),
+        nn.Linear(16, 10),
+    ).eval()
+    with torch.no_grad():
+        for module in (model[0], model[3][0]):
+            module.weight *= torch.rand(module.weight.shape) < 0.5
+    return model
+
+
+def kinds(model: nn.Module) -> list[type[nn.Module]]:
+    return [type(module) for module in model.modules() if hasattr(module, "bias")]
+
+
+DENSE = [nn.Conv2d, nn.Linear, nn.Linear]
+INT8 = [Int8Conv2d, Int8Linear, Int8Linear]
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_close_to_the_float_model(activations: Any) -> None:
+    model, x = network(), torch.rand(32, 1, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        zeros = model[3][0].weight == 0
+        batches = [x[:16], x[16:]] if activations == "static" else None
+        assert quantize(model, batches, activations=activations) is model
+        error = (model(x) - expected).abs().max()
+    assert kinds(model) == INT8
+    assert float(error) < 0.02 * float(expected.abs().max())
+    assert bool((model[3][0].q[zeros] == 0).all())
+    assert [module.x_scale is None for module in (model[0], model[4])] == [
+        activations == "dynamic"
+    ] * 2
+
+
+def test_static_covers_the_calibration_range() -> None:
+    model = nn.Sequential(nn.Linear(8, 4))
+    quantize(model, [torch.full((1, 8), 51.0), torch.full((1, 8), 255.0)], activations="static")
+    assert (model[0].x_scale, model[0].x_zero_point) == (1.0, -128)
+
+
+def test_sparse_layers_stay_sparse() -> None:
+    model = network()
+    model[0], model[4] = SparseConv2d.from_dense(model[0]), SparseLinear.from_dense(model[4])
+    pattern = model[0].col_idx.clone()
+    quantize(model)
+    assert kinds(model) == [SparseInt8Conv2d, Int8Linear, SparseInt8Linear]
+    assert torch.equal(model[0].col_idx, pattern)
+    with pytest.raises(UnsupportedError, match="nothing to quantize"):
+        quantize(model)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "expected"),
+    [
+        ("3", [Int8Conv2d, nn.Linear, Int8Linear]),
+        (["0", "4"], [nn.Conv2d, Int8Linear, nn.Linear]),
+        (nn.Conv2d, [nn.Conv2d, Int8Linear, Int8Linear]),
+        ("3.*", [Int8Conv2d, nn.Linear, Int8Linear]),
+        ((nn.Conv2d, "3.0"), [nn.Conv2d, nn.Linear, Int8Linear]),
+    ],
+)
+def test_exclude(exclude: Any, expected: list[type[nn.Module]]) -> None:
+    model = network()
+    quantize(model, exclude=exclude)
+    assert kinds(model) == expected
+
+
+def test_shared_layer_stays_shared() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    quantize(model, [torch.rand(2, 4)], activations="static")
+    assert isinstance(model[0], Int8Linear)
+    assert model[0] is model[2]
+
+
+def test_training_flags_stay() -> None:
+    model = network().train()
+    model[4].eval()
+    quantize(model)
+    assert model[0].training
+    assert not model[4].training
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyError("boom")
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "error", "text"),
+    [
+        ({}, {"activations": "float"}, ValueError, "dynamic"),
+        ({}, {"activations": "static"}, ValueError, "batches exactly with"),
+        ({}, {"batches": [torch.rand(1, 1, 8, 8)]}, ValueError, "batches exactly with"),
+        ({}, {"activations": "static", "batches": []}, ValueError, "at least one"),
+        (
+            {},
+            {"activations": "static", "batches": [torch.full((1, 1, 8, 8), float("nan"))]},
+            ValueError,
+            "0: expected finite activations",
+        ),
+        ({}, {"exclude": "typo"}, ValueError, "'typo'"),
+        ({}, {"exclude": "*"}, UnsupportedError, "nothing to quantize"),
+        ({1: Failing()}, {"activations": "static", "batches": [torch.rand(1, 1, 8, 8)]}, KeyError,
+         "boom"),
+        ({1: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")}, {}, UnsupportedError,
+         "1: expected padding with zeros.*exclude='1'"),
+    ],
+)  # fmt: skip
+def test_failure_changes_nothing(
+    change: dict[int, nn.Module], arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    model = network()
+    for index, module in change.items():
+        model[index] = module
+    before = list(model.modules())
+    with pytest.raises(error, match=text):
+        quantize(model, **arguments)
+    assert list(model.modules()) == before
+
+
+def test_nan_weight_is_named() -> None:
+    model = network()
+    with torch.no_grad():
+        model[3][0].weight[0, 0] = float("inf")
+    with pytest.raises(FormatError, match=r"3\.0: expected a finite weight.*exclude='3\.0'"):
+        quantize(model)
+    assert kinds(model) == DENSE
+
+
+def test_a_single_layer_cannot_be_replaced_in_place() -> None:
+    with pytest.raises(UnsupportedError, match=r"nn\.Sequential"):
+        quantize(nn.Linear(2, 2))

@@ -1,0 +1,30 @@
+"""Importing the package pulls in nothing but its core."""
+
+import subprocess
+import sys
+
+EXTRAS = "click rich plotly jinja2 sklearn scipy transformers pydantic yaml onnxruntime".split()
+
+
+def test_import_pulls_in_no_extra() -> None:
+    # Against what torch alone brings: it imports some of them itself where they are installed.
+    code = (
+        "import sys, torch, safetensors.torch; before = set(sys.modules); import sparsecore; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not set(result.stdout.split()) & set(EXTRAS)
+
+
+def test_forced_isa_is_checked_by_the_import() -> None:
+    code = "import sparsecore"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"SPARSECORE_ISA": "mmx", "PATH": "/usr/bin:/bin"},
+    )
+    assert result.returncode != 0
+    assert "SPARSECORE_ISA: expected one of scalar" in result.stderr

@@ -1,0 +1,356 @@
+"""Every operation through every kernel against dense float64 or int64; tracing, gradients, bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import ACTIVATIONS, assert_within, dense_reference
+from torch import Tensor, nn
+from torch.library import opcheck
+
+from sparsecore import _C, CsrWeight, Int8Weight, ops
+
+raw = torch.ops.sparsecore
+
+
+def kernel_names(operation: str) -> list[str]:
+    return [k["name"] for k in _C.kernels() if k["op"] == operation and k["available"]]
+
+
+def random_sparse(*shape: int, density: float = 0.3) -> Tensor:
+    return torch.randn(shape) * (torch.rand(shape) < density)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# --- results ---
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("kernel", kernel_names("spmm"))
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 9), (3, 1, 1), (13, 70, 33), (97, 200, 8)])
+def test_spmm_rows(kernel: str, activation: str, M: int, K: int, N: int) -> None:
+    linear = nn.Linear(K, N)
+    linear.weight.data = random_sparse(N, K)
+    weight = CsrWeight.from_dense(linear.weight)
+    x = torch.randn(M, K)
+    y = ops.spmm(x, weight, linear.bias, activation=activation, kernel=kernel)
+    assert_within(y, *dense_reference(linear, x, activation))
+
+
+@pytest.mark.parametrize("kernel", kernel_names("spmm"))
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (3, 5, 11)])
+def test_spmm_columns(kernel: str, size: tuple[int, ...]) -> None:
+    conv = nn.Conv2d(20, 17, 1)
+    conv.weight.data = random_sparse(17, 20, 1, 1)
+    weight = CsrWeight.from_dense(conv.weight)
+    x = torch.randn(2, 20, *size)
+    y = ops.spmm(x, weight, conv.bias, layout="columns", activation="relu", kernel=kernel)
+    exact, bound = dense_reference(conv, x.reshape(2, 20, -1, 1), "relu")
+    assert_within(y.reshape(exact.shape), exact, bound)
+
+
+@pytest.mark.parametrize("kernel", kernel_names("conv2d"))
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (1, 5), "padding": (0, 2), "stride": (2, 1)},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 4},
+        {"kernel_size": 3, "dilation": (2, 3), "padding": 3},
+        {"kernel_size": 1, "stride": 3},
+        {"kernel_size": 2, "padding": 4, "groups": 8},
+    ],
+    ids=str,
+)
+def test_conv2d(kernel: str, activation: str, settings: dict[str, object]) -> None:
+    conv = nn.Conv2d(8, 16, **settings)
+    conv.weight.data = random_sparse(*conv.weight.shape)
+    weight = CsrWeight.from_dense(conv.weight)
+    x = torch.randn(2, 8, 13, 10)
+    y = ops.conv2d(x, weight, conv.bias, activation=activation, kernel=kernel, **settings)
+    assert_within(y, *dense_reference(conv, x, activation))
+
+
+def int8_reference(
+    x: Tensor, weight: Int8Weight, x_scale: float | None, x_zero_point: int
+) -> Tensor:
+    """Exact integers in int64, then the contract's float32 arithmetic; scales are powers of two."""
+    scale = torch.tensor(x_scale) if x_scale else x.abs().amax(1, keepdim=True) / 127
+    q = torch.clamp(torch.round(x / scale) + x_zero_point, -128, 127).long() - x_zero_point
+    return (q @ weight.q.long().T).float() * (scale * weight.scale)
+
+
+@pytest.mark.parametrize("quantizer", [(None, 0), (2.0**-5, 0), (2.0**-6, -11)])
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 9), (5, 1, 1), (13, 70, 33), (67, 203, 8)])
+def test_int8(quantizer: tuple[float | None, int], M: int, K: int, N: int) -> None:
+    q = torch.randint(-128, 128, (N, K), dtype=torch.int8) * (torch.rand(N, K) < 0.4)
+    weight = Int8Weight(q.to(torch.int8), 2.0 ** -torch.arange(N).remainder(8).float())
+    x = torch.randn(M, K)
+    expected = int8_reference(x, weight, *quantizer)
+    options = dict(zip(("x_scale", "x_zero_point"), quantizer, strict=True))
+    for kernel in kernel_names("gemm_int8"):
+        assert torch.equal(ops.gemm_int8(x, weight, kernel=kernel, **options), expected)
+    for kernel in kernel_names("spmm_int8"):
+        assert torch.equal(ops.spmm_int8(x, weight.to_csr(), kernel=kernel, **options), expected)
+
+
+def test_int8_extremes_do_not_overflow() -> None:
+    K = 65536
+    weight = Int8Weight(torch.full((2, K), -128, dtype=torch.int8), torch.ones(2))
+    x = torch.full((2, K), 1e9)
+    y = ops.gemm_int8(x, weight, x_scale=1.0, x_zero_point=-128)
+    assert torch.equal(y, torch.full((2, 2), -128.0 * 255 * K))
+    assert torch.equal(ops.spmm_int8(x, weight.to_csr(), x_scale=1.0, x_zero_point=-128), y)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_int8_row_with_nan_or_infinity_is_nan_alone(value: float) -> None:
+    weight = Int8Weight.from_dense(torch.randn(3, 8))
+    x = torch.randn(2, 8)
+    x[1, 3] = value
+    y = ops.gemm_int8(x, weight)
+    assert y[0].isfinite().all()
+    assert y[1].isnan().all()
+
+
+def test_missing_entries_skip_nan() -> None:
+    weight = CsrWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+    for rows in (1, 5):
+        y = ops.spmm(torch.tensor([[float("nan"), 1.0]] * rows), weight)
+        assert (y[:, 0] == 2).all()
+        assert y[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("K", [0, 5])
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_empty_and_all_zero(rows: int, K: int) -> None:
+    bias = torch.tensor([1.0, -2.0])
+    x = torch.randn(rows, K)
+    expected = bias.expand(rows, 2)
+    weight = CsrWeight.from_dense(torch.zeros(2, K))
+    assert torch.equal(ops.spmm(x, weight, bias), expected)
+    assert torch.equal(ops.gemm_int8(x, Int8Weight.from_dense(torch.zeros(2, K)), bias), expected)
+    assert torch.equal(ops.spmm_int8(x, weight.quantize(), bias), expected)
+    images = torch.randn(rows, K, 3, 3)
+    y = ops.spmm(images, weight, bias, layout="columns")
+    assert torch.equal(y, bias[:, None, None].expand(rows, 2, 3, 3))
+
+
+def test_same_bits_for_any_number_of_threads(threads: None) -> None:
+    linear = CsrWeight.from_dense(random_sparse(300, 257))
+    filters = CsrWeight.from_dense(random_sparse(64, 16, 3, 3))
+    q = Int8Weight.from_dense(torch.randn(300, 257))
+    x, images = torch.randn(130, 257), torch.randn(3, 16, 33, 31)
+
+    def run() -> list[Tensor]:
+        return [
+            ops.spmm(x, linear, activation="gelu"),
+            ops.spmm(x[:1], linear),
+            ops.spmm(images, CsrWeight.from_dense(torch.eye(16)), layout="columns"),
+            ops.conv2d(images, filters, kernel_size=3, padding=1),
+            ops.gemm_int8(x, q),
+            ops.spmm_int8(x, q.to_csr()),
+        ]
+
+    torch.set_num_threads(1)
+    expected = run()
+    for count in (2, 3, 7):
+        torch.set_num_threads(count)
+        assert all(map(torch.equal, run(), expected)), f"{count} threads"
+
+
+def test_strided_input() -> None:
+    weight = CsrWeight.from_dense(random_sparse(6, 5))
+    x = torch.randn(5, 4).T
+    assert torch.equal(ops.spmm(x, weight), ops.spmm(x.contiguous(), weight))
+    images = torch.randn(2, 6, 6, 5).permute(0, 3, 1, 2)
+    y = ops.spmm(images, weight, layout="columns")
+    assert torch.equal(y, ops.spmm(images.contiguous(), weight, layout="columns"))
+
+
+# --- tracing and gradients ---
+
+
+def csr_tensors(weight: CsrWeight) -> tuple[Tensor, Tensor, Tensor]:
+    return weight.row_ptr, weight.col_idx, weight.values
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_opcheck_float(activation: str) -> None:
+    weight = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
+    filters = csr_tensors(CsrWeight.from_dense(random_sparse(6, 2, 3, 3)))
+    bias = torch.randn(6, requires_grad=True)
+    x = torch.randn(4, 5, requires_grad=True)
+    opcheck(raw.spmm_csr.default, (x, *weight, bias, activation, "rows", ""))
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    opcheck(raw.spmm_csr.default, (x, *weight, bias, activation, "columns", ""))
+    x = torch.randn(2, 4, 7, 6, requires_grad=True)
+    settings = ([3, 3], [2, 1], [1, 1], [1, 1], 2)
+    opcheck(raw.conv2d_csr.default, (x, *filters, bias, *settings, activation, ""))
+
+
+def test_opcheck_int8_and_packing() -> None:
+    dense = Int8Weight.from_dense(random_sparse(6, 5))
+    sparse = dense.to_csr()
+    x = torch.randn(4, 5)
+    opcheck(raw.gemm_int8.default, (x, dense.q, dense.scale))
+    opcheck(raw.spmm_csr_int8.default, (x, *csr_tensors(sparse), sparse.scale, None, 0.1, 3))
+    arrays = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
+    opcheck(raw.pack_csr.default, (random_sparse(4, 5),))
+    opcheck(raw.unpack_csr.default, (*arrays, 5))
+    opcheck(raw.transpose_csr.default, (*arrays, 5))
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_gradients_equal_the_dense_ones(activation: str) -> None:
+    function = ACTIVATIONS[activation][0]
+    dense, filters = random_sparse(6, 5), random_sparse(6, 2, 3, 3)
+    bias = torch.randn(6, requires_grad=True)
+    x = torch.randn(4, 5, requires_grad=True)
+    images = torch.randn(2, 4, 7, 6, requires_grad=True)
+    settings = {"stride": 2, "padding": 1, "groups": 2}
+    pairs = [
+        (
+            x,
+            ops.spmm(x, CsrWeight.from_dense(dense), bias, activation=activation),
+            function(F.linear(x, dense, bias)),
+        ),
+        (
+            images,
+            ops.conv2d(
+                images,
+                CsrWeight.from_dense(filters),
+                bias,
+                kernel_size=3,
+                activation=activation,
+                **settings,
+            ),
+            function(F.conv2d(images, filters, bias, **settings)),
+        ),
+    ]
+    for inputs, sparse_y, dense_y in pairs:
+        grad = torch.randn_like(dense_y)
+        found = torch.autograd.grad(sparse_y, (inputs, bias), grad)
+        expected = torch.autograd.grad(dense_y, (inputs, bias), grad)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_int8_backward_is_a_clear_error() -> None:
+    x = torch.randn(2, 5, requires_grad=True)
+    y = ops.gemm_int8(x, Int8Weight.from_dense(torch.randn(6, 5)))
+    with pytest.raises(RuntimeError, match="int8 operations have no gradient"):
+        y.sum().backward()
+
+
+def test_compile_fullgraph() -> None:
+    weight = CsrWeight.from_dense(random_sparse(6, 5))
+    dense = Int8Weight.from_dense(torch.randn(6, 6))
+
+    def model(x: Tensor) -> Tensor:
+        return ops.gemm_int8(ops.spmm(x, weight, activation="relu") + 1, dense)
+
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
+
+
+# --- bad input ---
+
+GOOD = CsrWeight.from_dense(torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("row_ptr", "col_idx", "message"),
+    [
+        ([0, 1, 2], [0, 4], "col_idx must be inside"),
+        ([0, 1, 2], [-1, 0], "col_idx must be inside"),
+        ([0, 2, 2], [1, 1], "strictly ascending"),
+        ([0, 2, 1], [0, 1], "row_ptr must rise"),
+        ([0, 1, 9], [0, 1], "row_ptr must rise"),
+        ([-3, 1, 2], [0, 1], "row_ptr must rise"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_damaged_indices_are_found_in_every_call(
+    row_ptr: list[int], col_idx: list[int], message: str, rows: int
+) -> None:
+    arrays = (torch.tensor(row_ptr, dtype=torch.int32), torch.tensor(col_idx, dtype=torch.int32))
+    values, x = torch.ones(len(col_idx)), torch.randn(rows, 4)
+    with pytest.raises(RuntimeError, match=message):
+        raw.spmm_csr(x, *arrays, values)
+    with pytest.raises(RuntimeError, match=message):
+        raw.spmm_csr_int8(x, *arrays, values.to(torch.int8), torch.ones(2))
+    one = [1, 1]
+    with pytest.raises(RuntimeError, match=message):
+        raw.conv2d_csr(x.view(rows, 4, 1, 1), *arrays, values, None, one, one, [0, 0], one)
+    with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
+        raw.unpack_csr(*arrays, values, 4)
+    with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
+        raw.transpose_csr(*arrays, values, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.spmm(torch.randn(2, 4).double(), GOOD), "expected float32 x"),
+        (lambda: ops.spmm(torch.randn(2, 5), GOOD, torch.ones(4), layout="diagonal"), "layout"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(3)), r"bias of shape \[4\]"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(4).half()), "float32 bias"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, activation="tanh"), "activation"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, kernel="magic"), "expected a kernel"),
+        (lambda: ops.spmm(torch.tensor(1.0), GOOD), "expected x"),
+        (lambda: ops.spmm(torch.randn(2, 3), GOOD), "col_idx must be inside"),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2), GOOD, kernel_size=1), "expected x"),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=3), "at least 3 pixels"),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, stride=0), "stride"),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, groups=3), "groups"),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, padding=-1), "padding"),
+        (
+            lambda: ops.gemm_int8(torch.randn(2, 5), Int8Weight.from_dense(torch.eye(4))),
+            r"K = 4\]",
+        ),
+        (
+            lambda: ops.gemm_int8(
+                torch.randn(2, 4), Int8Weight.from_dense(torch.eye(4)), x_scale=-1.0
+            ),
+            "positive finite x_scale",
+        ),
+        (
+            lambda: ops.gemm_int8(
+                torch.randn(2, 70000), Int8Weight.from_dense(torch.ones(1, 70000))
+            ),
+            "K <= 65536",
+        ),
+        (lambda: ops.spmm_int8(torch.randn(2, 4), GOOD), "call weight.quantize"),
+        (lambda: ops.spmm(torch.randn(2, 4), torch.eye(4)), "expected a CsrWeight"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(call: object, message: str) -> None:
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        call()
+
+
+def test_numpy_module_agrees() -> None:
+    dense, x = random_sparse(9, 7), torch.randn(5, 7)
+    arrays = _C.pack_csr(dense.numpy())
+    assert (_C.unpack_csr(*arrays, cols=7) == dense.numpy()).all()
+    for kernel in kernel_names("spmm"):
+        y = torch.from_numpy(_C.spmm_csr(x.numpy(), *arrays, kernel=kernel))
+        assert torch.equal(y, ops.spmm(x, CsrWeight.from_dense(dense), kernel=kernel))
+    with pytest.raises(ValueError, match="strictly ascending"):
+        _C.spmm_csr(x.numpy(), arrays[0], arrays[1][::-1].copy(), arrays[2])

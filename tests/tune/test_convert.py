@@ -1,0 +1,209 @@
+"""convert() and explain(): the same numbers, nothing slower chosen, reasons given."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsecore as sc
+from sparsecore.errors import UnsupportedError
+from sparsecore.tune import cache, measure
+
+
+@pytest.fixture(autouse=True)
+def _setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setenv("SPARSECORE_CACHE_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What measuring says instead of a clock, by format."""
+    fixed = {"dense": 100.0, "csr": 50.0, "int8": 60.0, "csr int8": 55.0}
+    monkeypatch.setattr(
+        measure, "_measure", lambda forms, shape: {name: fixed[name] for name in forms}
+    )
+    return fixed
+
+
+def pruned_net(sparsity: float = 0.8) -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 1),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 10),
+    ).eval()
+    sc.prune(model, sparsity)
+    return model
+
+
+X = torch.randn(2, 3, 6, 6)
+
+
+def formats(model: nn.Module) -> dict[str, str]:
+    return {row.name: row.format for row in sc.explain(model).rows}
+
+
+def test_same_outputs_and_the_model_stays(times: dict[str, float]) -> None:
+    model = pruned_net()
+    before = copy.deepcopy(model.state_dict())
+    fast = sc.convert(model, X)
+    torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-5)
+    assert formats(fast) == {"0": "csr", "3": "csr", "5": "csr"}
+    assert isinstance(fast[1], nn.Identity)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_dense_is_kept_where_sparse_is_not_clearly_faster(times: dict[str, float]) -> None:
+    times["csr"] = 99.0
+    fast = sc.convert(pruned_net(), X)
+    assert set(formats(fast).values()) == {"dense"}
+    row = sc.explain(fast).rows[0]
+    assert row.time_us == row.dense_us == 100.0
+    assert row.speedup == 1.0
+    assert "csr 99 us" in row.reason
+
+
+def test_int8_layers_choose_among_all_four(times: dict[str, float]) -> None:
+    model = sc.quantize(pruned_net())
+    assert set(formats(sc.convert(model, X)).values()) == {"csr int8"}
+    times["int8"] = 20.0
+    assert set(formats(sc.convert(model, X, cache=False)).values()) == {"int8"}
+    times["dense"] = 10.0
+    fast = sc.convert(model, X, cache=False)
+    assert set(formats(fast).values()) == {"dense"}
+    torch.testing.assert_close(fast(X), model(X), rtol=0.1, atol=0.1)
+
+
+def test_times_are_cached_on_disk(times: dict[str, float], tmp_path: Path) -> None:
+    sc.convert(pruned_net(), X)
+    times["csr"] = 500.0
+    assert formats(sc.convert(pruned_net(), X))["3"] == "csr", "from the cache"
+    assert formats(sc.convert(pruned_net(), X, cache=False))["3"] == "dense", "measured anew"
+    path = tmp_path / cache.FILE_NAME
+    for damage in ("", "{", "[]", '{"format": 1, "machines": [1]}'):
+        path.write_text(damage)
+        assert formats(sc.convert(pruned_net(), X))["3"] == "dense", "a damaged file is ignored"
+
+
+def test_cache_that_cannot_be_written_is_no_error(
+    times: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSECORE_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert formats(sc.convert(pruned_net(), X))["3"] == "csr"
+
+
+def test_without_example_the_cost_model_decides() -> None:
+    fast = sc.convert(pruned_net(0.95))
+    assert formats(fast) == {"0": "csr", "3": "csr", "5": "csr"}
+    assert isinstance(fast[1], nn.BatchNorm2d), "nothing was observed, so nothing is folded"
+    assert "cost model" in sc.explain(fast).rows[0].reason
+    assert set(formats(sc.convert(pruned_net(0.5))).values()) == {"dense"}
+
+
+def test_really_measured() -> None:
+    model = nn.Sequential(nn.Linear(512, 512))
+    sc.prune(model, 0.98)
+    fast = sc.convert(model, torch.randn(64, 512))
+    row = sc.explain(fast).rows[0]
+    assert row.time_us > 0
+    assert row.dense_us > 0
+    assert row.time_us <= row.dense_us, "whatever was chosen is not slower than dense"
+    assert 0 < row.roofline < 1.5
+
+
+class Odd(nn.Module):
+    """Layers that have to stay as they are, each for a reason of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 16)
+        self.head = nn.Linear(16, 8, bias=False)
+        self.head.weight = self.embedding.weight
+        self.unused = nn.Linear(16, 16)
+        self.narrow = nn.Linear(16, 16, dtype=torch.bfloat16)
+        self.dense = nn.Linear(16, 16)
+        self.twice = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.twice(self.twice(self.embedding(x)))
+        return self.head(self.dense(self.narrow(y.bfloat16()).float()))
+
+
+def test_layers_that_stay_say_why(times: dict[str, float]) -> None:
+    model = Odd()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and name != "dense":
+            layer.weight.data *= torch.rand(layer.weight.shape) < 0.2
+    x = torch.tensor([[1, 2, 3]])
+    fast = sc.convert(model, x)
+    reasons = {row.name: row.reason for row in sc.explain(fast).rows}
+    assert "shares its weight" in reasons["head"]
+    assert "did not run" in reasons["unused"]
+    assert "bfloat16" in reasons["narrow"]
+    assert "zeros" in reasons["dense"]
+    twice = next(row for row in sc.explain(fast) if row.name == "twice")
+    assert twice.format == "csr"
+    assert twice.time_us == 100.0, "two calls of 50"
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_is_one_layer_and_torch_pruning(times: dict[str, float]) -> None:
+    linear = nn.Linear(8, 8)
+    torch.nn.utils.prune.l1_unstructured(linear, "weight", 0.5)
+    fast = sc.convert(linear, torch.randn(3, 8))
+    assert isinstance(fast, sc.nn.SparseLinear)
+    assert hasattr(linear, "weight_orig"), "the model itself stays"
+    assert sc.explain(fast).rows[0].name == "(model)"
+
+
+def test_exclude_and_progress(times: dict[str, float]) -> None:
+    shares: list[float] = []
+    fast = sc.convert(pruned_net(), X, exclude=["3"], progress=shares.append)
+    assert formats(fast) == {"0": "csr", "3": "dense", "5": "csr"}
+    assert shares[-1] == 1.0
+
+
+def test_survives_deepcopy_and_bundles(times: dict[str, float], tmp_path: Path) -> None:
+    fast = sc.convert(pruned_net(), X)
+    assert formats(copy.deepcopy(fast)) == formats(fast)
+    sc.save(fast, tmp_path / "m.safetensors")
+    loaded = sc.load(tmp_path / "m.safetensors", pruned_net)
+    assert torch.equal(loaded(X), fast(X))
+    assert sc.explain(loaded).rows[0].reason == "not measured here"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "fast"}, "expected policy"),
+        ({"policy": "measure"}, "needs example_inputs"),
+        ({"exclude": ["conv9"]}, "conv9"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sc.convert(pruned_net(), **arguments)
+
+
+def test_explain_needs_our_layers() -> None:
+    with pytest.raises(UnsupportedError, match="convert"):
+        sc.explain(nn.Linear(2, 2))
+
+
+def test_table_as_text_html_and_data(times: dict[str, float]) -> None:
+    explanation = sc.explain(sc.convert(pruned_net(), X))
+    text = str(explanation)
+    assert "spmm_csr_f32" in text
+    assert "2.00x" in text
+    assert "<table>" in explanation._repr_html_()
+    row = explanation.to_dict()["rows"][0]
+    assert row["speedup"] == 2.0
+    assert len(explanation) == 3
