@@ -10,7 +10,6 @@ from pathlib import Path
 VARIABLES: dict[str, str] = {
     "SPARSECORE_ISA": "instruction set that kernels use, e.g. scalar (read by the native library)",
     "SPARSECORE_CACHE_DIR": "folder for measured kernel choices (default: the user's cache folder)",
-    "SPARSECORE_BUILD_CUDA": "auto, 0 or 1: compile the CUDA kernels (read by setup.py)",
 }
 
 

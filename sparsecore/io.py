@@ -164,11 +164,6 @@ def _check_replaces(dense: nn.Module, layer: nn.Module) -> None:
             if isinstance(dense, nn.Conv2d)
             else getattr(dense, "padding", None)
         )
-        expected["padding"] = (
-            resolve_padding(dense)
-            if isinstance(dense, nn.Conv2d)
-            else getattr(dense, "padding", None)
-        )
     if found != expected:
         raise ValueError(f"expected {expected} as in the model, got {found}; {_WRONG_MODEL}")
 

@@ -87,6 +87,7 @@ def run_digits(
         "sparsity": sparsity,
         "test_images": len(data.test_x),
         "seed": seed,
+        "baselines": [_baseline(run) for run in runs],
         "fma_gflops": [run.fma_gflops for run in runs],
         "versions": [_row(version, data, runs, out_dir) for version in versions],
         "conversions": [
@@ -187,10 +188,12 @@ def _row(version: Version, data: Digits, runs: Sequence[Run], out_dir: Path) -> 
         "file": path.name,
         "disk_bytes": path.stat().st_size,
         "memory_bytes": memory_bytes(version.model),
-        "timings": [
-            run.row(version.name, run.faster(DENSE, f"{DENSE}{CHANNELS_LAST}")) for run in runs
-        ],
+        "timings": [run.row(version.name, _baseline(run)) for run in runs],
     }
+
+
+def _baseline(run: Run) -> str:
+    return run.faster(DENSE, f"{DENSE}{CHANNELS_LAST}")
 
 
 def steps_per_epoch(data: Digits) -> int:

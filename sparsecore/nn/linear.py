@@ -26,7 +26,7 @@ class LinearGeometry(CompressedModule):
         self.out_features, self.in_features = weight.shape
 
     def _check_input(self, x: Tensor) -> None:
-        if x.shape[-1:] != (self.in_features,):
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
 
     def _run(self, x: Tensor) -> Tensor:
