@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The CPU build of torch where the index has it under this name; an environment with another torch is used as it is.
+# What pip is told about torch, for example TORCH="torch --index-url https://download.pytorch.org/whl/cpu".
 TORCH ?= torch==2.13.0
 BUILD := build
 
@@ -19,7 +19,8 @@ $(BIN)/python:
 
 # What the build itself needs, and torch: see the README for other builds of it.
 $(VENV)/.tools: $(BIN)/python
-	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy safetensors "setuptools>=77" wheel "pybind11>=2.12" "cmake>=3.22" ninja
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet numpy safetensors "setuptools>=77" wheel "pybind11>=2.12" "cmake>=3.22" ninja
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)

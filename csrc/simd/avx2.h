@@ -13,7 +13,6 @@ namespace {
 struct Simd {
   using F32 = __m256;
   static constexpr int kLanes = 8;
-  static constexpr int kRegisters = 16;
 
   static SPARSECORE_INLINE __m256i first_lanes(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

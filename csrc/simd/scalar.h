@@ -13,7 +13,6 @@ namespace {
 struct Simd {
   using F32 = float;
   static constexpr int kLanes = 1;
-  static constexpr int kRegisters = 16;
 
   static SPARSECORE_INLINE F32 zero() { return 0.0f; }
   static SPARSECORE_INLINE F32 set1(float a) { return a; }

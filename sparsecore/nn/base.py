@@ -1,7 +1,7 @@
 """What all compressed layers share: weights as buffers, validated loading, configuration.
 
-A layer is a geometry (linear.py, conv.py) times one of the three storages below. A storage names
-its buffers, makes them from a dense weight, and multiplies rows of activations with them.
+A layer is a geometry (linear.py, conv.py) times a storage (storage.py), which is what fills in the
+methods that are not implemented here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.ops import ACTIVATIONS
-from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
 WeightFormat: TypeAlias = CsrWeight | Int8Weight
 Layer = TypeVar("Layer", bound="CompressedModule")
@@ -68,8 +66,8 @@ class CompressedModule(nn.Module):
         for name in self.buffer_names:
             self.register_buffer(name, getattr(weight, name))
         if bias is not None and not isinstance(bias, nn.Parameter):
-            bias = nn.Parameter(bias)
-        self.bias = bias
+            bias = nn.Parameter(bias.contiguous())
+        self.register_parameter("bias", bias)
 
     # --- what storage and geometry fill in ---
 
@@ -155,8 +153,8 @@ class CompressedModule(nn.Module):
         """Build the layer from ``config()`` and ``tensors()``, which may come from anywhere.
 
         Raises:
-            FormatError: A tensor or setting is missing, invalid, or does not fit the others.
-            ValueError: A setting has an impossible value.
+            FormatError: a tensor or setting is missing, invalid, or does not fit the others.
+            ValueError: a setting has an impossible value.
         """
         expected = {"weight_shape", *cls.all_keywords()}
         if set(config) != expected:
@@ -177,11 +175,16 @@ class CompressedModule(nn.Module):
 
     # --- using ---
 
+    def _weight(self) -> list[Tensor]:
+        """The buffers in order; nn.Module's __getattr__ would cost 0.3 us for each."""
+        buffers = cast("dict[str, Tensor]", self._buffers)
+        return [buffers[name] for name in self.buffer_names]
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         if x.dtype == torch.float32:
             return self._run(x)
-        return self._run(_widen(x)).to(x.dtype)
+        return self._run(widen(x)).to(x.dtype)
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -249,172 +252,6 @@ def _copy(bias: Any) -> nn.Parameter | None:
 _NARROW = (torch.float16, torch.bfloat16)
 
 
-def _widen(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     """16-bit floats to float32; the operations say what is wrong with anything else."""
     return tensor.float() if tensor.dtype in _NARROW else tensor
-
-
-# --- the three storages ---
-
-
-class CsrStorage(CompressedModule):
-    """Float CSR."""
-
-    buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values")
-    row_ptr: Tensor
-    col_idx: Tensor
-    values: Tensor
-
-    @classmethod
-    def _compress(cls, weight: Tensor) -> CsrWeight:
-        return CsrWeight.from_dense(weight)
-
-    @classmethod
-    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
-        return CsrWeight(**tensors, shape=shape)
-
-    def _arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        # Looked up in the dict, for nn.Module's __getattr__ costs 0.3 us for each tensor.
-        buffers, bias = self._buffers, self._parameters["bias"]
-        return (
-            buffers["row_ptr"],
-            buffers["col_idx"],
-            _widen(buffers["values"]),
-            None if bias is None else _widen(bias),
-        )
-
-
-class QuantizedStorage(CompressedModule):
-    """int8 weight, and activations quantized on the way in. There are no gradients.
-
-    Args:
-        x_scale: scale of the activations, from calibration; None scales each row by its maximum.
-        x_zero_point: the int8 value that stands for zero, with x_scale.
-    """
-
-    keywords: ClassVar[tuple[str, ...]] = ("x_scale", "x_zero_point")
-
-    def __init__(
-        self,
-        weight: WeightFormat,
-        bias: Tensor | None = None,
-        *,
-        x_scale: float | None = None,
-        x_zero_point: int = 0,
-        **options: Any,
-    ) -> None:
-        if bias is not None:
-            bias = nn.Parameter(bias.detach(), requires_grad=False)
-        super().__init__(weight, bias, **options)
-        self.x_scale, self.x_zero_point = _checked_input(x_scale, x_zero_point)
-
-    def get_extra_state(self) -> Tensor:
-        """Return [x_scale, x_zero_point], which come from data like weights; empty if dynamic."""
-        state = [] if self.x_scale is None else [self.x_scale, self.x_zero_point]
-        return torch.tensor(state, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.x_scale, self.x_zero_point = _input_from_state(state)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        if (state := state_dict.get(prefix + "_extra_state")) is not None:
-            _input_from_state(state)  # raises before anything is changed
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-    def _shared_arguments(self, group: int, groups: int) -> tuple[Any, ...]:
-        """What both int8 operations take after the weight: bias, input, activation, kernel."""
-        bias = None if self.bias is None else _rows(_widen(self.bias), group, groups)
-        return bias, self.x_scale, self.x_zero_point, self.activation, self.kernel
-
-
-def _checked_input(x_scale: Any, x_zero_point: Any) -> tuple[float | None, int]:
-    if x_scale is not None and not is_valid_scale(x_scale):
-        raise ValueError(f"expected a finite x_scale above 0, got {x_scale}")
-    if type(x_zero_point) is not int or not INPUT_MIN <= x_zero_point <= INPUT_MAX:
-        raise ValueError(f"expected an int8 x_zero_point, got {x_zero_point!r}")
-    if x_scale is None and x_zero_point != 0:
-        raise ValueError(f"expected an x_scale with x_zero_point={x_zero_point}")
-    return None if x_scale is None else float(x_scale), x_zero_point
-
-
-def _input_from_state(state: object) -> tuple[float | None, int]:
-    values = state.tolist() if isinstance(state, Tensor) and state.dim() == 1 else None
-    if values == []:
-        return None, 0
-    if values is None or len(values) != 2 or not float(values[1]).is_integer():
-        raise FormatError(f"expected extra state [x_scale, x_zero_point] or nothing, got {state}")
-    try:
-        return _checked_input(values[0], int(values[1]))
-    except ValueError as error:
-        raise FormatError(str(error)) from None
-
-
-def _rows(tensor: Tensor, group: int, groups: int) -> Tensor:
-    """One of equal parts of a tensor."""
-    size = tensor.shape[0] // groups
-    return tensor if groups == 1 else tensor[group * size : (group + 1) * size]
-
-
-class Int8Storage(QuantizedStorage):
-    """Dense int8."""
-
-    buffer_names: ClassVar[tuple[str, ...]] = ("q", "scale")
-    q: Tensor
-    scale: Tensor
-
-    @classmethod
-    def _compress(cls, weight: Tensor) -> Int8Weight:
-        return Int8Weight.from_dense(weight)
-
-    @classmethod
-    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Weight:
-        return Int8Weight(**tensors)
-
-    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
-        weight = (_rows(tensor, group, groups) for tensor in (self.q, self.scale))
-        return cast(Tensor, raw.gemm_int8(x, *weight, *self._shared_arguments(group, groups)))
-
-
-class CsrInt8Storage(QuantizedStorage):
-    """int8 CSR."""
-
-    buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values", "scale")
-    row_ptr: Tensor
-    col_idx: Tensor
-    values: Tensor
-    scale: Tensor
-
-    @classmethod
-    def _compress(cls, weight: Tensor) -> CsrWeight:
-        return Int8Weight.from_dense(weight).to_csr()
-
-    @classmethod
-    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
-        return CsrWeight(**tensors, shape=shape)
-
-    @classmethod
-    def from_int8(cls: type[Layer], module: nn.Module) -> Layer:
-        """Leave the zeros out of a dense int8 layer; the outputs stay equal."""
-        if not isinstance(module, Int8Storage):
-            raise UnsupportedError(f"expected a dense int8 layer, got {type(module).__name__}")
-        return cls._rebuild(module, Int8Weight(module.q, module.scale).to_csr())
-
-    @classmethod
-    def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
-        """Quantize a float CSR layer; options are x_scale and x_zero_point."""
-        if not isinstance(module, CsrStorage):
-            raise UnsupportedError(f"expected a float CSR layer, got {type(module).__name__}")
-        weight = CsrWeight(module.row_ptr, module.col_idx, module.values, module.weight_shape)
-        return cls._rebuild(module, weight.quantize(), **options)
-
-    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
-        weight = (*self._group(group, groups), _rows(self.scale, group, groups))
-        arguments = self._shared_arguments(group, groups)
-        return cast(Tensor, raw.spmm_csr_int8(x, *weight, *arguments))
-
-    def _group(self, group: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        """row_ptr, col_idx and values of one group of rows."""
-        assert groups == 1
-        return self.row_ptr, self.col_idx, self.values

@@ -10,13 +10,8 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.nn.base import (
-    CompressedModule,
-    CsrInt8Storage,
-    CsrStorage,
-    Int8Storage,
-    WeightFormat,
-)
+from sparsecore.nn.base import CompressedModule, WeightFormat
+from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage
 
 Pair = tuple[int, int]
 
@@ -184,11 +179,13 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
         rows = self.out_channels // self.groups * torch.arange(self.groups + 1)
         self._group_starts: list[int] = self.row_ptr[rows].tolist()
 
-    def _group(self, group: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _group(self, group: int, groups: int) -> list[Tensor]:
         rows = self.out_channels // groups
+        first, last = group * rows, (group + 1) * rows
         begin, end = self._group_starts[group : group + 2]
-        row_ptr = self.row_ptr[group * rows : (group + 1) * rows + 1] - begin
-        return row_ptr, self.col_idx[begin:end], self.values[begin:end]
+        row_ptr = self.row_ptr[first : last + 1] - begin
+        entries = slice(begin, end)
+        return [row_ptr, self.col_idx[entries], self.values[entries], self.scale[first:last]]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

@@ -7,13 +7,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.nn.base import (
-    CompressedModule,
-    CsrInt8Storage,
-    CsrStorage,
-    Int8Storage,
-    WeightFormat,
-)
+from sparsecore.nn.base import CompressedModule, WeightFormat
+from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage
 
 
 class LinearGeometry(CompressedModule):

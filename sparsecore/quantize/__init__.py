@@ -76,13 +76,11 @@ def quantize(
     builders = _builders()
     quantized: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
-        if layer not in quantized:
-            try:
-                quantized[layer] = builders[type(layer)](layer, **inputs.get(layer, {})).train(
-                    layer.training
-                )
-            except (FormatError, UnsupportedError) as error:
-                raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
+        try:
+            quantized[layer] = builders[type(layer)](layer, **inputs.get(layer, {}))
+        except (FormatError, UnsupportedError) as error:
+            raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
+        quantized[layer].train(layer.training)
     for name, layer in layers.items():
         model.set_submodule(name, quantized[layer])
     return model

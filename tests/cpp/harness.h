@@ -11,11 +11,14 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "guarded.h"
 #include "random.h"
 #include "sparsecore/kernel.h"
+#include "sparsecore/split.h"
 
 namespace sparsecore {
 
@@ -44,8 +47,8 @@ std::vector<Kernel<Args>> rows_of(std::span<const Kernel<Args>> table) {
   return {table.begin(), table.end()};
 }
 
-#define SPARSECORE_TEST_EACH_KERNEL(Suite, table)                                      \
-  INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(rows_of(table)),          \
+#define SPARSECORE_TEST_EACH_KERNEL(Suite, table)                             \
+  INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(rows_of(table)), \
                            [](const auto& tested) { return std::string(tested.param.name); })
 
 // Names what runs: in the message of a failed check, and on stderr when a guard page is hit.
@@ -81,7 +84,8 @@ class Case {
   // Prints, then lets the faulting instruction run again into whoever handled it before (sanitizer or default).
   static void report(int signal) {
     for (const char* text : {"\nguard page or other fault in case: ", current(), "\n"}) {
-      if (text != nullptr) [[maybe_unused]] const auto written = write(STDERR_FILENO, text, std::strlen(text));
+      if (text != nullptr) [[maybe_unused]]
+        const auto written = write(STDERR_FILENO, text, std::strlen(text));
     }
     sigaction(signal, &previous(signal), nullptr);
   }
@@ -132,6 +136,20 @@ void run_split(const Kernel<Args>& kernel, const Args& args, Range rows, Range t
   }
   run_split(kernel, args, first_rows, first_tiles, random);
   run_split(kernel, args, second_rows, second_tiles, random);
+}
+
+// As the bindings do it: tasks of split_work, each on a thread with scratch of its own.
+template <class Args>
+void run_threads(const Kernel<Args>& kernel, const Args& args, const int32_t* row_ptr, int64_t num_rows,
+                 int64_t num_threads) {
+  const std::vector<Task> tasks = split_work(row_ptr, num_rows, kernel.num_tiles(args), num_threads);
+  std::vector<Buffer<uint8_t>> scratches;
+  for (size_t t = 0; t < tasks.size(); ++t) scratches.emplace_back(kernel.scratch_bytes(args), Guard::kAfter, 64);
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < tasks.size(); ++t) {
+    threads.emplace_back([&, t] { kernel.run(args, tasks[t].rows, tasks[t].tiles, scratches[t].data()); });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 inline bool same_bits(const Buffer<float>& a, const Buffer<float>& b) {

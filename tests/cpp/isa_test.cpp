@@ -10,8 +10,8 @@
 namespace sparsecore::test {
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::kScalar,     Isa::kAvx2,       Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
-                            Isa::kAvx512Vbmi, Isa::kAmx,        Isa::kNeon,    Isa::kNeonDot};
+constexpr Isa kAllIsas[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
+                            Isa::kAvx512Vbmi, Isa::kAmx,  Isa::kNeon,    Isa::kNeonDot};
 
 std::string forced_isa() {
   const char* text = std::getenv("SPARSECORE_ISA");

@@ -1,11 +1,12 @@
 // What results must be: slow references in float64 and int64, and how far a float32 kernel may be from them.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <cstdint>
+#include <iomanip>
 #include <numbers>
+#include <sstream>
+#include <string>
 
 #include "guarded.h"
 #include "sparsecore/kernel.h"
@@ -105,10 +106,11 @@ inline bool is_close(float got, const Expected& expected) {
   return std::fabs(double(got) - expected.value) <= expected.bound;
 }
 
-inline ::testing::AssertionResult describe(float got, const Expected& expected) {
-  if (is_close(got, expected)) return ::testing::AssertionSuccess();
-  if (is_unwritten(got)) return ::testing::AssertionFailure() << "never written, expected " << expected.value;
-  return ::testing::AssertionFailure() << "expected " << expected.value << " +- " << expected.bound << ", got " << got;
+inline std::string describe(float got, const Expected& expected) {
+  std::ostringstream text;
+  text << std::setprecision(9) << "expected " << expected.value << " +- " << expected.bound << ", ";
+  is_unwritten(got) ? text << "never written" : text << "got " << got;
+  return text.str();
 }
 
 }  // namespace sparsecore::test

@@ -53,6 +53,10 @@ def test_symmetric() -> None:
     q = quantize_symmetric(weight, torch.tensor(1.0))
     assert q.tolist() == [-127, -2, 0, 0, 0, 2, 2, 127]  # half to even
     assert q.dtype == torch.int8
+    assert quantize_symmetric(torch.tensor([-300.0, 300.0]), torch.tensor(1.0)).tolist() == [
+        -127,
+        127,
+    ]
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])

@@ -40,7 +40,7 @@ def test_kinds_of_batches(as_batch: object) -> None:
 
 def test_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).train()
-    model[0].eval()
+    model[1].eval()
     flags = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     observe(model, {"1": model[1]}, [torch.randn(4, 3)])

@@ -3,12 +3,14 @@
 
 namespace sparsecore {
 
+Kernel<Conv2dArgs> conv2d_csr_f32_avx512();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
 
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
   static const Kernel<Conv2dArgs> table[] = {
 #if defined(__x86_64__)
+      conv2d_csr_f32_avx512(),
       conv2d_csr_f32_avx2(),
 #endif
       conv2d_csr_f32_scalar(),

@@ -3,12 +3,14 @@
 
 namespace sparsecore {
 
+Probe probe_avx512();
 Probe probe_avx2();
 Probe probe_scalar();
 
 std::span<const Probe> probes() {
   static const Probe table[] = {
 #if defined(__x86_64__)
+      probe_avx512(),
       probe_avx2(),
 #endif
       probe_scalar(),

@@ -3,6 +3,7 @@
 
 namespace sparsecore {
 
+Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
 Kernel<SpmmInt8Args> spmm_csr_s16s8f32_avx2();
@@ -11,6 +12,7 @@ Kernel<SpmmInt8Args> spmm_csr_s16s8f32_scalar();
 std::span<const Kernel<SpmmArgs>> spmm_kernels() {
   static const Kernel<SpmmArgs> table[] = {
 #if defined(__x86_64__)
+      spmm_csr_f32_avx512(),
       spmm_csr_f32_avx2(),
 #endif
       spmm_csr_f32_scalar(),

@@ -11,7 +11,8 @@ int main() {
   float y[3];
   if (sparsecore::validate_csr(3, 3, row_ptr, col_idx, {0, 3}) != nullptr) return 1;
 
-  sparsecore::SpmmArgs args{.weight = {3, 3, 3, row_ptr, col_idx, values}, .columns = 1, .x = x, .ldx = 3, .y = y, .ldy = 3};
+  sparsecore::SpmmArgs args{
+      .weight = {3, 3, 3, row_ptr, col_idx, values}, .columns = 1, .x = x, .ldx = 3, .y = y, .ldy = 3};
   const auto& kernel = sparsecore::select_kernel(sparsecore::spmm_kernels(), args);
   std::vector<std::byte> scratch(kernel.scratch_bytes(args));
   for (const auto& task : sparsecore::split_work(row_ptr, 3, kernel.num_tiles(args), 2)) {

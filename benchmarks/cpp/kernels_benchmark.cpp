@@ -1,0 +1,304 @@
+// Times every enabled kernel of every table, one thread, on layers of BERT, LLaMA and ResNet-50.
+//
+//   sparsecore_benchmarks --benchmark_filter='spmm/.*avx2.*768' --benchmark_repetitions=5
+//
+// Rates count the non-zeros only: 2 * nnz * columns operations. `of_fma_peak` holds them against the float32
+// multiply-add probe of the best enabled instruction set, run right before in the same process; the int8 operations
+// are held against the same probe, so they may pass 1. What is timed: one call over the whole output, packing of the
+// activations included; quantizing them is a line of its own.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "sparsecore/ops.h"
+
+namespace sparsecore {
+namespace {
+
+// --- Rates ---
+
+double fma_peak_gflops() {
+  const auto enabled = [](const Probe& row) { return isa_enabled(row.isa); };
+  const Probe& probe = *std::find_if(probes().begin(), probes().end(), enabled);
+  float sink = 0.0f;
+  ProbeArgs args;
+  args.repeats = 20'000;
+  args.sink = &sink;
+  double best_seconds = 1e9;
+  for (int round = 0; round < 50; ++round) {  // about 10 ms; the best, since a peak is what nothing disturbs
+    const auto begin = std::chrono::steady_clock::now();
+    probe.fma(args);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    best_seconds = std::min(best_seconds, time.count());
+  }
+  return double(args.repeats * kFmaProbeFlopsPerLane * probe.lanes) / best_seconds * 1e-9;
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+template <class Args>
+void time_kernel(benchmark::State& state, const Kernel<Args>& kernel, const Args& args, int64_t rows, double flops) {
+  if (!kernel.supports(args)) return state.SkipWithError("the kernel does not support this shape");
+  const auto scratch_bytes = static_cast<size_t>(kernel.scratch_bytes(args));
+  const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, (scratch_bytes + 64) / 64 * 64));
+  const int64_t tiles = kernel.num_tiles(args);
+  const double peak = fma_peak_gflops();
+  for (auto _ : state) {
+    kernel.run(args, {0, rows}, {0, tiles}, scratch.get());
+    benchmark::ClobberMemory();
+  }
+  using benchmark::Counter;
+  if (flops <= 0.0) return;
+  state.counters["GFLOP/s"] = Counter(flops * 1e-9, Counter::kIsIterationInvariantRate);
+  state.counters["of_fma_peak"] = Counter(flops * 1e-9 / peak, Counter::kIsIterationInvariantRate);
+}
+
+// --- Data ---
+
+std::vector<float> random_floats(int64_t size) {
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  std::vector<float> result(static_cast<size_t>(size));
+  for (float& value : result) value = uniform(random);
+  return result;
+}
+
+// Unstructured: every entry is kept with the same probability.
+template <class T>
+struct Weight {
+  std::vector<int32_t> row_ptr{0}, col_idx;
+  std::vector<T> values;
+  CsrView<T> view;
+
+  Weight(int64_t N, int64_t K, double sparsity) {
+    std::mt19937 random(2);
+    std::bernoulli_distribution keep(1.0 - sparsity);
+    std::uniform_int_distribution<int> value(-127, 127);
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; ++k) {
+        if (!keep(random)) continue;
+        col_idx.push_back(static_cast<int32_t>(k));
+        values.push_back(static_cast<T>(value(random)));
+      }
+      row_ptr.push_back(static_cast<int32_t>(values.size()));
+    }
+    view = {N, K, static_cast<int64_t>(values.size()), row_ptr.data(), col_idx.data(), values.data()};
+  }
+  double flops(int64_t columns) const { return 2.0 * double(view.nnz) * double(columns); }
+};
+
+struct QuantizedRows {
+  int64_t ld;
+  std::vector<int16_t> values;
+  std::vector<float> scale;
+
+  QuantizedRows(int64_t M, int64_t K)
+      : ld((K + 15) / 16 * 16), values(static_cast<size_t>(M * ld)), scale(static_cast<size_t>(M), 0.01f) {
+    std::mt19937 random(3);
+    std::uniform_int_distribution<int> value(-127, 127);
+    for (int64_t m = 0; m < M; ++m) {
+      for (int64_t k = 0; k < K; ++k) values[static_cast<size_t>(m * ld + k)] = static_cast<int16_t>(value(random));
+    }
+  }
+};
+
+// --- One layer each ---
+
+struct Linear {
+  int64_t N, K, M;
+  std::string name() const { return std::to_string(N) + "x" + std::to_string(K) + "," + std::to_string(M); }
+};
+constexpr Linear kLinears[] = {{768, 768, 128}, {3072, 768, 128}, {768, 3072, 128}, {4096, 4096, 16}, {4096, 4096, 1}};
+
+struct Conv {
+  int64_t channels, features, size, taps;
+  std::string name() const {
+    return std::to_string(channels) + "->" + std::to_string(features) + "@" + std::to_string(size);
+  }
+};
+constexpr Conv kPointwise[] = {{64, 256, 56, 1}, {128, 512, 28, 1}, {256, 1024, 14, 1}, {512, 2048, 7, 1}};
+constexpr Conv kSpatial[] = {{64, 64, 56, 3}, {128, 128, 28, 3}, {256, 256, 14, 3}, {512, 512, 7, 3}};
+constexpr double kSparsities[] = {0.7, 0.9, 0.95};
+
+void spmm_rows(benchmark::State& state, const Kernel<SpmmArgs>& kernel, Linear layer, double sparsity) {
+  const Weight<float> weight(layer.N, layer.K, sparsity);
+  const std::vector<float> x = random_floats(layer.M * layer.K);
+  std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
+  SpmmArgs args;
+  args.weight = weight.view;
+  args.columns = layer.M;
+  args.x = x.data();
+  args.ldx = layer.K;
+  args.y = y.data();
+  args.ldy = layer.N;
+  time_kernel(state, kernel, args, layer.N, weight.flops(layer.M));
+}
+
+void spmm_columns(benchmark::State& state, const Kernel<SpmmArgs>& kernel, Conv layer, double sparsity) {
+  const int64_t P = layer.size * layer.size;
+  const Weight<float> weight(layer.features, layer.channels, sparsity);
+  const std::vector<float> x = random_floats(layer.channels * P);
+  std::vector<float> y(static_cast<size_t>(layer.features * P));
+  SpmmArgs args;
+  args.weight = weight.view;
+  args.layout = Layout::kColumns;
+  args.columns = args.ldx = args.ldy = P;
+  args.x = x.data();
+  args.y = y.data();
+  time_kernel(state, kernel, args, layer.features, weight.flops(P));
+}
+
+void conv2d(benchmark::State& state, const Kernel<Conv2dArgs>& kernel, Conv layer, int64_t stride, double sparsity) {
+  const Weight<float> weight(layer.features, layer.channels * layer.taps * layer.taps, sparsity);
+  const std::vector<float> x = random_floats(layer.channels * layer.size * layer.size);
+  Conv2dArgs args;
+  args.weight = weight.view;
+  args.batch = 1;
+  args.channels = layer.channels;
+  args.height = args.width = layer.size;
+  args.kernel_h = args.kernel_w = layer.taps;
+  args.padding_h = args.padding_w = layer.taps / 2;
+  args.stride_h = args.stride_w = stride;
+  args.out_height = args.out_width = (layer.size + 2 * args.padding_h - layer.taps) / stride + 1;
+  std::vector<float> y(static_cast<size_t>(layer.features * args.out_height * args.out_width));
+  args.x = x.data();
+  args.y = y.data();
+  time_kernel(state, kernel, args, layer.features, weight.flops(args.out_height * args.out_width));
+}
+
+void spmm_int8(benchmark::State& state, const Kernel<SpmmInt8Args>& kernel, Linear layer, double sparsity) {
+  const Weight<int8_t> weight(layer.N, layer.K, sparsity);
+  const QuantizedRows x(layer.M, layer.K);
+  const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
+  std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
+  SpmmInt8Args args;
+  args.weight = weight.view;
+  args.weight_scale = scale.data();
+  args.x = x.values.data();
+  args.x_scale = x.scale.data();
+  args.M = layer.M;
+  args.ldx = x.ld;
+  args.y = y.data();
+  args.ldy = layer.N;
+  time_kernel(state, kernel, args, layer.N, weight.flops(layer.M));
+}
+
+void gemm_int8(benchmark::State& state, const Kernel<GemmInt8Args>& kernel, Linear layer) {
+  const std::vector<int8_t> weight(static_cast<size_t>(layer.N * layer.K), int8_t(3));
+  const QuantizedRows x(layer.M, layer.K);
+  const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
+  std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
+  GemmInt8Args args;
+  args.x = x.values.data();
+  args.x_scale = x.scale.data();
+  args.M = layer.M;
+  args.N = layer.N;
+  args.K = layer.K;
+  args.ldx = x.ld;
+  args.weight = weight.data();
+  args.weight_scale = scale.data();
+  args.y = y.data();
+  args.ldy = layer.N;
+  time_kernel(state, kernel, args, layer.N, 2.0 * double(layer.M * layer.N * layer.K));
+}
+
+void quantize(benchmark::State& state, const Kernel<QuantizeArgs>& kernel, Linear layer) {
+  const std::vector<float> x = random_floats(layer.M * layer.K);
+  QuantizedRows out(layer.M, layer.K);
+  QuantizeArgs args;
+  args.x = x.data();
+  args.M = layer.M;
+  args.K = args.ldx = layer.K;
+  args.out = out.values.data();
+  args.ld_out = out.ld;
+  args.scale = out.scale.data();
+  time_kernel(state, kernel, args, 1, 0.0);
+  state.SetBytesProcessed(state.iterations() * layer.M * layer.K * int64_t(sizeof(float) + sizeof(int16_t)));
+}
+
+void fma_probe(benchmark::State& state, const Probe& probe) {
+  float sink = 0.0f;
+  ProbeArgs args;
+  args.repeats = 20'000;
+  args.sink = &sink;
+  for (auto _ : state) probe.fma(args);
+  const double flops = double(args.repeats * kFmaProbeFlopsPerLane * probe.lanes);
+  state.counters["GFLOP/s"] = benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// --- Registration: op/kernel/layer/sparsity ---
+
+template <class Row, class Function>
+void for_enabled(std::span<const Row> table, Function function) {
+  for (const Row& row : table) {
+    if (isa_enabled(row.isa)) function(row);
+  }
+}
+
+template <class Function, class... Arguments>
+void add(const std::string& name, Function function, Arguments... arguments) {
+  benchmark::RegisterBenchmark(name.c_str(), function, arguments...)->Unit(benchmark::kMicrosecond);
+}
+
+template <class Function>
+void for_sparsities(Function function) {
+  for (const double sparsity : kSparsities) {
+    function(sparsity, std::to_string(static_cast<int>(100.0 * sparsity + 0.5)) + "%");
+  }
+}
+
+void add_all() {
+  for_enabled(probes(), [](const Probe& row) { add(std::string("probe/") + row.name, fma_probe, row); });
+  for_enabled(spmm_kernels(), [](const Kernel<SpmmArgs>& row) {
+    const std::string prefix = std::string("spmm/") + row.name + "/";
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Linear& layer : kLinears) add(prefix + layer.name() + "/" + suffix, spmm_rows, row, layer, sparsity);
+      for (const Conv& layer : kPointwise)
+        add(prefix + layer.name() + "/" + suffix, spmm_columns, row, layer, sparsity);
+    });
+  });
+  for_enabled(conv2d_kernels(), [](const Kernel<Conv2dArgs>& row) {
+    const std::string prefix = std::string("conv2d/") + row.name + "/";
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Conv& layer : kSpatial) add(prefix + layer.name() + "/" + suffix, conv2d, row, layer, 1, sparsity);
+      const Conv& strided = kSpatial[1];
+      add(prefix + strided.name() + "/stride2/" + suffix, conv2d, row, strided, 2, sparsity);
+    });
+  });
+  for_enabled(spmm_int8_kernels(), [](const Kernel<SpmmInt8Args>& row) {
+    const std::string prefix = std::string("spmm_int8/") + row.name + "/";
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Linear& layer : kLinears) add(prefix + layer.name() + "/" + suffix, spmm_int8, row, layer, sparsity);
+    });
+  });
+  for_enabled(gemm_int8_kernels(), [](const Kernel<GemmInt8Args>& row) {
+    for (const Linear& layer : kLinears)
+      add(std::string("gemm_int8/") + row.name + "/" + layer.name(), gemm_int8, row, layer);
+  });
+  for_enabled(quantize_kernels(), [](const Kernel<QuantizeArgs>& row) {
+    for (const Linear& layer : kLinears)
+      add(std::string("quantize/") + row.name + "/" + layer.name(), quantize, row, layer);
+  });
+}
+
+}  // namespace
+}  // namespace sparsecore
+
+int main(int argc, char** argv) {
+  benchmark::AddCustomContext("cpu", sparsecore::cpu_name());
+  benchmark::AddCustomContext("isa", sparsecore::isa_name(sparsecore::isa_in_use()));
+  benchmark::AddCustomContext("threads", "1");
+  sparsecore::add_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}

@@ -1,0 +1,173 @@
+"""The three storages: what buffers a layer has, and how activations are multiplied by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore._native import raw
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
+from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
+
+
+class CsrStorage(CompressedModule):
+    """Float CSR."""
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values")
+    row_ptr: Tensor
+    col_idx: Tensor
+    values: Tensor
+
+    @classmethod
+    def _compress(cls, weight: Tensor) -> CsrWeight:
+        return CsrWeight.from_dense(weight)
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
+        return CsrWeight(**tensors, shape=shape)
+
+    def _arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        row_ptr, col_idx, values = self._weight()
+        bias = self._parameters["bias"]
+        return row_ptr, col_idx, widen(values), None if bias is None else widen(bias)
+
+
+class QuantizedStorage(CompressedModule):
+    """int8 weight, and activations quantized on the way in. There are no gradients.
+
+    Args:
+        x_scale: scale of the activations, from calibration; None scales each row by its maximum.
+        x_zero_point: the int8 value that stands for zero, with x_scale.
+    """
+
+    keywords: ClassVar[tuple[str, ...]] = ("x_scale", "x_zero_point")
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        x_scale: float | None = None,
+        x_zero_point: int = 0,
+        **options: Any,
+    ) -> None:
+        if bias is not None:
+            bias = nn.Parameter(bias.detach(), requires_grad=False)
+        super().__init__(weight, bias, **options)
+        self.x_scale, self.x_zero_point = _checked_input(x_scale, x_zero_point)
+
+    def get_extra_state(self) -> Tensor:
+        """Return [x_scale, x_zero_point], which come from data like weights; empty if dynamic."""
+        state = [] if self.x_scale is None else [self.x_scale, self.x_zero_point]
+        return torch.tensor(state, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.x_scale, self.x_zero_point = _input_from_state(state)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if (state := state_dict.get(prefix + "_extra_state")) is not None:
+            _input_from_state(state)  # raises before anything is changed
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _shared_arguments(self, group: int, groups: int) -> tuple[Any, ...]:
+        """What both int8 operations take after the weight: bias, input, activation, kernel."""
+        bias = self._parameters["bias"]
+        part = None if bias is None else _rows(widen(bias), group, groups)
+        return part, self.x_scale, self.x_zero_point, self.activation, self.kernel
+
+
+def _checked_input(x_scale: Any, x_zero_point: Any) -> tuple[float | None, int]:
+    if x_scale is not None and not is_valid_scale(x_scale):
+        raise ValueError(f"expected a finite x_scale above 0, got {x_scale}")
+    if type(x_zero_point) is not int or not INPUT_MIN <= x_zero_point <= INPUT_MAX:
+        raise ValueError(f"expected an int8 x_zero_point, got {x_zero_point!r}")
+    if x_scale is None and x_zero_point != 0:
+        raise ValueError(f"expected an x_scale with x_zero_point={x_zero_point}")
+    return None if x_scale is None else float(x_scale), x_zero_point
+
+
+def _input_from_state(state: object) -> tuple[float | None, int]:
+    values = state.tolist() if isinstance(state, Tensor) and state.dim() == 1 else None
+    if values == []:
+        return None, 0
+    if values is None or len(values) != 2 or not float(values[1]).is_integer():
+        raise FormatError(f"expected extra state [x_scale, x_zero_point] or nothing, got {state}")
+    try:
+        return _checked_input(values[0], int(values[1]))
+    except ValueError as error:
+        raise FormatError(str(error)) from None
+
+
+def _rows(tensor: Tensor, group: int, groups: int) -> Tensor:
+    """One of equal parts of a tensor."""
+    size = tensor.shape[0] // groups
+    return tensor if groups == 1 else tensor[group * size : (group + 1) * size]
+
+
+class Int8Storage(QuantizedStorage):
+    """Dense int8."""
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("q", "scale")
+    q: Tensor
+    scale: Tensor
+
+    @classmethod
+    def _compress(cls, weight: Tensor) -> Int8Weight:
+        return Int8Weight.from_dense(weight)
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Weight:
+        return Int8Weight(**tensors)
+
+    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
+        weight = [_rows(tensor, group, groups) for tensor in self._weight()]
+        return cast(Tensor, raw.gemm_int8(x, *weight, *self._shared_arguments(group, groups)))
+
+
+class CsrInt8Storage(QuantizedStorage):
+    """int8 CSR."""
+
+    buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values", "scale")
+    row_ptr: Tensor
+    col_idx: Tensor
+    values: Tensor
+    scale: Tensor
+
+    @classmethod
+    def _compress(cls, weight: Tensor) -> CsrWeight:
+        return Int8Weight.from_dense(weight).to_csr()
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
+        return CsrWeight(**tensors, shape=shape)
+
+    @classmethod
+    def from_int8(cls: type[Layer], module: nn.Module) -> Layer:
+        """Leave the zeros out of a dense int8 layer; the outputs stay equal."""
+        if not isinstance(module, Int8Storage):
+            raise UnsupportedError(f"expected a dense int8 layer, got {type(module).__name__}")
+        return cls._rebuild(module, Int8Weight(module.q, module.scale).to_csr())
+
+    @classmethod
+    def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
+        """Quantize a float CSR layer; options are x_scale and x_zero_point."""
+        if not isinstance(module, CsrStorage):
+            raise UnsupportedError(f"expected a float CSR layer, got {type(module).__name__}")
+        weight = CsrWeight(module.row_ptr, module.col_idx, module.values, module.weight_shape)
+        return cls._rebuild(module, weight.quantize(), **options)
+
+    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
+        weight = self._weight() if groups == 1 else self._group(group, groups)
+        arguments = self._shared_arguments(group, groups)
+        return cast(Tensor, raw.spmm_csr_int8(x, *weight, *arguments))
+
+    def _group(self, group: int, groups: int) -> list[Tensor]:
+        """row_ptr, col_idx, values and scale of one of equal groups of rows."""
+        raise NotImplementedError

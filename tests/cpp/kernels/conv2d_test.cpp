@@ -1,0 +1,401 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "csr.h"
+#include "harness.h"
+#include "oracle.h"
+#include "sparsecore/ops.h"
+
+namespace sparsecore::test {
+namespace {
+
+struct Pair {
+  int64_t h = 1, w = 1;
+};
+
+std::ostream& operator<<(std::ostream& out, Pair pair) { return out << pair.h << "x" << pair.w; }
+
+struct Shape {
+  int64_t batch = 1, channels_per_group = 1, rows_per_group = 1, groups = 1;
+  Pair image{1, 1}, filter{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
+  Fill fill = Fill::kHalf;
+  Activation activation = Activation::kNone;
+  bool has_bias = false;
+  double special_chance = 0.0;  // of NaN and infinities in x
+  Guard guard = Guard::kAfter;
+  uint64_t seed = 0;
+
+  Pair output() const {
+    const auto size = [](int64_t input, int64_t taps, int64_t step, int64_t pad, int64_t spread) {
+      const int64_t room = input + 2 * pad - (spread * (taps - 1) + 1);
+      return room < 0 ? 0 : room / step + 1;
+    };
+    return {size(image.h, filter.h, stride.h, padding.h, dilation.h),
+            size(image.w, filter.w, stride.w, padding.w, dilation.w)};
+  }
+  bool is_possible() const { return output().h > 0 && output().w > 0; }
+  int64_t N() const { return rows_per_group * groups; }
+  int64_t channels() const { return channels_per_group * groups; }
+  int64_t K() const { return channels_per_group * filter.h * filter.w; }
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  return out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels_per_group << " -> "
+             << shape.rows_per_group << " in " << shape.groups << " groups, image " << shape.image << ", filter "
+             << shape.filter << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
+             << shape.dilation << ", fill " << shape.fill << ", " << activation_name(shape.activation)
+             << (shape.has_bias ? ", bias" : "") << ", specials " << shape.special_chance
+             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+}
+
+class Problem {
+ public:
+  explicit Problem(const Shape& shape) : Problem(shape, Random(shape.seed)) {}
+
+  const Conv2dArgs& args() const { return args_; }
+  Buffer<float>& x() { return x_; }
+  Buffer<float>& weight_values() { return weight_.values; }
+
+  Buffer<float> run(const Kernel<Conv2dArgs>& kernel) const {
+    return run_with([&](const Conv2dArgs& args) { run_all(kernel, args, shape_.N(), shape_.guard); });
+  }
+  template <class Function>
+  Buffer<float> run_with(Function function) const {
+    const int64_t size = shape_.batch * shape_.N() * args_.out_height * args_.out_width;
+    Buffer<float> y = unwritten_output(size, shape_.guard);
+    Conv2dArgs args = args_;
+    args.y = y.data();
+    function(args);
+    return y;
+  }
+
+  void check(const Buffer<float>& y) const {
+    int64_t at = 0;
+    for (int64_t image = 0; image < shape_.batch; ++image) {
+      for (int64_t n = 0; n < shape_.N(); ++n) {
+        for (int64_t oh = 0; oh < args_.out_height; ++oh) {
+          for (int64_t ow = 0; ow < args_.out_width; ++ow, ++at) {
+            const Expected expected =
+                expect_sum(output_sum(image, n, oh, ow), args_.epilogue.bias_of(n), shape_.activation);
+            ASSERT_TRUE(is_close(y[at], expected)) << describe(y[at], expected) << " in image " << image << ", row "
+                                                   << n << ", pixel " << oh << ", " << ow;
+          }
+        }
+      }
+    }
+    ASSERT_EQ(at, y.size());
+  }
+
+ private:
+  Problem(const Shape& shape, Random random)
+      : shape_(shape),
+        weight_(random_csr<float>(random, shape.N(), shape.K(), shape.fill), shape.guard),
+        x_(shape.batch * shape.channels() * shape.image.h * shape.image.w, shape.guard),
+        bias_(shape.has_bias ? shape.N() : 0, shape.guard) {
+    for (float& x : x_) x = random.number_or_special(shape.special_chance);
+    for (float& bias : bias_) bias = random.number();
+    args_.weight = weight_.view();
+    args_.batch = shape.batch;
+    args_.channels = shape.channels();
+    args_.height = shape.image.h;
+    args_.width = shape.image.w;
+    args_.out_height = shape.output().h;
+    args_.out_width = shape.output().w;
+    args_.kernel_h = shape.filter.h;
+    args_.kernel_w = shape.filter.w;
+    args_.stride_h = shape.stride.h;
+    args_.stride_w = shape.stride.w;
+    args_.padding_h = shape.padding.h;
+    args_.padding_w = shape.padding.w;
+    args_.dilation_h = shape.dilation.h;
+    args_.dilation_w = shape.dilation.w;
+    args_.groups = shape.groups;
+    args_.x = x_.data();
+    args_.epilogue = {shape.has_bias ? bias_.data() : nullptr, shape.activation};
+  }
+
+  Sum output_sum(int64_t image, int64_t n, int64_t oh, int64_t ow) const {
+    Sum sum;
+    const int64_t first_channel = n / shape_.rows_per_group * shape_.channels_per_group;
+    for (int64_t i = weight_.row_ptr[n]; i < weight_.row_ptr[n + 1]; ++i) {
+      const int64_t k = weight_.col_idx[i];
+      const int64_t channel = first_channel + k / (shape_.filter.h * shape_.filter.w);
+      const int64_t h =
+          oh * shape_.stride.h - shape_.padding.h + k / shape_.filter.w % shape_.filter.h * shape_.dilation.h;
+      const int64_t w = ow * shape_.stride.w - shape_.padding.w + k % shape_.filter.w * shape_.dilation.w;
+      const bool is_inside = h >= 0 && h < shape_.image.h && w >= 0 && w < shape_.image.w;
+      const int64_t pixel = ((image * shape_.channels() + channel) * shape_.image.h + h) * shape_.image.w + w;
+      sum.add(double(weight_.values[i]), is_inside ? double(x_[pixel]) : 0.0);
+    }
+    return sum;
+  }
+
+  Shape shape_;
+  GuardedCsr<float> weight_;
+  Buffer<float> x_, bias_;
+  Conv2dArgs args_;
+};
+
+class Conv2dTest : public KernelTest<Conv2dArgs> {
+ protected:
+  void check(const Shape& shape) {
+    if (!shape.is_possible()) return;
+    const Case trace(shape);
+    const Problem problem(shape);
+    ASSERT_TRUE(kernel().supports(problem.args()));
+    problem.check(problem.run(kernel()));
+    ++num_checked_;
+  }
+
+  // What the loops of a sweep leave open.
+  void randomize_rest(Shape& shape, Random& random, uint64_t seed) {
+    shape.seed = seed;
+    shape.fill = random.pick(kAllFills);
+    shape.activation = random.pick(kAllActivations);
+    shape.has_bias = random.chance(0.5);
+    shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
+  }
+
+  int64_t num_checked_ = 0;
+};
+SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels());
+
+// Every square filter, stride, dilation and padding up to one more than the filter, over images from one pixel to
+// wider than a vector.
+TEST_P(Conv2dTest, SquareFilters) {
+  uint64_t seed = 1000;
+  for (int64_t taps = 1; taps <= 7; ++taps) {
+    for (int64_t stride = 1; stride <= 4; ++stride) {
+      for (int64_t dilation = 1; dilation <= 3; ++dilation) {
+        for (int64_t padding = 0; padding <= taps + 1; ++padding) {
+          for (const Pair image : {Pair{1, 1}, Pair{2, 3}, Pair{5, 4}, Pair{9, 8}, Pair{7, 19}}) {
+            Random random(++seed);
+            Shape shape;
+            randomize_rest(shape, random, seed);
+            shape.image = image;
+            shape.filter = {taps, taps};
+            shape.stride = {stride, stride};
+            shape.dilation = {dilation, dilation};
+            shape.padding = {padding, padding};
+            shape.groups = random.integer(1, 2);
+            shape.channels_per_group = random.integer(1, 2);
+            shape.rows_per_group = random.integer(1, 2);
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(num_checked_, 1500);
+}
+
+// Height and width differ in everything: filter 1x7 and 7x1, strides 1x3, padding beyond the filter on one side ...
+TEST_P(Conv2dTest, HeightAndWidthDiffer) {
+  for (uint64_t seed = 10000; seed < 14000; ++seed) {
+    Random random(seed);
+    const auto pair = [&](int64_t low, int64_t high) {
+      return Pair{random.integer(low, high), random.integer(low, high)};
+    };
+    Shape shape;
+    randomize_rest(shape, random, seed);
+    shape.batch = random.integer(1, 2);
+    shape.image = random.chance(0.5) ? pair(1, 6) : pair(1, 21);
+    shape.filter = pair(1, 7);
+    shape.stride = pair(1, 4);
+    shape.dilation = pair(1, 3);
+    shape.padding = {random.integer(0, shape.filter.h + 3), random.integer(0, shape.filter.w + 3)};
+    shape.groups = random.pick<int64_t>({1, 1, 2, 3, 8});
+    shape.channels_per_group = random.integer(1, 3);
+    shape.rows_per_group = random.integer(1, 3);
+    check(shape);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(num_checked_, 2000);
+}
+
+// Maps around a vector and a tile of 12 vectors of 1, 4, 8 and 16 lanes, with and without columns to drop.
+TEST_P(Conv2dTest, MapsAroundTheTile) {
+  uint64_t seed = 20000;
+  for (const int64_t width : {1, 3, 7, 8, 9, 15, 16, 17, 47, 48, 49, 95, 96, 97, 191, 193}) {
+    for (const int64_t height : {1, 2, 3}) {
+      for (const int64_t taps : {1, 3}) {
+        for (const int64_t padding : {int64_t(0), taps / 2}) {
+          for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
+            Random random(++seed);
+            Shape shape;
+            randomize_rest(shape, random, seed);
+            shape.guard = guard;
+            shape.image = {height, width};
+            shape.filter = {std::min(taps, height + 2 * padding), taps};
+            shape.padding = {padding, padding};
+            shape.channels_per_group = 3;
+            shape.rows_per_group = 2;
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conv2dTest, Depthwise) {
+  uint64_t seed = 30000;
+  for (const int64_t channels : {1, 2, 7, 33}) {
+    for (const int64_t multiplier : {1, 2}) {
+      for (const int64_t taps : {1, 3, 5}) {
+        for (const int64_t stride : {1, 2}) {
+          Random random(++seed);
+          Shape shape;
+          randomize_rest(shape, random, seed);
+          shape.fill = Fill::kFull;
+          shape.batch = 2;
+          shape.groups = channels;
+          shape.rows_per_group = multiplier;
+          shape.image = {11, 13};
+          shape.filter = {taps, taps};
+          shape.stride = {stride, stride};
+          shape.padding = {taps / 2, taps / 2};
+          check(shape);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// So many channels or so large maps that an image is packed in several strips, the halo of each reaching into the next.
+TEST_P(Conv2dTest, ManyStrips) {
+  uint64_t seed = 40000;
+  for (const int64_t channels : {96, 700}) {
+    for (const Pair image : {Pair{14, 14}, Pair{9, 33}, Pair{61, 67}}) {
+      for (const Pair stride : {Pair{1, 1}, Pair{2, 2}, Pair{1, 2}}) {
+        for (const Pair dilation : {Pair{1, 1}, Pair{2, 3}}) {
+          if (channels == 700 && image.h > 14) continue;  // slow, and nothing new
+          Random random(++seed);
+          Shape shape;
+          randomize_rest(shape, random, seed);
+          shape.fill = channels > 100 ? Fill::kTenth : Fill::kHalf;
+          shape.batch = 2;
+          shape.groups = random.pick<int64_t>({1, 2});
+          shape.channels_per_group = channels / shape.groups;
+          shape.rows_per_group = 1;
+          shape.image = image;
+          shape.filter = {3, 3};
+          shape.stride = stride;
+          shape.dilation = dilation;
+          shape.padding = {1, 1};
+          const int64_t num_tiles = kernel().num_tiles(Problem(shape).args());
+          ASSERT_TRUE(channels < 700 || stride.w > 1 || num_tiles > shape.batch) << "one strip only";
+          check(shape);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conv2dTest, EveryActivationWithAndWithoutBias) {
+  uint64_t seed = 50000;
+  for (const Activation activation : kAllActivations) {
+    for (const bool has_bias : {false, true}) {
+      for (const int64_t width : {1, 6, 16, 40}) {
+        Shape shape{.batch = 2, .channels_per_group = 4, .rows_per_group = 5, .image = {5, width}, .filter = {3, 3}};
+        shape.padding = {1, 1};
+        shape.fill = Fill::kRagged;
+        shape.activation = activation;
+        shape.has_bias = has_bias;
+        shape.seed = ++seed;
+        check(shape);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Conv2dTest, NanAndInfinityInX) {
+  for (uint64_t seed = 60000; seed < 60500; ++seed) {
+    Random random(seed);
+    Shape shape;
+    randomize_rest(shape, random, seed);
+    shape.special_chance = 0.02;
+    shape.batch = 2;
+    shape.channels_per_group = 2;
+    shape.rows_per_group = 3;
+    shape.image = {random.integer(1, 12), random.integer(1, 20)};
+    shape.filter = {random.integer(1, 4), random.integer(1, 4)};
+    shape.stride = {random.integer(1, 3), random.integer(1, 3)};
+    shape.dilation = {random.integer(1, 2), random.integer(1, 2)};
+    shape.padding = {random.integer(0, 3), random.integer(0, 3)};
+    check(shape);
+    if (HasFailure()) return;
+  }
+}
+
+// Padding is zeros, and zero times an infinite weight is NaN as in a dense convolution.
+TEST_P(Conv2dTest, InfiniteWeightsTimesPadding) {
+  for (uint64_t seed = 70000; seed < 70100; ++seed) {
+    Random random(seed);
+    Shape shape{.channels_per_group = 2, .rows_per_group = 3, .image = {5, 9}, .filter = {3, 3}, .padding = {1, 2}};
+    shape.stride = {random.integer(1, 2), random.integer(1, 2)};
+    shape.fill = Fill::kTenth;
+    shape.seed = seed;
+    const Case trace(shape);
+    Problem problem(shape);
+    for (float& value : problem.weight_values()) {
+      if (random.chance(0.5)) value = std::numeric_limits<float>::infinity();
+    }
+    problem.check(problem.run(kernel()));
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(Conv2dTest, AnySplitGivesTheSameBits) {
+  for (uint64_t seed = 80000; seed < 80200; ++seed) {
+    Random random(seed);
+    Shape shape;
+    randomize_rest(shape, random, seed);
+    shape.batch = random.integer(1, 3);
+    shape.groups = random.pick<int64_t>({1, 2, 5});
+    shape.channels_per_group = random.pick<int64_t>({1, 3, 60});
+    shape.rows_per_group = random.integer(1, 6);
+    shape.image = {random.integer(1, 20), random.integer(1, 40)};
+    shape.filter = {random.integer(1, 3), random.integer(1, 3)};
+    shape.stride = {random.integer(1, 2), random.integer(1, 2)};
+    shape.padding = {1, 1};
+    if (!shape.is_possible()) continue;
+    const Case trace(shape);
+    const Problem problem(shape);
+    const Buffer<float> whole = problem.run(kernel());
+    const Buffer<float> parts = problem.run_with([&](const Conv2dArgs& args) {
+      run_split(kernel(), args, {0, shape.N()}, {0, kernel().num_tiles(args)}, random);
+    });
+    ASSERT_TRUE(same_bits(whole, parts));
+    const Buffer<float> threads = problem.run_with([&](const Conv2dArgs& args) {
+      run_threads(kernel(), args, args.weight.row_ptr, shape.N(), random.integer(2, 8));
+    });
+    ASSERT_TRUE(same_bits(whole, threads));
+  }
+}
+
+TEST_P(Conv2dTest, NothingToComputeMeansNoTiles) {
+  const Problem no_batch({.batch = 0, .image = {3, 3}});
+  EXPECT_EQ(kernel().num_tiles(no_batch.args()), 0);
+  const Problem no_output({.image = {2, 2}, .filter = {3, 3}});
+  EXPECT_EQ(kernel().num_tiles(no_output.args()), 0);
+}
+
+// No channels at all: every output is the bias.
+TEST_P(Conv2dTest, NoChannels) {
+  Shape shape{.channels_per_group = 0, .rows_per_group = 3, .image = {4, 5}, .filter = {3, 3}, .padding = {1, 1}};
+  shape.has_bias = true;
+  check(shape);
+}
+
+}  // namespace
+}  // namespace sparsecore::test
