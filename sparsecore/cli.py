@@ -130,6 +130,7 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
     Takes a few minutes and leaves a report that opens in any browser.
     """
     from sparsecore.bench.demo import run_demo
+    from sparsecore.bench.report import busy_warning
 
     with _progress_on_stderr() as report_progress:
         report = run_demo(out, threads, seed, report_progress)
@@ -141,6 +142,7 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
             tables.versions("ResNet-50", resnet["versions"]),
             f"ResNet-50, sparsecore against the dense masked model: outputs differ by at most "
             f"{resnet['max_relative_difference']:.1e} of the largest",
+            *filter(None, [busy_warning(report)]),
             f"Report: {(out / 'report.html').resolve()}",
         )
 

@@ -81,6 +81,14 @@ SPARSECORE_INLINE void with_vectors(int vectors, Function function) {
   function(VectorCount<V>{});
 }
 
+// std::true_type and std::false_type, which are std templates.
+struct True {
+  static constexpr bool value = true;
+};
+struct False {
+  static constexpr bool value = false;
+};
+
 // Copies n floats with vectors; nothing past src + n is read, nothing past dst + n written.
 template <class S>
 SPARSECORE_INLINE void copy_floats(const float* src, float* dst, int64_t n) {

@@ -3,6 +3,8 @@
 #include <array>
 #include <limits>
 
+#include "sparsecore/pack.h"
+
 namespace sparsecore::torch_binding {
 namespace {
 
@@ -22,6 +24,8 @@ const char* dtype_name(ScalarType dtype) {
       return "int32";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Byte:
+      return "uint8";
     case ScalarType::Bool:
       return "bool";
     default:
@@ -73,6 +77,35 @@ CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& 
 }
 template CsrView<float> csr_view<float>(const Tensor&, const Tensor&, const Tensor&, int64_t);
 template CsrView<int8_t> csr_view<int8_t>(const Tensor&, const Tensor&, const Tensor&, int64_t);
+
+PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  constexpr std::array<const char*, 6> kNames{"run_ptr", "entry_ptr", "run_row", "run_length", "panel_col", "values"};
+  constexpr std::array<ScalarType, 6> kTypes{ScalarType::Int,  ScalarType::Int,  ScalarType::Byte,
+                                             ScalarType::Byte, ScalarType::Byte, ScalarType::Float};
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  check(tensors.size() == kNames.size() && sizes.size() == 4, "expected a panel weight of 6 tensors and 4 sizes");
+  for (size_t i = 0; i < kNames.size(); ++i) check_tensor(tensors[i], kNames[i], kTypes[i], 1);
+  PanelView<float> view;
+  view.rows = sizes[0];
+  view.cols = sizes[1];
+  view.block_rows = sizes[2];
+  view.panel_cols = sizes[3];
+  check(view.rows >= 0 && view.rows <= kMax && view.cols >= 0 && view.cols <= kMax && view.block_rows >= 1 &&
+            view.block_rows <= kMaxBlockRows && view.panel_cols >= 1 && view.panel_cols <= kMaxPanelCols,
+        "expected a panel weight with N and K in [0, 2^31), blocks of 1 to 256 rows and panels of 1 to 255 columns");
+  view.num_runs = tensors[2].numel();
+  view.nnz = tensors[5].numel();
+  check(tensors[0].numel() == view.num_segments() + 1 && tensors[1].numel() == view.num_segments() + 1 &&
+            tensors[3].numel() == view.num_runs && tensors[4].numel() == view.nnz,
+        "expected a panel weight whose tensors fit together");
+  view.run_ptr = tensors[0].const_data_ptr<int32_t>();
+  view.entry_ptr = tensors[1].const_data_ptr<int32_t>();
+  view.run_row = tensors[2].const_data_ptr<uint8_t>();
+  view.run_length = tensors[3].const_data_ptr<uint8_t>();
+  view.panel_col = tensors[4].const_data_ptr<uint8_t>();
+  view.values = tensors[5].const_data_ptr<float>();
+  return view;
+}
 
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows) {
   // In the order of enum class Activation.

@@ -9,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "sparsecore/kernel.h"
 #include "sparsecore/views.h"
@@ -40,6 +41,10 @@ void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int6
 // row_ptr int32 [N + 1], col_idx int32 [nnz], values T [nnz]. Index contents are checked by run_kernel().
 template <class T>
 CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols);
+
+// Tensors and sizes of the panel format as Python's PanelWeight holds them, in this order: run_ptr and entry_ptr
+// int32, run_row, run_length and panel_col uint8, values float32; N, K, block_rows, panel_cols.
+PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
 
 // "relu" and so on; bias float32 [N] or none.
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows);

@@ -39,20 +39,13 @@ Tensor float_input(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-Tensor spmm_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                const std::optional<Tensor>& bias, const std::string& activation, const std::string& layout,
-                const std::string& kernel) {
-  check(layout == "rows" || layout == "columns", "expected layout rows or columns, got '", layout, "'");
+// Everything of spmm but the weight: shapes and pointers of x and y. Returns y.
+template <class Args>
+Tensor fill_spmm(Args& args, const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation,
+                 const std::string& layout) {
   const bool is_rows = layout == "rows";
-  const Tensor x = float_input(x_any);
-  const int64_t dim = x.dim();
-  check(dim >= (is_rows ? 1 : 2), "expected x [..., K] for rows or [batch, K, ...] for columns, got shape ",
-        shape_text(x));
   std::vector<int64_t> shape = shape_of(x);
   const size_t k_dim = is_rows ? shape.size() - 1 : 1;
-
-  SpmmArgs args;
-  args.weight = csr_view<float>(row_ptr, col_idx, values, shape[k_dim]);
   args.layout = is_rows ? Layout::kRows : Layout::kColumns;
   args.epilogue = make_epilogue(bias, activation, args.weight.rows);
   shape[k_dim] = args.weight.rows;
@@ -65,8 +58,42 @@ Tensor spmm_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_id
   args.y_batch_stride = args.weight.rows * args.columns;
   args.x = x.const_data_ptr<float>();
   args.y = y.mutable_data_ptr<float>();
+  return y;
+}
+
+// K, after x and layout are known to have one.
+int64_t input_features(const Tensor& x, const std::string& layout) {
+  check(layout == "rows" || layout == "columns", "expected layout rows or columns, got '", layout, "'");
+  const bool is_rows = layout == "rows";
+  check(x.dim() >= (is_rows ? 1 : 2), "expected x [..., K] for rows or [batch, K, ...] for columns, got shape ",
+        shape_text(x));
+  return x.size(is_rows ? x.dim() - 1 : 1);
+}
+
+Tensor spmm_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                const std::optional<Tensor>& bias, const std::string& activation, const std::string& layout,
+                const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  SpmmArgs args;
+  args.weight = csr_view<float>(row_ptr, col_idx, values, input_features(x, layout));
+  const Tensor y = fill_spmm(args, x, bias, activation, layout);
   if (y.numel() == 0) return y;
   run_kernel(choose_kernel(spmm_kernels(), kernel, args), args, CsrRows<float>{args.weight},
+             args.weight.nnz * args.batch * args.columns);
+  return y;
+}
+
+Tensor spmm_panel(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                  const std::optional<Tensor>& bias, const std::string& activation, const std::string& layout,
+                  const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  SpmmPanelArgs args;
+  args.weight = panel_view(weight, sizes);
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  const Tensor y = fill_spmm(args, x, bias, activation, layout);
+  if (y.numel() == 0) return y;
+  run_kernel(choose_kernel(spmm_panel_kernels(), kernel, args), args, PanelRows<float>{args.weight},
              args.weight.nnz * args.batch * args.columns);
   return y;
 }
@@ -91,45 +118,82 @@ int64_t output_size(int64_t input, int64_t kernel, int64_t stride, int64_t paddi
   return (input + 2 * padding - reach) / stride + 1;
 }
 
-Tensor conv2d_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                  const std::optional<Tensor>& bias, const std::vector<int64_t>& kernel_size,
-                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                  const std::vector<int64_t>& dilation, int64_t groups, const std::string& activation,
-                  const std::string& kernel) {
-  const Tensor x = float_input(x_any);
-  check(x.dim() == 4, "expected x [batch, C, H, W], got shape ", shape_text(x));
-  const Pair size = pair_of(kernel_size, "kernel_size", 1), step = pair_of(stride, "stride", 1);
-  const Pair pad = pair_of(padding, "padding", 0), spread = pair_of(dilation, "dilation", 1);
+// Settings of a convolution as they come from Python.
+struct Conv2dSettings {
+  const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
+  int64_t groups;
+};
 
-  Conv2dArgs args;
+// Everything of conv2d but the weight, into args; set_weight(K) gives the weight. Returns y.
+template <class Args, class SetWeight>
+Tensor fill_conv2d(Args& args, const Tensor& x, const std::optional<Tensor>& bias, const Conv2dSettings& settings,
+                   const std::string& activation, SetWeight set_weight) {
+  check(x.dim() == 4, "expected x [batch, C, H, W], got shape ", shape_text(x));
+  const Pair size = pair_of(settings.kernel_size, "kernel_size", 1), step = pair_of(settings.stride, "stride", 1);
+  const Pair pad = pair_of(settings.padding, "padding", 0), spread = pair_of(settings.dilation, "dilation", 1);
   args.batch = x.size(0);
   args.channels = x.size(1);
   args.height = x.size(2);
   args.width = x.size(3);
-  check(groups >= 1 && args.channels % groups == 0, "expected groups that divide C = ", args.channels, ", got ",
-        groups);
-  args.weight = csr_view<float>(row_ptr, col_idx, values, args.channels / groups * size.h * size.w);
-  check(args.weight.rows % groups == 0, "expected groups that divide N = ", args.weight.rows, ", got ", groups);
+  args.groups = settings.groups;
+  check(args.groups >= 1 && args.channels % args.groups == 0, "expected groups that divide C = ", args.channels,
+        ", got ", args.groups);
+  args.weight = set_weight(args.channels / args.groups * size.h * size.w);
+  check(args.weight.rows % args.groups == 0, "expected groups that divide N = ", args.weight.rows, ", got ",
+        args.groups);
   args.epilogue = make_epilogue(bias, activation, args.weight.rows);
   args.kernel_h = size.h, args.kernel_w = size.w;
   args.stride_h = step.h, args.stride_w = step.w;
   args.padding_h = pad.h, args.padding_w = pad.w;
   args.dilation_h = spread.h, args.dilation_w = spread.w;
-  args.groups = groups;
   args.out_height = output_size(args.height, size.h, step.h, pad.h, spread.h);
   args.out_width = output_size(args.width, size.w, step.w, pad.w, spread.w);
   // What one packed strip holds at least: all channels times the rows that a filter reaches.
   const double halo = double(args.channels) * double(spread.h) * double(size.h) * double(args.width + 2 * pad.w);
   check(halo < double(std::numeric_limits<int32_t>::max()), "expected a filter that reaches over fewer than 2^31 ",
         "numbers of the input, got about ", halo, "; split the layer over channels");
-  const Tensor y =
-      new_tensor(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, ScalarType::Float);
+  const Tensor y = new_tensor(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, ScalarType::Float);
   args.x = x.const_data_ptr<float>();
   args.y = y.mutable_data_ptr<float>();
+  return y;
+}
+
+template <class Args>
+int64_t conv2d_work(const Args& args) {
+  return args.weight.nnz * args.batch * args.out_height * args.out_width;
+}
+
+Tensor conv2d_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                  const std::optional<Tensor>& bias, const std::vector<int64_t>& kernel_size,
+                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                  const std::vector<int64_t>& dilation, int64_t groups, const std::string& activation,
+                  const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  Conv2dArgs args;
+  const Tensor y = fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, groups}, activation,
+                               [&](int64_t K) { return csr_view<float>(row_ptr, col_idx, values, K); });
   if (y.numel() == 0) return y;
-  const Kernel<Conv2dArgs>& row = choose_kernel(conv2d_kernels(), kernel, args);
-  run_kernel(row, args, CsrRows<float>{args.weight},
-             args.weight.nnz * args.batch * args.out_height * args.out_width);
+  run_kernel(choose_kernel(conv2d_kernels(), kernel, args), args, CsrRows<float>{args.weight}, conv2d_work(args));
+  return y;
+}
+
+Tensor conv2d_panel(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                    const std::optional<Tensor>& bias, const std::vector<int64_t>& kernel_size,
+                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                    const std::vector<int64_t>& dilation, const std::string& activation, const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  Conv2dPanelArgs args;
+  const Tensor y =
+      fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, 1}, activation, [&](int64_t K) {
+        const PanelView<float> view = panel_view(weight, sizes);
+        check(view.cols == K, "expected a panel weight with K = C * KH * KW = ", K, ", got ", view.cols);
+        return view;
+      });
+  check(conv2d_panel_kernels().back().supports(args), "expected panels of whole channels (", args.kernel_h * args.kernel_w,
+        " taps each), got ", args.weight.panel_cols, " columns; pack the weight for this filter");
+  if (y.numel() == 0) return y;
+  run_kernel(choose_kernel(conv2d_panel_kernels(), kernel, args), args, PanelRows<float>{args.weight},
+             conv2d_work(args));
   return y;
 }
 
@@ -298,6 +362,48 @@ CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Te
   return view;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pack_panel(const Tensor& row_ptr, const Tensor& col_idx,
+                                                                      const Tensor& values, int64_t cols,
+                                                                      int64_t block_rows, int64_t panel_cols) {
+  check_tensor(values, "values", ScalarType::Float, 1);
+  check(block_rows >= 1 && block_rows <= kMaxBlockRows, "expected block_rows in [1, ", kMaxBlockRows, "], got ",
+        block_rows);
+  check(panel_cols >= 1 && panel_cols <= kMaxPanelCols, "expected panel_cols in [1, ", kMaxPanelCols, "], got ",
+        panel_cols);
+  const CsrView<float> weight = validated_view<float>(row_ptr, col_idx, values, cols);
+  PanelView<float> shape;
+  shape.rows = weight.rows;
+  shape.cols = weight.cols;
+  shape.block_rows = block_rows;
+  shape.panel_cols = panel_cols;
+  const int64_t runs = count_panel_runs(weight, block_rows, panel_cols), ends = shape.num_segments() + 1;
+  check(runs <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 runs; take wider panels");
+  const Tensor run_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
+  const Tensor entry_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
+  const Tensor run_row = new_tensor(row_ptr, {runs}, ScalarType::Byte);
+  const Tensor run_length = new_tensor(row_ptr, {runs}, ScalarType::Byte);
+  const Tensor panel_col = new_tensor(row_ptr, {weight.nnz}, ScalarType::Byte);
+  const Tensor packed = torch::stable::empty_like(values);
+  fill_panel<float>(weight, block_rows, panel_cols,
+                    {run_ptr.mutable_data_ptr<int32_t>(), entry_ptr.mutable_data_ptr<int32_t>(),
+                     run_row.mutable_data_ptr<uint8_t>(), run_length.mutable_data_ptr<uint8_t>(),
+                     panel_col.mutable_data_ptr<uint8_t>(), packed.mutable_data_ptr<float>()});
+  return {run_ptr, entry_ptr, run_row, run_length, panel_col, packed};
+}
+
+std::tuple<Tensor, Tensor, Tensor> unpack_panel(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
+  const PanelView<float> view = panel_view(weight, sizes);
+  const char* text = validate_panel(view, {0, view.num_blocks()});
+  if (text != nullptr) fail("invalid panel weight: ", text);
+  check(view.entry_ptr[view.num_segments()] == view.nnz, "invalid panel weight: its segments hold fewer entries");
+  const Tensor row_ptr = new_tensor(weight[0], {view.rows + 1}, ScalarType::Int);
+  const Tensor col_idx = new_tensor(weight[0], {view.nnz}, ScalarType::Int);
+  const Tensor values = torch::stable::empty_like(weight[5]);
+  sparsecore::unpack_panel<float>(view, row_ptr.mutable_data_ptr<int32_t>(), col_idx.mutable_data_ptr<int32_t>(),
+                                  values.mutable_data_ptr<float>());
+  return {row_ptr, col_idx, values};
+}
+
 Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
   const Tensor dense = new_tensor(values, {std::max<int64_t>(row_ptr.numel() - 1, 0), cols}, values.scalar_type());
   with_packed_type(values.scalar_type(), [&](auto zero) {
@@ -332,12 +438,22 @@ STABLE_TORCH_LIBRARY(sparsecore, m) {
       "conv2d_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias, int[] kernel_size, "
       "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> Tensor");
   m.def(
+      "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias=None, str activation='none', "
+      "str layout='rows', str kernel_name='') -> Tensor");
+  m.def(
+      "conv2d_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, str activation='none', str kernel_name='') -> Tensor");
+  m.def(
       "gemm_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, float? x_scale=None, int x_zero_point=0, "
       "str activation='none', str kernel_name='') -> Tensor");
   m.def(
       "spmm_csr_int8(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor scale, Tensor? bias=None, "
       "float? x_scale=None, int x_zero_point=0, str activation='none', str kernel_name='') -> Tensor");
   m.def("pack_csr(Tensor weight, Tensor? mask=None) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
+  m.def(
+      "pack_panel(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int block_rows, int panel_cols) -> "
+      "(Tensor run_ptr, Tensor entry_ptr, Tensor run_row, Tensor run_length, Tensor panel_col, Tensor values)");
+  m.def("unpack_panel(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
   m.def("unpack_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> Tensor");
   m.def("transpose_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");
 }
@@ -345,9 +461,13 @@ STABLE_TORCH_LIBRARY(sparsecore, m) {
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_csr", TORCH_BOX(&spmm_csr));
   m.impl("conv2d_csr", TORCH_BOX(&conv2d_csr));
+  m.impl("spmm_panel", TORCH_BOX(&spmm_panel));
+  m.impl("conv2d_panel", TORCH_BOX(&conv2d_panel));
   m.impl("gemm_int8", TORCH_BOX(&gemm_int8));
   m.impl("spmm_csr_int8", TORCH_BOX(&spmm_csr_int8));
   m.impl("pack_csr", TORCH_BOX(&pack_csr));
+  m.impl("pack_panel", TORCH_BOX(&pack_panel));
+  m.impl("unpack_panel", TORCH_BOX(&unpack_panel));
   m.impl("unpack_csr", TORCH_BOX(&unpack_csr));
   m.impl("transpose_csr", TORCH_BOX(&transpose_csr));
 }

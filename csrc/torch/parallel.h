@@ -6,6 +6,7 @@
 #include <atomic>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "sparsecore/kernel.h"
 #include "sparsecore/pack.h"
@@ -51,6 +52,31 @@ struct CsrRows {
   // the check costs one comparison per entry beside M multiply-adds.
   const char* validate(Range range) const {
     return validate_csr(weight.cols, weight.nnz, weight.row_ptr, weight.col_idx, range);
+  }
+};
+
+// Blocks of rows in the panel format.
+template <class T>
+struct PanelRows {
+  PanelView<T> weight;
+  int64_t rows = weight.num_blocks();
+  std::vector<int32_t> entries_before = block_ptr(weight);
+  const int32_t* row_ptr = entries_before.data();
+  const char* validate(Range blocks) const { return validate_panel(weight, blocks); }
+
+  // Running sum of each block's entries over all panels; nonsense in the arrays gives a bad split, not a wrong read.
+  static std::vector<int32_t> block_ptr(const PanelView<T>& weight) {
+    const int64_t num_blocks = weight.num_blocks();
+    std::vector<int32_t> result(static_cast<size_t>(num_blocks) + 1, 0);
+    for (int64_t segment = 0; segment < weight.num_segments(); ++segment) {
+      const uint32_t entries = uint32_t(weight.entry_ptr[segment + 1]) - uint32_t(weight.entry_ptr[segment]);
+      int32_t& sum = result[static_cast<size_t>(segment % num_blocks) + 1];
+      sum = static_cast<int32_t>(uint32_t(sum) + entries);
+    }
+    for (size_t block = 1; block < result.size(); ++block) {
+      result[block] = static_cast<int32_t>(uint32_t(result[block]) + uint32_t(result[block - 1]));
+    }
+    return result;
   }
 };
 

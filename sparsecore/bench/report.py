@@ -16,6 +16,8 @@ GRID = "rgba(128, 128, 128, 0.25)"
 
 # The same model timed twice in one interleaved run differs by up to 2-3% on a shared machine.
 NOISE = 0.03
+# Interquartile range over median: 0.05 to 0.15 on a quiet machine, 0.5 and more with others on it.
+TRUSTED_SPREAD = 0.3
 
 Figure = dict[str, Any]  # plotly's own JSON: {"data": [...], "layout": {...}}
 
@@ -65,7 +67,10 @@ def render_html(report: Mapping[str, Any]) -> str:
     }
     source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     html: str = environment.from_string(source).render(
-        report=report, figures=_figures(report), plotly_js=plotly.get_plotlyjs()
+        report=report,
+        warning=busy_warning(report),
+        figures=_figures(report),
+        plotly_js=plotly.get_plotlyjs(),
     )
     return html
 
@@ -104,6 +109,23 @@ def verdict(ratio: float | None) -> str:
     if ratio is None or abs(ratio - 1) <= NOISE:
         return ""
     return "win" if ratio > 1 else "loss"
+
+
+def busy_warning(report: Mapping[str, Any]) -> str:
+    """One sentence if the times of some version scattered too widely to be trusted, else empty."""
+    timings = [
+        timing
+        for section in ("digits", "resnet50")
+        for version in report.get(section, {}).get("versions", ())
+        for timing in version["timings"]
+    ]
+    spread = max(((t["q75_us"] - t["q25_us"]) / t["median_us"] for t in timings), default=0.0)
+    if spread <= TRUSTED_SPREAD:
+        return ""
+    return (
+        f"The machine was busy: the middle half of some version's times spreads over {spread:.0%} "
+        "of their median. Repeat this on a quiet machine before trusting a speed-up."
+    )
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:
@@ -205,7 +227,8 @@ def _horizontal_bars(versions: Sequence[Mapping[str, Any]], values: Sequence[flo
     return {
         "type": "bar",
         "orientation": "h",
-        "y": [version["name"] for version in versions],
+        # Two short lines leave more of a narrow screen to the bars.
+        "y": [version["name"].replace(", ", ",<br>") for version in versions],
         "x": list(values),
     }
 

@@ -14,6 +14,8 @@ from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
+MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
+
 
 class CsrStorage(CompressedModule):
     """Float CSR."""
@@ -56,6 +58,8 @@ class QuantizedStorage(CompressedModule):
         x_zero_point: int = 0,
         **options: Any,
     ) -> None:
+        if weight.shape[1] > MAX_INT8_K:
+            raise UnsupportedError(f"expected K of at most {MAX_INT8_K}, got {weight.shape[1]}")
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         super().__init__(weight, bias, **options)

@@ -12,7 +12,7 @@ def _timing(batch: int, median_us: float, speedup: float) -> dict[str, Any]:
         "batch": batch,
         "median_us": median_us,
         "q25_us": 0.9 * median_us,
-        "q75_us": 1.2 * median_us,
+        "q75_us": 1.1 * median_us,
         "rounds": 7,
         "speedup": speedup,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sparsecore.bench.report import (
+    busy_warning,
     format_bytes,
     format_percent,
     format_speedup,
@@ -87,6 +88,18 @@ def test_a_missing_section_is_left_out(report: dict[str, Any], section: str) -> 
     html = render_html(report)
     assert "The machine" in html
     assert section not in html.split("<script>")[0]
+
+
+def test_a_busy_machine_is_told(report: dict[str, Any]) -> None:
+    report["digits"]["versions"][0]["timings"][0]["q75_us"] *= 2
+    assert "The machine was busy" in busy_warning(report)
+    assert "The machine was busy" in render_html(report)
+
+
+def test_a_quiet_machine_is_not_mentioned(report: dict[str, Any]) -> None:
+    assert busy_warning(report) == ""
+    assert busy_warning({}) == ""
+    assert "busy: " not in without_scripts(render_html(report))
 
 
 def test_unmeasured_values_show_as_a_dash(report: dict[str, Any]) -> None:

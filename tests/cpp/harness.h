@@ -56,7 +56,7 @@ class Case {
  public:
   template <class... Parts>
   explicit Case(const Parts&... parts) : text_(join(parts...)), trace_(__FILE__, __LINE__, text_) {
-    [[maybe_unused]] static const bool is_installed = install_handler();
+    install_handler();
     current() = text_.c_str();
   }
   ~Case() { current() = nullptr; }
@@ -90,13 +90,14 @@ class Case {
     sigaction(signal, &previous(signal), nullptr);
   }
 
-  static bool install_handler() {
+  static void install_handler() {
+    static bool is_installed = false;
+    if (std::exchange(is_installed, true)) return;
     for (const int signal : {SIGSEGV, SIGBUS}) {
       struct sigaction action = {};
       action.sa_handler = report;
       sigaction(signal, &action, &previous(signal));
     }
-    return true;
   }
 
   std::string text_;

@@ -305,6 +305,16 @@ def test_wrong_input_scale(cls: type[CompressedModule]) -> None:
         cls.from_dense(dense(cls), x_scale=1.0, x_zero_point=200)
 
 
+@pytest.mark.parametrize("cls", [snn.Int8Linear, snn.SparseInt8Linear])
+def test_rows_too_long_for_int32_sums(cls: type[CompressedModule]) -> None:
+    with pytest.raises(UnsupportedError, match="65536"):
+        cls.from_dense(nn.Linear(65537, 1))
+    weight = Int8Weight(torch.full((1, 65536), -128, dtype=torch.int8), torch.ones(1))
+    layer = snn.Int8Linear(weight, x_scale=1.0, x_zero_point=-128)
+    layer = layer if cls is snn.Int8Linear else snn.SparseInt8Linear.from_int8(layer)
+    assert layer(torch.full((1, 65536), 255.0)).item() == -128 * 255 * 65536
+
+
 @pytest.mark.parametrize(
     ("float_cls", "cls"),
     [(snn.SparseLinear, snn.SparseInt8Linear), (snn.SparseConv2d, snn.SparseInt8Conv2d)],

@@ -19,8 +19,9 @@ enum class Layout {
   kColumns,  // x[batch, K, P], y[batch, N, P]: 1x1 convolutions
 };
 
-struct SpmmArgs {
-  CsrView<float> weight;
+template <class Weight>
+struct SpmmOf {
+  Weight weight;
   Layout layout = Layout::kRows;
   int64_t batch = 1;    // kRows: 1
   int64_t columns = 0;  // kRows: M; kColumns: P
@@ -32,12 +33,16 @@ struct SpmmArgs {
   int64_t y_batch_stride = 0;
   Epilogue epilogue;
 };
+using SpmmArgs = SpmmOf<CsrView<float>>;
+using SpmmPanelArgs = SpmmOf<PanelView<float>>;  // the rows argument of run counts blocks
 std::span<const Kernel<SpmmArgs>> spmm_kernels();
+std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
 
 // Direct sparse convolution, float32: x[batch, C, H, W], weight[N, C/groups * KH * KW], y[batch, N, OH, OW], dense.
 // Accumulates in CSR order. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).
-struct Conv2dArgs {
-  CsrView<float> weight;
+template <class Weight>
+struct Conv2dOf {
+  Weight weight;
   int64_t batch = 0, channels = 0, height = 0, width = 0;
   int64_t out_height = 0, out_width = 0;
   int64_t kernel_h = 1, kernel_w = 1;
@@ -49,7 +54,10 @@ struct Conv2dArgs {
   float* y = nullptr;
   Epilogue epilogue;
 };
+using Conv2dArgs = Conv2dOf<CsrView<float>>;
+using Conv2dPanelArgs = Conv2dOf<PanelView<float>>;  // one group; panels of whole channels; rows of run are blocks
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels();
+std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
 
 // Rows of float32 activations to integers, the zero point already taken off:
 //   out = clamp(round_half_even(x / scale) + zero_point, -128, 127) - zero_point

@@ -30,4 +30,30 @@ void unpack_csr(const CsrView<T>& weight, Range rows, T* dense);
 template <class T>
 void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
 
+// Sizes that a PanelView of a CSR weight needs, then its arrays; block_rows in 1 .. 256, panel_cols in 1 .. 255.
+// Linear in nnz + rows * panels. The order of a row's entries stays that of CSR.
+inline constexpr int64_t kMaxBlockRows = 256;
+inline constexpr int64_t kMaxPanelCols = 255;
+template <class T>
+int64_t count_panel_runs(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols);
+template <class T>
+struct PanelArrays {
+  int32_t* run_ptr;
+  int32_t* entry_ptr;
+  uint8_t* run_row;
+  uint8_t* run_length;
+  uint8_t* panel_col;
+  T* values;
+};
+template <class T>
+void fill_panel(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols, const PanelArrays<T>& out);
+
+// The exact inverse: row_ptr [rows + 1], col_idx and values [nnz].
+template <class T>
+void unpack_panel(const PanelView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
+
+// What is wrong with the segments of blocks [blocks.begin, blocks.end) in all panels, or null if kernels can run.
+template <class T>
+const char* validate_panel(const PanelView<T>& weight, Range blocks);
+
 }  // namespace sparsecore

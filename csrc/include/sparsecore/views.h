@@ -26,4 +26,34 @@ struct CsrView {
   const T* values = nullptr;
 };
 
+// The same weight cut into blocks of block_rows rows and panels of panel_cols columns, so that the activations of
+// one panel stay in the first-level cache while all rows run over them. Private to the panel kernels.
+//
+// A segment is one block in one panel; segment (b, p) is number p * num_blocks + b. It is a list of runs, the entries
+// of one row, longest first so that the end of the inner loop predicts. In the first and the last panel every row
+// has its run, if need be empty; elsewhere empty runs are left out.
+//
+//   block_rows 2, panel_cols 2    segment  runs (row: columns)      run_row run_length  columns
+//   [ 5 . 7 ]                     (0, 0)   1: 0 1    0: 0           1 0     2 1         0 1 0
+//   [ 1 2 . ]                     (0, 1)   0: 0      1:             0 1     1 0         0
+template <class T>
+struct PanelView {
+  int64_t rows = 0;  // N
+  int64_t cols = 0;  // K
+  int64_t nnz = 0;
+  int64_t num_runs = 0;
+  int64_t block_rows = 0;                 // at most 256
+  int64_t panel_cols = 0;                 // at most 255
+  const int32_t* run_ptr = nullptr;       // [num_segments + 1] first run of each segment
+  const int32_t* entry_ptr = nullptr;     // [num_segments + 1] first entry of each segment
+  const uint8_t* run_row = nullptr;       // [num_runs] row inside the block
+  const uint8_t* run_length = nullptr;    // [num_runs] entries
+  const uint8_t* panel_col = nullptr;     // [nnz] column inside the panel
+  const T* values = nullptr;              // [nnz]
+
+  int64_t num_blocks() const { return (rows + block_rows - 1) / block_rows; }
+  int64_t num_panels() const { return cols == 0 ? 1 : (cols + panel_cols - 1) / panel_cols; }
+  int64_t num_segments() const { return num_blocks() * num_panels(); }
+};
+
 }  // namespace sparsecore

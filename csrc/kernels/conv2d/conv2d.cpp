@@ -3,6 +3,9 @@
 
 namespace sparsecore {
 
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx512();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
@@ -14,6 +17,17 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
       conv2d_csr_f32_avx2(),
 #endif
       conv2d_csr_f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels() {
+  static const Kernel<Conv2dPanelArgs> table[] = {
+#if defined(__x86_64__)
+      conv2d_panel_f32_avx512(),
+      conv2d_panel_f32_avx2(),
+#endif
+      conv2d_panel_f32_scalar(),
   };
   return table;
 }

@@ -3,6 +3,9 @@
 
 namespace sparsecore {
 
+Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
+Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
+Kernel<SpmmPanelArgs> spmm_panel_f32_scalar();
 Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
@@ -26,6 +29,17 @@ std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
       spmm_csr_s16s8f32_avx2(),
 #endif
       spmm_csr_s16s8f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels() {
+  static const Kernel<SpmmPanelArgs> table[] = {
+#if defined(__x86_64__)
+      spmm_panel_f32_avx512(),
+      spmm_panel_f32_avx2(),
+#endif
+      spmm_panel_f32_scalar(),
   };
   return table;
 }

@@ -2,7 +2,7 @@
 // it), then every row of the weight runs over it. One single column runs as dot products on x itself.
 #pragma once
 
-#include "kernels/tile.h"
+#include "kernels/spmm/activation_tile.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
@@ -11,8 +11,6 @@ namespace {
 // A packed tile should leave room in a 512 KB second-level cache for the weight that streams past it.
 constexpr int64_t kTileBytes = 384 * 1024;
 constexpr int64_t kMinVectors = 4;  // narrower tiles read too many indices per multiply-add
-
-SPARSECORE_INLINE int64_t num_columns(const SpmmArgs& args) { return args.batch * args.columns; }
 
 // x is one contiguous vector of K floats and y one of N.
 SPARSECORE_INLINE bool is_dot(const SpmmArgs& args) {
@@ -27,63 +25,30 @@ SPARSECORE_INLINE int tile_vectors(const SpmmArgs& args) {
   return balanced_vectors(divide_up(num_columns(args), S::kLanes), limit);
 }
 
-// Pieces of columns [begin, begin + width) that lie in one image: function(image, first column in it, offset in the
-// tile, length).
-template <class Function>
-SPARSECORE_INLINE void for_each_image(const SpmmArgs& args, int64_t begin, int64_t width, Function function) {
-  for (int64_t done = 0; done < width;) {
-    const int64_t image = (begin + done) / args.columns;
-    const int64_t column = (begin + done) % args.columns;
-    const int64_t length = smaller(args.columns - column, width - done);
-    function(image, column, done, length);
-    done += length;
-  }
-}
-
-template <class S>
-void pack_tile(const SpmmArgs& args, int64_t begin, int64_t width, int64_t W, float* tile) {
-  const int64_t K = args.weight.cols;
-  if (args.layout == Layout::kRows) {
-    transpose_block<S>(args.x + begin * args.ldx, args.ldx, width, K, tile, W);
-  } else {
-    for_each_image(args, begin, width, [&](int64_t image, int64_t column, int64_t at, int64_t length) {
-      const float* x = args.x + image * args.x_batch_stride + column;
-      for (int64_t k = 0; k < K; ++k) copy_floats<S>(x + k * args.ldx, tile + k * W + at, length);
-    });
-  }
-  if (width < W) {
-    for (int64_t k = 0; k < K; ++k) fill_zero(tile + k * W + width, W - width);
-  }
-}
-
 template <class S, int V>
 void run_tile(const SpmmArgs& args, Range rows, int64_t begin, int64_t width, const float* tile, float* out) {
   constexpr int L = S::kLanes;
   constexpr int64_t W = V * L;
   const bool is_rows = args.layout == Layout::kRows;
-  const bool is_one_image = !is_rows && begin / args.columns == (begin + width - 1) / args.columns;
-  float* y_image = args.y + (begin / args.columns) * args.y_batch_stride + begin % args.columns;
+  float* direct = direct_output(args, begin, width, W);
 
   for (int64_t n = rows.begin; n < rows.end; ++n) {
     typename S::F32 acc[V];
     multiply_row<S, V>(args.weight, n, tile, [](int32_t k) { return int64_t(k) * W; }, acc);
     apply_epilogue<S, V>(acc, args.epilogue.bias_of(n), args.epilogue.activation);
 
-    const bool is_direct = is_one_image && width == W;
     const int64_t slot = is_rows ? (n - rows.begin) % L : 0;
-    float* to = is_direct ? y_image + n * args.ldy : out + slot * W;
+    float* to = direct != nullptr ? direct + n * args.ldy : out + slot * W;
     SPARSECORE_UNROLL
     for (int j = 0; j < V; ++j) S::store(to + j * L, acc[j]);
-    if (is_direct) continue;
+    if (direct != nullptr) continue;
 
     if (is_rows) {  // L finished rows of y^T make full vectors of y
       if (slot == L - 1 || n + 1 == rows.end) {
         transpose_block<S>(out, W, slot + 1, width, args.y + begin * args.ldy + n - slot, args.ldy);
       }
     } else {
-      for_each_image(args, begin, width, [&](int64_t image, int64_t column, int64_t at, int64_t length) {
-        copy_floats<S>(out + at, args.y + image * args.y_batch_stride + n * args.ldy + column, length);
-      });
+      store_columns<S>(args, n, begin, width, out);
     }
   }
 }
@@ -139,7 +104,7 @@ struct SpmmCsrF32 {
         constexpr int V = decltype(count)::value;
         float* tile = static_cast<float*>(scratch);
         float* out = tile + args.weight.cols * V * S::kLanes;
-        pack_tile<S>(args, begin, width, V * S::kLanes, tile);
+        pack_tile<S>(args, begin, width, {0, args.weight.cols}, V * S::kLanes, tile);
         run_tile<S, V>(args, rows, begin, width, tile, out);
       });
     }

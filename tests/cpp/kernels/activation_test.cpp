@@ -55,7 +55,7 @@ class ActivationTest : public KernelTest<SpmmArgs> {
 
   void check(const std::vector<float>& numbers) {
     for (const Activation activation : kAllActivations) {
-      const Case trace(activation_name(activation));
+      const Case trace("activation ", activation_name(activation));
       const Buffer<float> columns = on_columns(numbers, activation), rows = on_rows(numbers, activation);
       for (size_t i = 0; i < numbers.size(); ++i) {
         const Expected expected = expect_activated(double(numbers[i]), activation);

@@ -146,9 +146,9 @@ class SpmmTest : public KernelTest<SpmmArgs> {
 };
 SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels());
 
-// Around vectors of 1, 4, 8 and 16 lanes and around tiles of 12 vectors of them, and past two such tiles.
-constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,  11,  12,  13,  15, 16,
-                                17, 25, 47, 48, 49, 63, 95, 96, 97, 191, 192, 193, 199};
+// Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
+constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,
+                                25, 47, 48, 49, 63, 95, 96, 97, 191, 192, 193, 199, 383, 384, 385};
 constexpr int64_t kFeatures[] = {1, 7, 8, 9, 33};
 constexpr int64_t kReduced[] = {0, 1, 7, 8, 9, 300, 2000};
 

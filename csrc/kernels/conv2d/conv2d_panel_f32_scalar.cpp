@@ -1,0 +1,9 @@
+#include "simd/scalar.h"
+// The algorithm text needs a wrapper before it.
+#include "kernels/conv2d/conv2d_panel_f32.h"
+
+namespace sparsecore {
+
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar() { return make_kernel<Conv2dPanelF32<Simd>, Conv2dPanelArgs>("conv2d_panel_f32_scalar", Isa::kScalar); }
+
+}  // namespace sparsecore

@@ -1,0 +1,102 @@
+// The inner loops of the panel format, which spmm and conv2d share: algorithm text, include after a wrapper that
+// defines Simd.
+//
+// The panels are the outer loop. The activations of one panel (about 20 KB) are packed and stay in the first-level
+// cache, where a multiply-add can be fed at the register rate, while all rows of a chunk run over them; from second-
+// level cache it would be half of that. What a row has summed up so far waits in `partial` meanwhile.
+//
+// Measured against the CSR kernels on Zen 4 at 90% zeros, share of FMA peak: 62% against 35%; at 70%: 67% against 38%.
+#pragma once
+
+#include "kernels/tile.h"
+
+namespace sparsecore {
+namespace {
+
+// Activations of one panel: what is left of a 32 KB first-level cache for weights, sums and indices is enough.
+constexpr int64_t kPanelBytes = 26 * 1024;
+// Sums of one chunk of rows; they share a 512 KB second-level cache with the weights that stream through.
+constexpr int64_t kPartialBytes = 192 * 1024;
+// More columns per tile amortise indices and values better, but leave less of L1 per column of the weight.
+template <class S>
+constexpr int kMaxPanelVectors = S::kLanes == 1 ? kMaxVectors : (80 / S::kLanes < kMaxVectors ? 80 / S::kLanes : kMaxVectors);
+
+// Rows of a chunk, in whole blocks, for tiles of W columns.
+SPARSECORE_INLINE int64_t chunk_blocks(const PanelView<float>& weight, int64_t W) {
+  return larger(kPartialBytes / (W * int64_t(sizeof(float)) * weight.block_rows), 1);
+}
+
+// Floats that the sums of any chunk fit in, for tiles of up to W columns.
+SPARSECORE_INLINE int64_t partial_floats(const PanelView<float>& weight, int64_t W) {
+  return larger(kPartialBytes / int64_t(sizeof(float)), weight.block_rows * W);
+}
+
+// All runs of one segment: partial[row] += values * tile[offset(panel_col)]; the first panel starts from zero, and
+// the last one hands finished rows, after the epilogue, to where output(row of the matrix) points.
+template <class S, int V, bool kIsFirst, bool kIsLast, class Offset, class Output>
+SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogue& epilogue, int64_t segment,
+                                   int64_t first_row, const float* tile, Offset offset, float* partial,
+                                   Output output) {
+  constexpr int64_t W = V * S::kLanes;
+  const int64_t run_end = weight.run_ptr[segment + 1];
+  const uint8_t* columns = weight.panel_col + weight.entry_ptr[segment];
+  const float* values = weight.values + weight.entry_ptr[segment];
+  for (int64_t run = weight.run_ptr[segment]; run < run_end; ++run) {
+    const int64_t row = weight.run_row[run];
+    float* sums = partial + row * W;
+    typename S::F32 acc[V];
+    SPARSECORE_UNROLL
+    for (int j = 0; j < V; ++j) acc[j] = kIsFirst ? S::zero() : S::load(sums + j * S::kLanes);
+    if (!kIsFirst && run + 4 < run_end) {  // rows come by length, an order that no prefetcher guesses
+      const float* ahead = partial + weight.run_row[run + 4] * W;
+      SPARSECORE_UNROLL
+      for (int j = 0; j < V; ++j) __builtin_prefetch(ahead + j * S::kLanes);
+    }
+    const int64_t length = weight.run_length[run];
+    for (int64_t i = 0; i < length; ++i) {
+      const auto value = S::set1(values[i]);
+      const float* x = tile + offset(columns[i]);
+      SPARSECORE_UNROLL
+      for (int j = 0; j < V; ++j) acc[j] = S::fma(value, S::load(x + j * S::kLanes), acc[j]);
+    }
+    columns += length;
+    values += length;
+    float* to = sums;
+    if constexpr (kIsLast) {
+      apply_epilogue<S, V>(acc, epilogue.bias_of(first_row + row), epilogue.activation);
+      to = output(first_row + row, sums);
+    }
+    SPARSECORE_UNROLL
+    for (int j = 0; j < V; ++j) S::store(to + j * S::kLanes, acc[j]);
+  }
+}
+
+// One chunk of blocks through all panels. pack(panel) fills the tile.
+template <class S, int V, class Pack, class Offset, class Output>
+SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, Range blocks,
+                                 const float* tile, float* partial, Pack pack, Offset offset, Output output) {
+  constexpr int64_t W = V * S::kLanes;
+  const int64_t last = weight.num_panels() - 1;
+  for (int64_t panel = 0; panel <= last; ++panel) {
+    pack(panel);
+    const auto run_blocks = [&](auto is_first, auto is_last) SPARSECORE_LAMBDA_INLINE {
+      for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        run_segment<S, V, decltype(is_first)::value, decltype(is_last)::value>(
+            weight, epilogue, panel * weight.num_blocks() + block, block * weight.block_rows, tile, offset,
+            partial + (block - blocks.begin) * weight.block_rows * W, output);
+      }
+    };
+    if (panel == 0 && panel == last) {
+      run_blocks(True{}, True{});
+    } else if (panel == 0) {
+      run_blocks(True{}, False{});
+    } else if (panel == last) {
+      run_blocks(False{}, True{});
+    } else {
+      run_blocks(False{}, False{});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sparsecore

@@ -1,0 +1,16 @@
+#include <immintrin.h>
+
+#include "simd/target.h"
+#include "sparsecore/ops.h"
+
+SPARSECORE_TARGET_BEGIN("avx2,fma")
+#include "simd/avx2.h"
+// The algorithm text needs a wrapper before it.
+#include "kernels/spmm/spmm_panel_f32.h"
+
+namespace sparsecore {
+
+Kernel<SpmmPanelArgs> spmm_panel_f32_avx2() { return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_avx2", Isa::kAvx2); }
+
+}  // namespace sparsecore
+SPARSECORE_TARGET_END
