@@ -21,6 +21,8 @@ from sparsecore.nn.conv import resolve_padding
 #: The only classes a file can name.
 CLASSES: dict[str, type[CompressedModule]] = {
     "SparseLinear": compressed.SparseLinear,
+    "PanelConv2d": compressed.PanelConv2d,
+    "PanelLinear": compressed.PanelLinear,
     "SparseConv2d": compressed.SparseConv2d,
     "Int8Linear": compressed.Int8Linear,
     "Int8Conv2d": compressed.Int8Conv2d,

@@ -8,6 +8,7 @@ itself.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ def _require(weight: object, kind: type, dtype: torch.dtype) -> None:
     if came != dtype:
         way = "quantize()" if dtype == torch.int8 else "to(torch.float32)"
         raise FormatError(f"expected {dtype} values, got {came}; call weight.{way}")
+
+
+def _check_features(x: Tensor, dim: int, expected: int) -> None:
+    # Index arrays alone would take any x that is wide enough.
+    if x.dim() > max(dim, 0) and x.shape[dim] != expected:
+        raise RuntimeError(f"expected {expected} in dimension {dim} of x, got shape {list(x.shape)}")
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
@@ -84,6 +91,7 @@ def spmm(
         tensor([[1., 0., 3.]])
     """
     _require(weight, CsrWeight, torch.float32)
+    _check_features(x, 1 if layout == "columns" else -1, weight.shape[1])
     return raw.spmm_csr(
         x, weight.row_ptr, weight.col_idx, weight.values, bias, activation, layout, kernel
     )
@@ -105,30 +113,79 @@ def _(
     return x.new_empty(shape)
 
 
-def _save_spmm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col_idx, values, bias, ctx.activation, ctx.layout, ctx.kernel = inputs
-    needs_x = ctx.activation != "none"  # to recompute what went into the activation
-    ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
-    ctx.save_for_backward(x if needs_x else None, row_ptr, col_idx, values, bias)
-
-
-def _spmm_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, row_ptr, col_idx, values, bias = ctx.saved_tensors
-    if ctx.activation != "none":
-        pre = raw.spmm_csr(x, row_ptr, col_idx, values, bias, "none", ctx.layout, ctx.kernel)
+def _spmm_gradients(
+    ctx: Any, grad: Tensor, csr: tuple[Tensor, Tensor, Tensor], x: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and bias, with the weight as CSR."""
+    if x is not None:
+        pre = raw.spmm_csr(x, *csr, bias, "none", ctx.layout)
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        transposed = raw.transpose_csr(row_ptr, col_idx, values, ctx.cols)
-        grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, "none", ctx.layout, "")
-    if bias is not None and ctx.needs_input_grad[4]:
+        transposed = raw.transpose_csr(*csr, ctx.cols)
+        grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, "none", ctx.layout)
+    if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
         feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
         grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim])
+    return grad_x, grad_bias
+
+
+def _save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None) -> None:
+    ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
+    # x only to recompute what went into the activation
+    ctx.save_for_backward(x if ctx.activation != "none" else None, bias, *weight)
+
+
+def _setup_spmm_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *weight, bias, ctx.activation, ctx.layout, _ = inputs
+    ctx.bias_index = 4
+    _save_spmm(ctx, x, weight, bias)
+
+
+def _backward_spmm_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, bias, *csr = ctx.saved_tensors
+    grad_x, grad_bias = _spmm_gradients(ctx, grad, tuple(csr), x, bias)
     return grad_x, None, None, None, grad_bias, None, None, None
 
 
 torch.library.register_autograd(
-    "sparsecore::spmm_csr", _spmm_gradients, setup_context=_save_spmm
+    "sparsecore::spmm_csr", _backward_spmm_csr, setup_context=_setup_spmm_csr
+)
+
+
+# The panel form of spmm: the same meaning, another packing of the weight (sparsecore.formats.panel).
+
+
+@torch.library.register_fake("sparsecore::spmm_panel")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    activation: str,
+    layout: str,
+    kernel_name: str,
+) -> Tensor:
+    shape = list(x.shape)
+    shape[-1 if layout == "rows" else 1] = sizes[0]
+    return x.new_empty(shape)
+
+
+def _setup_spmm_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.sizes, bias, ctx.activation, ctx.layout, _ = inputs
+    ctx.bias_index = 3
+    _save_spmm(ctx, x, weight, bias)
+
+
+def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, bias, *weight = ctx.saved_tensors
+    csr = raw.unpack_panel(weight, ctx.sizes)
+    grad_x, grad_bias = _spmm_gradients(ctx, grad, csr, x, bias)
+    return grad_x, [None] * len(weight), None, grad_bias, None, None, None
+
+
+torch.library.register_autograd(
+    "sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel
 )
 
 
@@ -177,13 +234,19 @@ def conv2d(
                 [4., 6., 4.]])
     """
     _require(weight, CsrWeight, torch.float32)
+    taps = _pair(kernel_size)
+    if x.dim() == 4 and x.shape[1] * math.prod(taps) != weight.shape[1] * groups:
+        raise RuntimeError(
+            f"expected a weight with K = C / groups * KH * KW, got K = {weight.shape[1]} for "
+            f"C = {x.shape[1]}, groups = {groups} and a filter of {taps}"
+        )
     return raw.conv2d_csr(
         x,
         weight.row_ptr,
         weight.col_idx,
         weight.values,
         bias,
-        _pair(kernel_size),
+        taps,
         _pair(stride),
         _pair(padding),
         _pair(dilation),
@@ -208,41 +271,84 @@ def _(
     activation: str = "none",
     kernel_name: str = "",
 ) -> Tensor:
-    axes = zip(x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
+    return _fake_conv2d(x, row_ptr.shape[0] - 1, kernel_size, stride, padding, dilation)
+
+
+def _fake_conv2d(x: Tensor, N: int, *settings: Sequence[int]) -> Tensor:
+    axes = zip(x.shape[2:], *settings, strict=True)
     size = [(n + 2 * pad - spread * (k - 1) - 1) // step + 1 for n, k, step, pad, spread in axes]
-    return x.new_empty([x.shape[0], row_ptr.shape[0] - 1, *size])
+    return x.new_empty([x.shape[0], N, *size])
 
 
-def _save_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col_idx, values, bias, *ctx.settings, ctx.activation, ctx.kernel = inputs
-    ctx.save_for_backward(x, row_ptr, col_idx, values, bias)
-
-
-def _conv2d_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Through the dense filters: training on top of a sparse layer works, but is not made faster.
-    x, row_ptr, col_idx, values, bias = ctx.saved_tensors
+def _conv2d_gradients(
+    ctx: Any, grad: Tensor, csr: tuple[Tensor, Tensor, Tensor], x: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and bias through the dense filters: training on top works, but is not made faster."""
     kernel_size, stride, padding, dilation, groups = ctx.settings
     if ctx.activation != "none":
-        pre = raw.conv2d_csr(
-            x, row_ptr, col_idx, values, bias, *ctx.settings, "none", ctx.kernel
-        )
+        pre = raw.conv2d_csr(x, *csr, bias, *ctx.settings, "none")
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         channels = x.shape[1] // groups
-        dense = raw.unpack_csr(row_ptr, col_idx, values, channels * kernel_size[0] * kernel_size[1])
+        dense = raw.unpack_csr(*csr, channels * kernel_size[0] * kernel_size[1])
         filters = dense.view(-1, channels, *kernel_size)
-        grad_x = aten.convolution_backward(
-            grad, x, filters, None, stride, padding, dilation, False, [0, 0], groups,
-            [True, False, False],
-        )[0]  # fmt: skip
-    if bias is not None and ctx.needs_input_grad[4]:
+        geometry = (None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])
+        grad_x = aten.convolution_backward(grad, x, filters, *geometry)[0]
+    if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
         grad_bias = grad.sum([0, 2, 3])
+    return grad_x, grad_bias
+
+
+def _setup_conv2d_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col_idx, values, bias, *ctx.settings, ctx.activation, _ = inputs
+    ctx.bias_index = 4
+    ctx.save_for_backward(x, bias, row_ptr, col_idx, values)
+
+
+def _backward_conv2d_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, bias, *csr = ctx.saved_tensors
+    grad_x, grad_bias = _conv2d_gradients(ctx, grad, tuple(csr), x, bias)
     return grad_x, None, None, None, grad_bias, *([None] * 7)
 
 
 torch.library.register_autograd(
-    "sparsecore::conv2d_csr", _conv2d_gradients, setup_context=_save_conv2d
+    "sparsecore::conv2d_csr", _backward_conv2d_csr, setup_context=_setup_conv2d_csr
+)
+
+
+@torch.library.register_fake("sparsecore::conv2d_panel")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    kernel_name: str,
+) -> Tensor:
+    return _fake_conv2d(x, sizes[0], kernel_size, stride, padding, dilation)
+
+
+def _setup_conv2d_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.sizes, bias, *settings, ctx.activation, _ = inputs
+    ctx.settings = (*settings, 1)
+    ctx.bias_index = 3
+    ctx.save_for_backward(x, bias, *weight)
+
+
+def _backward_conv2d_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, bias, *weight = ctx.saved_tensors
+    csr = raw.unpack_panel(weight, ctx.sizes)
+    grad_x, grad_bias = _conv2d_gradients(ctx, grad, csr, x, bias)
+    return grad_x, [None] * len(weight), None, grad_bias, *([None] * 6)
+
+
+torch.library.register_autograd(
+    "sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel
 )
 
 
@@ -338,6 +444,7 @@ def spmm_int8(
     """
     _require(weight, CsrWeight, torch.int8)
     assert weight.scale is not None
+    _check_features(x, -1, weight.shape[1])
     return raw.spmm_csr_int8(
         x, weight.row_ptr, weight.col_idx, weight.values, weight.scale, bias,
         x_scale, x_zero_point, activation, kernel,
@@ -391,3 +498,28 @@ def _(
     row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return row_ptr.new_empty([cols + 1]), torch.empty_like(col_idx), torch.empty_like(values)
+
+
+@torch.library.register_fake("sparsecore::pack_panel")
+def _(
+    row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int, block_rows: int, panel_cols: int
+) -> tuple[Tensor, ...]:
+    runs = torch.library.get_ctx().new_dynamic_size()
+    blocks = -(-(row_ptr.shape[0] - 1) // block_rows)
+    ends = blocks * max(-(-cols // panel_cols), 1) + 1
+    small = {"dtype": torch.uint8, "device": row_ptr.device}
+    return (
+        row_ptr.new_empty([ends]),
+        row_ptr.new_empty([ends]),
+        torch.empty([runs], **small),
+        torch.empty([runs], **small),
+        torch.empty_like(col_idx, dtype=torch.uint8),
+        torch.empty_like(values),
+    )
+
+
+@torch.library.register_fake("sparsecore::unpack_panel")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    values = weight[5]
+    indices = weight[0].new_empty([sizes[0] + 1])
+    return indices, indices.new_empty(values.shape), torch.empty_like(values)

@@ -11,7 +11,9 @@ from oracle import ACTIVATIONS, assert_within, dense_reference
 from torch import Tensor, nn
 from torch.library import opcheck
 
+import sparsecore
 from sparsecore import _C, CsrWeight, Int8Weight, ops
+from sparsecore.formats import PanelWeight
 
 raw = torch.ops.sparsecore
 
@@ -61,6 +63,49 @@ def test_spmm_columns(kernel: str, size: tuple[int, ...]) -> None:
     y = ops.spmm(x, weight, conv.bias, layout="columns", activation="relu", kernel=kernel)
     exact, bound = dense_reference(conv, x.reshape(2, 20, -1, 1), "relu")
     assert_within(y.reshape(exact.shape), exact, bound)
+
+
+@pytest.mark.parametrize("panel_cols", [1, 7, 80, 255])
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 9), (3, 1, 1), (13, 300, 33), (97, 200, 130)])
+def test_panel_equals_csr_bit_for_bit(panel_cols: int, M: int, K: int, N: int) -> None:
+    csr = CsrWeight.from_dense(random_sparse(N, K))
+    packed = PanelWeight.pack(csr, panel_cols)
+    weight = (list(packed.tensors), packed.sizes)
+    bias = torch.randn(N)
+    x = torch.randn(M, K)
+    images = torch.randn(2, K, 5, M)
+    for kernel in kernel_names("spmm_panel"):
+        linear = nn.Linear(K, N)
+        linear.weight.data, linear.bias.data = csr.to_dense(), bias
+        y = raw.spmm_panel(x, *weight, bias, "gelu", "rows", kernel)
+        assert_within(y, *dense_reference(linear, x, "gelu"))
+        other = kernel.replace("panel", "csr")
+        y = raw.spmm_panel(images, *weight, bias, "relu", "columns", kernel)
+        expected = raw.spmm_csr(images, *csr_tensors(csr), bias, "relu", "columns", other)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", kernel_names("conv2d_panel"))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (1, 5), "padding": (0, 2), "stride": (2, 1)},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 3, "dilation": (2, 3), "padding": 3},
+        {"kernel_size": 1, "stride": 3},
+        {"kernel_size": 2, "padding": 4},
+    ],
+    ids=str,
+)
+def test_conv2d_panel(kernel: str, settings: dict[str, object]) -> None:
+    conv = nn.Conv2d(70, 90, **settings)
+    conv.weight.data = random_sparse(*conv.weight.shape)
+    layer = sparsecore.nn.PanelConv2d.from_dense(conv, activation="silu", kernel=kernel)
+    if layer.is_product:
+        return
+    x = torch.randn(2, 70, 13, 10)
+    assert_within(layer(x), *dense_reference(conv, x, "silu"))
 
 
 @pytest.mark.parametrize("kernel", kernel_names("conv2d"))
@@ -204,6 +249,68 @@ def test_opcheck_float(activation: str) -> None:
     opcheck(raw.conv2d_csr.default, (x, *filters, bias, *settings, activation, ""))
 
 
+def test_opcheck_panel() -> None:
+    packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(6, 5)), 2)
+    weight = (list(packed.tensors), packed.sizes)
+    bias = torch.randn(6, requires_grad=True)
+    x = torch.randn(4, 5, requires_grad=True)
+    opcheck(raw.spmm_panel.default, (x, *weight, bias, "relu", "rows", ""))
+    opcheck(raw.unpack_panel.default, weight)
+    csr = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
+    opcheck(raw.pack_panel.default, (*csr, 5, 4, 2))
+    packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(6, 2, 3, 3)), 9)
+    weight = (list(packed.tensors), packed.sizes)
+    x = torch.randn(2, 2, 7, 6, requires_grad=True)
+    settings = ([3, 3], [2, 1], [1, 1], [1, 1])
+    opcheck(raw.conv2d_panel.default, (x, *weight, bias, *settings, "silu", ""))
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_panel_gradients_equal_those_of_csr(activation: str) -> None:
+    for dense, x, panel_cols in (
+        (nn.Linear(30, 20), torch.randn(7, 30), 8),
+        (nn.Conv2d(6, 20, 3, padding=1), torch.randn(2, 6, 5, 5), 18),
+        (nn.Conv2d(6, 20, 1), torch.randn(2, 6, 5, 5), 4),
+    ):
+        dense.weight.data *= torch.rand(dense.weight.shape) < 0.4
+        kinds = (
+            (sparsecore.nn.SparseLinear, sparsecore.nn.PanelLinear)
+            if isinstance(dense, nn.Linear)
+            else (sparsecore.nn.SparseConv2d, sparsecore.nn.PanelConv2d)
+        )
+        options = ({}, {"panel_cols": panel_cols})
+        results = []
+        for kind, option in zip(kinds, options, strict=True):
+            layer = kind.from_dense(dense, activation=activation, **option)
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            results.append((y, *torch.autograd.grad(y, (leaf, layer.bias), torch.ones_like(y))))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_damaged_panels_are_found_in_every_call() -> None:
+    packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(40, 30)), 8)
+    plain = (None, "none", "rows", "")
+    x = torch.randn(3, 30)
+    for index, tensor in enumerate(packed.tensors[:5]):
+        for value in (-1, 255, 3):
+            tensors = list(packed.tensors)
+            tensors[index] = tensor.clone()
+            tensors[index][tensor.numel() // 2] = value if tensor.dtype == torch.int32 else value & 255
+            try:  # some changes are another valid weight
+                raw.spmm_panel(x, tensors, packed.sizes, *plain)
+            except RuntimeError as error:
+                assert "panel weight" in str(error)
+        with pytest.raises(RuntimeError, match="fit together|panel weight"):
+            shorter = [t[:-1] if i == index else t for i, t in enumerate(packed.tensors)]
+            raw.spmm_panel(x, shorter, packed.sizes, *plain)
+    with pytest.raises(RuntimeError, match="expected a panel weight"):
+        raw.spmm_panel(x, list(packed.tensors), [40, 30, 0, 8], *plain)
+    with pytest.raises(RuntimeError, match="K = 30"):
+        raw.spmm_panel(torch.randn(3, 31), list(packed.tensors), packed.sizes, *plain)
+
+
 def test_opcheck_int8_and_packing() -> None:
     dense = Int8Weight.from_dense(random_sparse(6, 5))
     sparse = dense.to_csr()
@@ -308,15 +415,17 @@ def test_damaged_indices_are_found_in_every_call(
     ("call", "message"),
     [
         (lambda: ops.spmm(torch.randn(2, 4).double(), GOOD), "expected float32 x"),
-        (lambda: ops.spmm(torch.randn(2, 5), GOOD, torch.ones(4), layout="diagonal"), "layout"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(4), layout="diagonal"), "layout"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(3)), r"bias of shape \[4\]"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(4).half()), "float32 bias"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, activation="tanh"), "activation"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, kernel="magic"), "expected a kernel"),
         (lambda: ops.spmm(torch.tensor(1.0), GOOD), "expected x"),
-        (lambda: ops.spmm(torch.randn(2, 3), GOOD), "col_idx must be inside"),
+        (lambda: ops.spmm(torch.randn(2, 3), GOOD), "expected 4 in dimension -1"),
+        (lambda: ops.spmm(torch.randn(2, 9), GOOD), "expected 4 in dimension -1"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2), GOOD, kernel_size=1), "expected x"),
-        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=3), "at least 3 pixels"),
+        (lambda: ops.conv2d(torch.randn(1, 1, 1, 9), GOOD, kernel_size=2), "at least 2 pixels"),
+        (lambda: ops.conv2d(torch.randn(1, 3, 2, 2), GOOD, kernel_size=1), "got K = 4 for"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, stride=0), "stride"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, groups=3), "groups"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, padding=-1), "padding"),

@@ -430,6 +430,7 @@ std::tuple<Tensor, Tensor, Tensor> transpose_csr(const Tensor& row_ptr, const Te
 
 }  // namespace
 
+// No defaults beside Tensor[]: PyTorch's autograd counts arguments before it fills defaults in.
 STABLE_TORCH_LIBRARY(sparsecore, m) {
   m.def(
       "spmm_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias=None, str activation='none', "
@@ -438,11 +439,11 @@ STABLE_TORCH_LIBRARY(sparsecore, m) {
       "conv2d_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias, int[] kernel_size, "
       "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> Tensor");
   m.def(
-      "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias=None, str activation='none', "
-      "str layout='rows', str kernel_name='') -> Tensor");
+      "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, str activation, str layout, "
+      "str kernel_name) -> Tensor");
   m.def(
       "conv2d_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, int[] kernel_size, int[] stride, "
-      "int[] padding, int[] dilation, str activation='none', str kernel_name='') -> Tensor");
+      "int[] padding, int[] dilation, str activation, str kernel_name) -> Tensor");
   m.def(
       "gemm_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, float? x_scale=None, int x_zero_point=0, "
       "str activation='none', str kernel_name='') -> Tensor");

@@ -38,6 +38,7 @@ const Kernel<Args>& choose_kernel(std::span<const Kernel<Args>> table, const std
 
 // No sparse weight: nothing to balance or to validate.
 struct DenseRows {
+  static constexpr const char* kFormat = "dense";
   int64_t rows = 0;
   const int32_t* row_ptr = nullptr;
   const char* validate(Range) const { return nullptr; }
@@ -45,6 +46,7 @@ struct DenseRows {
 
 template <class T>
 struct CsrRows {
+  static constexpr const char* kFormat = "CSR";
   CsrView<T> weight;
   int64_t rows = weight.rows;
   const int32_t* row_ptr = weight.row_ptr;
@@ -58,6 +60,7 @@ struct CsrRows {
 // Blocks of rows in the panel format.
 template <class T>
 struct PanelRows {
+  static constexpr const char* kFormat = "panel";
   PanelView<T> weight;
   int64_t rows = weight.num_blocks();
   std::vector<int32_t> entries_before = block_ptr(weight);
@@ -103,7 +106,7 @@ void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, 
   } else {
     torch::stable::parallel_for(0, num_tasks, 1, run_tasks);
   }
-  if (const char* text = problem) fail("invalid CSR weight: ", text, "; build it with CsrWeight.from_dense");
+  if (const char* text = problem) fail("invalid ", Rows::kFormat, " weight: ", text, "; pack it again");
 }
 
 }  // namespace sparsecore::torch_binding

@@ -2,5 +2,6 @@
 
 from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.int8 import Int8Weight
+from sparsecore.formats.panel import PanelWeight
 
-__all__ = ["CsrWeight", "Int8Weight"]
+__all__ = ["CsrWeight", "Int8Weight", "PanelWeight"]

@@ -1,13 +1,15 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
 from sparsecore.nn.base import CompressedModule
-from sparsecore.nn.conv import Int8Conv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.linear import Int8Linear, SparseInt8Linear, SparseLinear
+from sparsecore.nn.conv import Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
+from sparsecore.nn.linear import Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
 
 __all__ = [
     "CompressedModule",
     "Int8Conv2d",
     "Int8Linear",
+    "PanelConv2d",
+    "PanelLinear",
     "SparseConv2d",
     "SparseInt8Conv2d",
     "SparseInt8Linear",

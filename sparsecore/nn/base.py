@@ -63,13 +63,17 @@ class CompressedModule(nn.Module):
         self.weight_shape = weight.shape
         self.activation = activation
         self.kernel = kernel
-        for name in self.buffer_names:
-            self.register_buffer(name, getattr(weight, name))
+        self._hold(weight)
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias.contiguous())
         self.register_parameter("bias", bias)
 
     # --- what storage and geometry fill in ---
+
+    def _hold(self, weight: WeightFormat) -> None:
+        """Register the weight's tensors."""
+        for name in self.buffer_names:
+            self.register_buffer(name, getattr(weight, name))
 
     @classmethod
     def _compress(cls, weight: Tensor) -> WeightFormat:
@@ -144,7 +148,11 @@ class CompressedModule(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return the weight's tensors and the bias, if there is one, by name."""
         bias = {} if self.bias is None else {"bias": self.bias.detach()}
-        return {name: self.get_buffer(name) for name in self.buffer_names} | bias
+        return self._stored() | bias
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The tensors of the stored format."""
+        return {name: self.get_buffer(name) for name in self.buffer_names}
 
     @classmethod
     def from_config(
@@ -218,16 +226,20 @@ class CompressedModule(nn.Module):
             self._buffers["scale"] = scale.to(self.get_buffer("scale").device)
         return self
 
+    def _checked_entry(self, prefix: str, given: Mapping[str, Tensor]) -> WeightFormat:
+        """Validate what a state_dict holds for this layer; errors name the layer."""
+        try:
+            return self._checked(given, self.weight_shape)
+        except FormatError as error:
+            raise FormatError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         names = [name for name in self.buffer_names if prefix + name in state_dict]
         given = {name: state_dict[prefix + name] for name in names}
         if given:
-            try:
-                self._checked(given, self.weight_shape)
-            except FormatError as error:
-                raise FormatError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
+            self._checked_entry(prefix, given)
         for name, tensor in given.items():  # nnz may differ
             buffer = self.get_buffer(name)
             if tensor.shape != buffer.shape:

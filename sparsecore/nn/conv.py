@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage
+from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
 Pair = tuple[int, int]
 
@@ -65,6 +66,8 @@ class Conv2dGeometry(CompressedModule):
                 f"expected a weight [N, C * {area}], N a multiple of {self.groups} groups, "
                 f"got {weight.shape}"
             )
+        settings = (self.kernel_size, self.stride, self.padding, self.groups)
+        self.is_product = settings == ((1, 1), (1, 1), (0, 0), 1)
 
     @classmethod
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
@@ -110,11 +113,6 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
         torch.Size([2, 8, 5, 5])
     """
 
-    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, **options: Any) -> None:
-        super().__init__(weight, bias, **options)
-        settings = (self.kernel_size, self.stride, self.padding, self.groups)
-        self.is_product = settings == ((1, 1), (1, 1), (0, 0), 1)
-
     def _convolve(self, x: Tensor) -> Tensor:
         arguments = self._arguments()
         if self.is_product:
@@ -122,6 +120,40 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
         else:
             settings = tuple(getattr(self, name) for name in Conv2dGeometry.keywords)
             y = raw.conv2d_csr(x, *arguments, *settings, self.activation, self.kernel)
+        return cast(Tensor, y)
+
+
+class PanelConv2d(Conv2dGeometry, PanelStorage):
+    """SparseConv2d packed for the panel kernels; the outputs are equal. One group only.
+
+    Example:
+        >>> layer = PanelConv2d.from_dense(nn.Conv2d(3, 8, 3, padding="same"))
+        >>> layer(torch.randn(2, 3, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        kernel_size: int | Pair,
+        panel_cols: int | None = None,
+        groups: int = 1,
+        **options: Any,
+    ) -> None:
+        if groups != 1:
+            raise UnsupportedError(f"expected 1 group, got {groups}; use SparseConv2d")
+        panel_cols = panel_cols or _fit_panel_cols(_pair("kernel_size", kernel_size, 1))
+        super().__init__(weight, bias, kernel_size=kernel_size, panel_cols=panel_cols, **options)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        arguments = self._arguments()
+        if self.is_product:
+            y = raw.spmm_panel(x, *arguments, self.activation, "columns", self.kernel)
+        else:
+            settings = (self.kernel_size, self.stride, self.padding, self.dilation)
+            y = raw.conv2d_panel(x, *arguments, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
 
 
@@ -190,6 +222,15 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._find_groups()
+
+
+def _fit_panel_cols(kernel_size: Pair) -> int:
+    """Columns of a panel for a filter: whole channels, whose strips reach over the rows of the filter."""
+    taps = kernel_size[0] * kernel_size[1]
+    panel_cols = fit_panel_cols(TILE_COLUMNS * (1 if taps == 1 else 3), taps)
+    if panel_cols == 0:
+        raise UnsupportedError(f"expected a filter of at most 255 taps, got {kernel_size}; use SparseConv2d")
+    return panel_cols
 
 
 def resolve_padding(conv: nn.Conv2d) -> Pair:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from sparsecore._native import raw
+from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage
+from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
 
 class LinearGeometry(CompressedModule):
@@ -51,6 +54,37 @@ class SparseLinear(LinearGeometry, CsrStorage):
     def _run(self, x: Tensor) -> Tensor:
         settings = (self.activation, "rows", self.kernel)
         return cast(Tensor, raw.spmm_csr(x, *self._arguments(), *settings))
+
+
+class PanelLinear(LinearGeometry, PanelStorage):
+    """SparseLinear packed for many rows of activations; the outputs are equal.
+
+    Example:
+        >>> import torch
+        >>> layer = PanelLinear.from_dense(nn.Linear(8, 4))
+        >>> layer(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        panel_cols: int | None = None,
+        **options: Any,
+    ) -> None:
+        panel_cols = panel_cols or fit_panel_cols(TILE_COLUMNS)
+        super().__init__(weight, bias, panel_cols=panel_cols, **options)
+
+    @classmethod
+    def fit(cls, input_shape: Sequence[int]) -> dict[str, int]:
+        """Return the options that suit inputs of a shape."""
+        rows = math.prod(input_shape[:-1])
+        return {"panel_cols": fit_panel_cols(min(max(rows, 1), TILE_COLUMNS))}
+
+    def _run(self, x: Tensor) -> Tensor:
+        return cast(Tensor, raw.spmm_panel(x, *self._arguments(), self.activation, "rows", self.kernel))
 
 
 class Int8Linear(LinearGeometry, Int8Storage):

@@ -1,4 +1,4 @@
-"""The three storages: what buffers a layer has, and how activations are multiplied by them."""
+"""The storages: what buffers a layer has, and how activations are multiplied by them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.formats.panel import PanelWeight
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
 MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
+
+
+PANEL_NAMES = ("run_ptr", "entry_ptr", "run_row", "run_length", "panel_col", "values")
 
 
 class CsrStorage(CompressedModule):
@@ -33,10 +37,79 @@ class CsrStorage(CompressedModule):
     def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
         return CsrWeight(**tensors, shape=shape)
 
-    def _arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _arguments(self) -> tuple[Any, ...]:
         row_ptr, col_idx, values = self._weight()
         bias = self._parameters["bias"]
         return row_ptr, col_idx, widen(values), None if bias is None else widen(bias)
+
+
+class PanelStorage(CsrStorage):
+    """Float CSR, packed for kernels that keep a panel of activations in the first-level cache.
+
+    In memory there is the packed form alone; ``state_dict()``, ``tensors()`` and bundles hold CSR.
+
+    Args:
+        panel_cols: columns of a panel.
+    """
+
+    keywords: ClassVar[tuple[str, ...]] = ("panel_cols",)
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        panel_cols: int,
+        **options: Any,
+    ) -> None:
+        self.__dict__["panel_cols"] = panel_cols  # before nn.Module is set up: _hold() needs it
+        super().__init__(weight, bias, **options)
+
+    def _hold(self, weight: WeightFormat) -> None:
+        assert isinstance(weight, CsrWeight)
+        packed = PanelWeight.pack(weight, self.panel_cols)
+        self.sizes = packed.sizes
+        for name, tensor in zip(PANEL_NAMES, packed.tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _packed(self) -> list[Tensor]:
+        buffers = cast("dict[str, Tensor]", self._buffers)
+        return [buffers[name] for name in PANEL_NAMES]
+
+    def _stored(self) -> dict[str, Tensor]:
+        arrays = raw.unpack_panel(self._packed(), self.sizes)
+        return dict(zip(self.buffer_names, arrays, strict=True))
+
+    def _arguments(self) -> tuple[Any, ...]:
+        bias = self._parameters["bias"]
+        return self._packed(), self.sizes, None if bias is None else widen(bias)
+
+    def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
+        packed = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name in PANEL_NAMES:  # model.half() leaves the packed float32 values to their kernels
+            tensor = self._buffers[name]
+            if tensor is not None and tensor.dtype != packed[name].dtype:  # type: ignore[union-attr]
+                self._buffers[name] = packed[name].to(tensor.device)  # type: ignore[union-attr]
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor for name, tensor in self._stored().items()})
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        given = {name: state_dict.get(prefix + name) for name in self.buffer_names}
+        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in given}
+        missing = [prefix + name for name, tensor in given.items() if tensor is None]
+        if not missing:
+            weight = self._checked_entry(prefix, cast("dict[str, Tensor]", given))
+            self._hold(weight)
+        nn.Module._load_from_state_dict(self, rest, prefix, local_metadata, *args)
+        args[1].extend(missing)  # after strict: missing_keys, unexpected_keys, error_msgs
 
 
 class QuantizedStorage(CompressedModule):
@@ -164,7 +237,7 @@ class CsrInt8Storage(QuantizedStorage):
         """Quantize a float CSR layer; options are x_scale and x_zero_point."""
         if not isinstance(module, CsrStorage):
             raise UnsupportedError(f"expected a float CSR layer, got {type(module).__name__}")
-        weight = CsrWeight(module.row_ptr, module.col_idx, module.values, module.weight_shape)
+        weight = cast(CsrWeight, module.weight_format)
         return cls._rebuild(module, weight.quantize(), **options)
 
     def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:

@@ -13,6 +13,8 @@ from sparsecore.nn import (
     CompressedModule,
     Int8Conv2d,
     Int8Linear,
+    PanelConv2d,
+    PanelLinear,
     SparseConv2d,
     SparseInt8Conv2d,
     SparseInt8Linear,
@@ -20,11 +22,20 @@ from sparsecore.nn import (
 )
 
 DENSE = "dense"
-_Maker = Callable[[nn.Module], nn.Module]
+Shape = tuple[int, ...]
+_Maker = Callable[[nn.Module, Shape | None], nn.Module]
 
 
-def _same(layer: nn.Module) -> nn.Module:
+def _same(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return layer
+
+
+def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
+    return lambda layer, shape: make(layer)
+
+
+def _panel_linear(layer: nn.Module, shape: Shape | None) -> nn.Module:
+    return PanelLinear.from_dense(layer, **(PanelLinear.fit(shape) if shape else {}))
 
 
 _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
@@ -36,7 +47,7 @@ _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
 }
 
 
-def _dense(layer: nn.Module) -> nn.Module:
+def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
     assert isinstance(layer, CompressedModule)
     dense = layer.to_dense_module()
     if layer.activation == "none":
@@ -47,32 +58,36 @@ def _dense(layer: nn.Module) -> nn.Module:
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
 # that an int8 layer may go back to float32 where that is faster: its weights stay those of int8.
 CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
-    nn.Linear: {DENSE: _same, "csr": SparseLinear.from_dense},
-    nn.Conv2d: {DENSE: _same, "csr": SparseConv2d.from_dense},
-    Int8Linear: {DENSE: _dense, "int8": _same, "csr int8": SparseInt8Linear.from_int8},
-    Int8Conv2d: {DENSE: _dense, "int8": _same, "csr int8": SparseInt8Conv2d.from_int8},
+    nn.Linear: {
+        DENSE: _same,
+        "panel": _panel_linear,
+        "csr": _any_shape(SparseLinear.from_dense),
+    },
+    nn.Conv2d: {
+        DENSE: _same,
+        "panel": _any_shape(PanelConv2d.from_dense),
+        "csr": _any_shape(SparseConv2d.from_dense),
+    },
+    Int8Linear: {DENSE: _dense, "int8": _same, "csr int8": _any_shape(SparseInt8Linear.from_int8)},
+    Int8Conv2d: {DENSE: _dense, "int8": _same, "csr int8": _any_shape(SparseInt8Conv2d.from_int8)},
+    PanelLinear: {DENSE: _dense, "panel": _same},
+    PanelConv2d: {DENSE: _dense, "panel": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
     SparseConv2d: {DENSE: _dense, "csr": _same},
     SparseInt8Linear: {DENSE: _dense, "csr int8": _same},
     SparseInt8Conv2d: {DENSE: _dense, "csr int8": _same},
 }
 
-_OPERATIONS: dict[type[nn.Module], str] = {
-    SparseLinear: "spmm",
-    SparseConv2d: "conv2d",
-    Int8Linear: "gemm_int8",
-    Int8Conv2d: "gemm_int8",
-    SparseInt8Linear: "spmm_int8",
-    SparseInt8Conv2d: "spmm_int8",
-}
-
-_FORMATS: dict[type[nn.Module], str] = {
-    SparseLinear: "csr",
-    SparseConv2d: "csr",
-    Int8Linear: "int8",
-    Int8Conv2d: "int8",
-    SparseInt8Linear: "csr int8",
-    SparseInt8Conv2d: "csr int8",
+# Class -> format, and the operation whose table its kernel is in.
+_RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
+    SparseLinear: ("csr", "spmm"),
+    SparseConv2d: ("csr", "conv2d"),
+    PanelLinear: ("panel", "spmm_panel"),
+    PanelConv2d: ("panel", "conv2d_panel"),
+    Int8Linear: ("int8", "gemm_int8"),
+    Int8Conv2d: ("int8", "gemm_int8"),
+    SparseInt8Linear: ("csr int8", "spmm_int8"),
+    SparseInt8Conv2d: ("csr int8", "spmm_int8"),
 }
 
 
@@ -106,8 +121,8 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``csr``, ``int8`` or ``csr int8``."""
-    return _FORMATS.get(type(layer), DENSE)
+    """Return ``dense``, ``panel``, ``csr``, ``int8`` or ``csr int8``."""
+    return _RUNS_ON.get(type(layer), (DENSE, ""))[0]
 
 
 def operation_of(layer: nn.Module) -> str:
@@ -122,7 +137,7 @@ def kernel_of(layer: nn.Module) -> str:
         return "torch"
     if layer.kernel:
         return layer.kernel
-    operation = _OPERATIONS[type(layer)]
-    if isinstance(layer, SparseConv2d) and layer.is_product:
-        operation = "spmm"
+    operation = _RUNS_ON[type(layer)][1]
+    if getattr(layer, "is_product", False):  # a 1x1 convolution
+        operation = operation.replace("conv2d", "spmm")
     return next(k["name"] for k in _C.kernels() if k["op"] == operation and k["available"])

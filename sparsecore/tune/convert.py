@@ -139,7 +139,7 @@ class _Converter:
         if reason := self._why_not(name, layer, calls):
             return layer, unmeasured(name, layer, reason, _shape_text(layer, calls))
         try:
-            forms = make_forms(layer)
+            forms = make_forms(layer, calls)
         except SparsecoreError as error:
             return layer, unmeasured(name, layer, str(error), _shape_text(layer, calls))
         if not self.is_measured:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sparsecore.tune.candidates import DENSE, WeightStatistics
 
-# Shares of the FMA peak that were measured on AVX2 machines (benchmarks/NOTES.md): dense libraries about 0.7, CSR
-# float 0.2 at 90% sparsity. Their ratio decides; the peak itself cancels out.
-DENSE_SHARE = 0.7
-SPARSE_SHARE = 0.2
+# Shares of the FMA peak as measured (benchmarks/NOTES.md), at many columns of activations. Their ratio decides; the
+# peak itself cancels out.
+DENSE_SHARE = 0.75
+SHARES = {"csr": 0.3, "csr int8": 0.3, "panel": 0.45}
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
 DENSE_BYTES = 4.0
 SPARSE_BYTES = 8.0
@@ -27,6 +27,8 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     density = 1.0 - weight.sparsity
     if format_name == "int8":
         return 0.5 if columns == 1 else 0.8
-    if columns == 1:
+    if columns == 1 and format_name != "panel":
         return density * SPARSE_BYTES / DENSE_BYTES * GATHER
-    return density * DENSE_SHARE / SPARSE_SHARE
+    # A panel kernel computes a whole vector of columns, however few there are.
+    padding = 8 / columns if format_name == "panel" and 0 < columns < 8 else 1.0
+    return density * padding * DENSE_SHARE / SHARES[format_name]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from sparsecore.bench.timing import interleave
+from sparsecore.errors import UnsupportedError
 from sparsecore.graph import Call
 from sparsecore.tune.cache import TimeCache, Times
-from sparsecore.tune.candidates import candidates, operation_of, weight_statistics
+from sparsecore.tune.candidates import DENSE, candidates, operation_of, weight_statistics
 
 # 0.15 s per shape puts the medians of a 100 us layer within about 1% on a quiet machine, and ResNet-50's
 # 20 different layers at a few seconds in all.
@@ -75,6 +76,14 @@ def _measure(forms: dict[str, nn.Module], shape: tuple[int, ...]) -> Times:
     return {name: timing.median_us for name, timing in timings.items()}
 
 
-def make_forms(layer: nn.Module) -> dict[str, nn.Module]:
-    """Every form that a layer can run as, in eval mode."""
-    return {name: make(layer).eval() for name, make in candidates(layer).items()}
+def make_forms(layer: nn.Module, calls: Sequence[Call]) -> dict[str, nn.Module]:
+    """Every form that a layer can run as, in eval mode; one that the layer does not fit is left out."""
+    shape = calls[0].shape if calls else None
+    forms = {}
+    for name, make in candidates(layer).items():
+        try:
+            forms[name] = make(layer, shape).eval()
+        except UnsupportedError:
+            if name == DENSE:
+                raise
+    return forms

@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "guarded.h"
@@ -20,36 +21,51 @@
 #include "sparsecore/kernel.h"
 #include "sparsecore/split.h"
 
-namespace sparsecore {
-
-// gtest finds it by the namespace of Kernel.
-template <class Args>
-void PrintTo(const Kernel<Args>& kernel, std::ostream* out) {
-  *out << kernel.name;
-}
-
-}  // namespace sparsecore
-
 namespace sparsecore::test {
 
-// Derived test suites run once per row of a table; rows this CPU lacks or SPARSECORE_ISA disables are skipped.
-template <class Args>
-class KernelTest : public ::testing::TestWithParam<Kernel<Args>> {
- protected:
-  void SetUp() override {
-    if (!isa_enabled(kernel().isa)) GTEST_SKIP() << isa_name(kernel().isa) << " is not enabled on this machine";
+// A row of one of several tables: an operation whose weight may come in several formats has a table for each.
+template <class... Args>
+struct AnyKernel {
+  std::variant<Kernel<Args>...> row;
+
+  const char* name() const {
+    return std::visit([](const auto& kernel) { return kernel.name; }, row);
   }
-  const Kernel<Args>& kernel() const { return this->GetParam(); }
+  Isa isa() const {
+    return std::visit([](const auto& kernel) { return kernel.isa; }, row);
+  }
+  friend void PrintTo(const AnyKernel& kernel, std::ostream* out) { *out << kernel.name(); }
 };
 
 template <class Args>
-std::vector<Kernel<Args>> rows_of(std::span<const Kernel<Args>> table) {
-  return {table.begin(), table.end()};
+Args args_of(const Kernel<Args>&);  // only for decltype
+
+// Derived test suites run once per row of each table; rows this CPU lacks or SPARSECORE_ISA disables are skipped.
+template <class... Args>
+class KernelTest : public ::testing::TestWithParam<AnyKernel<Args...>> {
+ protected:
+  void SetUp() override {
+    const Isa isa = any_kernel().isa();
+    if (!isa_enabled(isa)) GTEST_SKIP() << isa_name(isa) << " is not enabled on this machine";
+  }
+  const AnyKernel<Args...>& any_kernel() const { return this->GetParam(); }
+  // Where there is only one table.
+  const auto& kernel() const { return std::get<0>(this->GetParam().row); }
+};
+
+template <class... Args>
+std::vector<AnyKernel<Args...>> rows_of(std::span<const Kernel<Args>>... tables) {
+  std::vector<AnyKernel<Args...>> rows;
+  const auto append = [&](const auto& table) {
+    for (const auto& kernel : table) rows.push_back({kernel});
+  };
+  (append(tables), ...);
+  return rows;
 }
 
-#define SPARSECORE_TEST_EACH_KERNEL(Suite, table)                             \
-  INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(rows_of(table)), \
-                           [](const auto& tested) { return std::string(tested.param.name); })
+#define SPARSECORE_TEST_EACH_KERNEL(Suite, ...)                                     \
+  INSTANTIATE_TEST_SUITE_P(Table, Suite, ::testing::ValuesIn(rows_of(__VA_ARGS__)), \
+                           [](const auto& tested) { return std::string(tested.param.name()); })
 
 // Names what runs: in the message of a failed check, and on stderr when a guard page is hit.
 class Case {
