@@ -76,7 +76,16 @@ class CMakeBuild(build_ext):
         if ninja.exists():
             options["CMAKE_MAKE_PROGRAM"] = ninja
         commands = (
-            [*cmake, "-S", ROOT, "-B", build_dir, "-G", "Ninja", *(f"-D{key}={value}" for key, value in options.items())],
+            [
+                *cmake,
+                "-S",
+                ROOT,
+                "-B",
+                build_dir,
+                "-G",
+                "Ninja",
+                *(f"-D{key}={value}" for key, value in options.items()),
+            ],
             [*cmake, "--build", build_dir],
             [*cmake, "--install", build_dir, "--component", "Unspecified"],
         )

@@ -64,9 +64,7 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_object_of(kind: type) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
-    )
+    return lambda value: isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
 
 
 _JSON_FIELDS: dict[str, Callable[[Any], bool]] = {

@@ -58,9 +58,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {
-        name: module for name, module in modules.items() if isinstance(module, CompressedModule)
-    }
+    layers = {name: module for name, module in modules.items() if isinstance(module, CompressedModule)}
     tensors = _outside(layers, model.state_dict())
     for name, tensor in tensors.items():
         is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
@@ -75,9 +73,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if CLASSES.get(kind) is not type(layer):
             raise UnsupportedError(f"expected one of {', '.join(CLASSES)}, got {kind} {name}")
         is_first = first == name
-        entries[name] = (
-            {"class": kind, "config": layer.config()} if is_first else {"same_as": first}
-        )
+        entries[name] = {"class": kind, "config": layer.config()} if is_first else {"same_as": first}
     identities = [name for name, module in modules.items() if type(module) is nn.Identity]
     training = [name for name, module in modules.items() if module.training]
     bundle.write(Path(path), Bundle(tensors, entries, identities, training))
@@ -162,17 +158,13 @@ def _check_replaces(dense: nn.Module, layer: nn.Module) -> None:
     if not is_linear:
         found["padding"] = layer.padding
         expected["padding"] = (
-            resolve_padding(dense)
-            if isinstance(dense, nn.Conv2d)
-            else getattr(dense, "padding", None)
+            resolve_padding(dense) if isinstance(dense, nn.Conv2d) else getattr(dense, "padding", None)
         )
     if found != expected:
         raise ValueError(f"expected {expected} as in the model, got {found}; {_WRONG_MODEL}")
 
 
-def _check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Any], modules: Mapping[str, nn.Module]
-) -> None:
+def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> None:
     """The plain tensors are those of the model, and the biases that folding gave to its layers."""
     for name in found.keys() - expected.keys():
         owner, leaf = _split(name)
@@ -226,11 +218,7 @@ def _split(name: str) -> tuple[str, str]:
 def _inside(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a module, by their names in it."""
     prefix = _join(module, "")
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _outside(modules: Mapping[str, nn.Module], tensors: Mapping[str, Any]) -> dict[str, Any]:

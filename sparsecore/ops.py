@@ -92,9 +92,7 @@ def spmm(
     """
     _require(weight, CsrWeight, torch.float32)
     _check_features(x, 1 if layout == "columns" else -1, weight.shape[1])
-    return raw.spmm_csr(
-        x, weight.row_ptr, weight.col_idx, weight.values, bias, activation, layout, kernel
-    )
+    return raw.spmm_csr(x, weight.row_ptr, weight.col_idx, weight.values, bias, activation, layout, kernel)
 
 
 @torch.library.register_fake("sparsecore::spmm_csr")
@@ -114,7 +112,11 @@ def _(
 
 
 def _spmm_gradients(
-    ctx: Any, grad: Tensor, csr: tuple[Tensor, Tensor, Tensor], x: Tensor | None, bias: Tensor | None
+    ctx: Any,
+    grad: Tensor,
+    csr: tuple[Tensor, Tensor, Tensor],
+    x: Tensor | None,
+    bias: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and bias, with the weight as CSR."""
     if x is not None:
@@ -148,9 +150,7 @@ def _backward_spmm_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, None, None, None, grad_bias, None, None, None
 
 
-torch.library.register_autograd(
-    "sparsecore::spmm_csr", _backward_spmm_csr, setup_context=_setup_spmm_csr
-)
+torch.library.register_autograd("sparsecore::spmm_csr", _backward_spmm_csr, setup_context=_setup_spmm_csr)
 
 
 # The panel form of spmm: the same meaning, another packing of the weight (sparsecore.formats.panel).
@@ -184,9 +184,7 @@ def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, [None] * len(weight), None, grad_bias, None, None, None
 
 
-torch.library.register_autograd(
-    "sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel
-)
+torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel)
 
 
 # --- conv2d: float CSR filters, direct ---
@@ -312,9 +310,7 @@ def _backward_conv2d_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, None, None, None, grad_bias, *([None] * 7)
 
 
-torch.library.register_autograd(
-    "sparsecore::conv2d_csr", _backward_conv2d_csr, setup_context=_setup_conv2d_csr
-)
+torch.library.register_autograd("sparsecore::conv2d_csr", _backward_conv2d_csr, setup_context=_setup_conv2d_csr)
 
 
 @torch.library.register_fake("sparsecore::conv2d_panel")
@@ -347,9 +343,7 @@ def _backward_conv2d_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_x, [None] * len(weight), None, grad_bias, *([None] * 6)
 
 
-torch.library.register_autograd(
-    "sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel
-)
+torch.library.register_autograd("sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel)
 
 
 # --- int8: quantized activations x int8 weight, dense or CSR ---
@@ -390,9 +384,7 @@ def gemm_int8(
         tensor([[2.]])
     """
     _require(weight, Int8Weight, torch.int8)
-    return raw.gemm_int8(
-        x, weight.q, weight.scale, bias, x_scale, x_zero_point, activation, kernel
-    )
+    return raw.gemm_int8(x, weight.q, weight.scale, bias, x_scale, x_zero_point, activation, kernel)
 
 
 @torch.library.register_fake("sparsecore::gemm_int8")
@@ -483,9 +475,8 @@ for _name in ("gemm_int8", "spmm_csr_int8"):
 @torch.library.register_fake("sparsecore::pack_csr")
 def _(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     nnz = torch.library.get_ctx().new_dynamic_size()
-    indices = {"dtype": torch.int32, "device": weight.device}
-    row_ptr = torch.empty([weight.shape[0] + 1], **indices)
-    return row_ptr, torch.empty([nnz], **indices), weight.new_empty([nnz])
+    row_ptr = weight.new_empty([weight.shape[0] + 1], dtype=torch.int32)
+    return row_ptr, row_ptr.new_empty([nnz]), weight.new_empty([nnz])
 
 
 @torch.library.register_fake("sparsecore::unpack_csr")
@@ -494,9 +485,7 @@ def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> Tensor:
 
 
 @torch.library.register_fake("sparsecore::transpose_csr")
-def _(
-    row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     return row_ptr.new_empty([cols + 1]), torch.empty_like(col_idx), torch.empty_like(values)
 
 
@@ -507,12 +496,11 @@ def _(
     runs = torch.library.get_ctx().new_dynamic_size()
     blocks = -(-(row_ptr.shape[0] - 1) // block_rows)
     ends = blocks * max(-(-cols // panel_cols), 1) + 1
-    small = {"dtype": torch.uint8, "device": row_ptr.device}
     return (
         row_ptr.new_empty([ends]),
         row_ptr.new_empty([ends]),
-        torch.empty([runs], **small),
-        torch.empty([runs], **small),
+        row_ptr.new_empty([runs], dtype=torch.uint8),
+        row_ptr.new_empty([runs], dtype=torch.uint8),
         torch.empty_like(col_idx, dtype=torch.uint8),
         torch.empty_like(values),
     )

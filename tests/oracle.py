@@ -28,9 +28,7 @@ def gamma(n: Tensor | int) -> Tensor:
     return n * UNIT / (1 - n * UNIT)
 
 
-def dense_reference(
-    layer: nn.Linear | nn.Conv2d, x: Tensor, activation: str = "none"
-) -> tuple[Tensor, Tensor]:
+def dense_reference(layer: nn.Linear | nn.Conv2d, x: Tensor, activation: str = "none") -> tuple[Tensor, Tensor]:
     """Return the exact output of a dense layer, and how far each element may be from it.
 
     The bound is gamma(n + 2) * sum |x| |w| over the n entries of the row that are not zero, carried

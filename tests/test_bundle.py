@@ -69,9 +69,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_digest_is_as_documented(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    bundle.write(
-        path, Bundle({"b": torch.ones(2, 1), "a": torch.tensor(1, dtype=torch.int8)}, {}, [], [])
-    )
+    bundle.write(path, Bundle({"b": torch.ones(2, 1), "a": torch.tensor(1, dtype=torch.int8)}, {}, [], []))
     raw = path.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
@@ -128,9 +126,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @fuzz

@@ -76,12 +76,8 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments: list[str]) -> Non
     assert re.fullmatch(r"error: .+\n", result.stderr)
 
 
-@pytest.mark.parametrize(
-    "error", [FormatError("expected int8,\ngot float32"), OSError("disk full"), click.Abort()]
-)
-def test_expected_errors_are_one_line(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+@pytest.mark.parametrize("error", [FormatError("expected int8,\ngot float32"), OSError("disk full"), click.Abort()])
+def test_expected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         raise error
 
@@ -111,9 +107,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr("sparsecore.bench.sweep.benchmark", benchmark)
-    result = run(
-        "bench", "torch.nn:ReLU", "--input", "2,3", "--sparsity", "0.5", "--exclude", "stem.*"
-    )
+    result = run("bench", "torch.nn:ReLU", "--input", "2,3", "--sparsity", "0.5", "--exclude", "stem.*")
     assert result.exit_code == 0, result.output
     assert "eager" in result.stdout
     assert (seen["model"], seen["shape"], seen["sparsities"]) == (nn.ReLU, (2, 3), (0.5,))

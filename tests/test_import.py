@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-EXTRAS = "click rich plotly jinja2 sklearn scipy transformers pydantic yaml onnxruntime".split()
+EXTRAS = [
+    "click",
+    "rich",
+    "plotly",
+    "jinja2",
+    "sklearn",
+    "scipy",
+    "transformers",
+    "pydantic",
+    "yaml",
+    "onnxruntime",
+]
 
 
 def test_import_pulls_in_no_extra() -> None:
@@ -12,9 +23,7 @@ def test_import_pulls_in_no_extra() -> None:
         "import sys, torch, safetensors.torch; before = set(sys.modules); import sparsecore; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(result.stdout.split()) & set(EXTRAS)
 
 

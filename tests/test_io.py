@@ -134,9 +134,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("model_ties", [False, True])
 @pytest.mark.parametrize("file_ties", [False, True])
-def test_ties_are_those_of_the_saved_model(
-    file_ties: bool, model_ties: bool, tmp_path: Path
-) -> None:
+def test_ties_are_those_of_the_saved_model(file_ties: bool, model_ties: bool, tmp_path: Path) -> None:
     model = Tied(file_ties)
     model.steps += 3
     model.embedding.weight.requires_grad_(False)
@@ -285,9 +283,7 @@ def test_tampered_names(changes: dict[str, Any], text: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["0.row_ptr", "0.col_idx", "0.values", "0.bias", "1.weight"])
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_tampered_tensor(name: str, tmp_path: Path, data: st.DataObject) -> None:
     """Another tensor in its place, with a right checksum: refused, or the model runs safely."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -131,9 +132,7 @@ def test_conv2d(kernel: str, activation: str, settings: dict[str, object]) -> No
     assert_within(y, *dense_reference(conv, x, activation))
 
 
-def int8_reference(
-    x: Tensor, weight: Int8Weight, x_scale: float | None, x_zero_point: int
-) -> Tensor:
+def int8_reference(x: Tensor, weight: Int8Weight, x_scale: float | None, x_zero_point: int) -> Tensor:
     """Exact integers in int64, then the contract's float32 arithmetic; scales are powers of two."""
     scale = torch.tensor(x_scale) if x_scale else x.abs().amax(1, keepdim=True) / 127
     q = torch.clamp(torch.round(x / scale) + x_zero_point, -128, 127).long() - x_zero_point
@@ -298,13 +297,16 @@ def test_damaged_panels_are_found_in_every_call() -> None:
             tensors = list(packed.tensors)
             tensors[index] = tensor.clone()
             tensors[index][tensor.numel() // 2] = value if tensor.dtype == torch.int32 else value & 255
-            try:  # some changes are another valid weight
+            # Some changes are another valid weight.
+            with contextlib.suppress(RuntimeError):
                 raw.spmm_panel(x, tensors, packed.sizes, *plain)
-            except RuntimeError as error:
-                assert "panel weight" in str(error)
-        with pytest.raises(RuntimeError, match="fit together|panel weight"):
-            shorter = [t[:-1] if i == index else t for i, t in enumerate(packed.tensors)]
+        shorter = [t[:-1] if i == index else t for i, t in enumerate(packed.tensors)]
+        with pytest.raises(RuntimeError, match=r"fit together|panel weight"):
             raw.spmm_panel(x, shorter, packed.sizes, *plain)
+    high = list(packed.tensors)
+    high[4] = torch.full_like(high[4], 200)
+    with pytest.raises(RuntimeError, match="panel_col must be inside"):
+        raw.spmm_panel(x, high, packed.sizes, *plain)
     with pytest.raises(RuntimeError, match="expected a panel weight"):
         raw.spmm_panel(x, list(packed.tensors), [40, 30, 0, 8], *plain)
     with pytest.raises(RuntimeError, match="K = 30"):
@@ -434,15 +436,11 @@ def test_damaged_indices_are_found_in_every_call(
             r"K = 4\]",
         ),
         (
-            lambda: ops.gemm_int8(
-                torch.randn(2, 4), Int8Weight.from_dense(torch.eye(4)), x_scale=-1.0
-            ),
+            lambda: ops.gemm_int8(torch.randn(2, 4), Int8Weight.from_dense(torch.eye(4)), x_scale=-1.0),
             "positive finite x_scale",
         ),
         (
-            lambda: ops.gemm_int8(
-                torch.randn(2, 70000), Int8Weight.from_dense(torch.ones(1, 70000))
-            ),
+            lambda: ops.gemm_int8(torch.randn(2, 70000), Int8Weight.from_dense(torch.ones(1, 70000))),
             "K <= 65536",
         ),
         (lambda: ops.spmm_int8(torch.randn(2, 4), GOOD), "call weight.quantize"),

@@ -19,7 +19,8 @@ constexpr int64_t kPanelBytes = 26 * 1024;
 constexpr int64_t kPartialBytes = 192 * 1024;
 // More columns per tile amortise indices and values better, but leave less of L1 per column of the weight.
 template <class S>
-constexpr int kMaxPanelVectors = S::kLanes == 1 ? kMaxVectors : (80 / S::kLanes < kMaxVectors ? 80 / S::kLanes : kMaxVectors);
+constexpr int kMaxPanelVectors =
+    S::kLanes == 1 ? kMaxVectors : (80 / S::kLanes < kMaxVectors ? 80 / S::kLanes : kMaxVectors);
 
 // Rows of a chunk, in whole blocks, for tiles of W columns.
 SPARSECORE_INLINE int64_t chunk_blocks(const PanelView<float>& weight, int64_t W) {
@@ -35,8 +36,7 @@ SPARSECORE_INLINE int64_t partial_floats(const PanelView<float>& weight, int64_t
 // the last one hands finished rows, after the epilogue, to where output(row of the matrix) points.
 template <class S, int V, bool kIsFirst, bool kIsLast, class Offset, class Output>
 SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogue& epilogue, int64_t segment,
-                                   int64_t first_row, const float* tile, Offset offset, float* partial,
-                                   Output output) {
+                                   int64_t first_row, const float* tile, Offset offset, float* partial, Output output) {
   constexpr int64_t W = V * S::kLanes;
   const int64_t run_end = weight.run_ptr[segment + 1];
   const uint8_t* columns = weight.panel_col + weight.entry_ptr[segment];

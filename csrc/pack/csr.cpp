@@ -91,10 +91,10 @@ void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx,
   }
 }
 
-#define SPARSECORE_INSTANTIATE(T)                                                                         \
-  template void count_kept<T>(const T*, const bool*, int64_t, Range, int64_t*);                           \
-  template void fill_csr<T>(const T*, const bool*, int64_t, Range, const int32_t*, int32_t*, T*);         \
-  template void unpack_csr<T>(const CsrView<T>&, Range, T*);                                              \
+#define SPARSECORE_INSTANTIATE(T)                                                                 \
+  template void count_kept<T>(const T*, const bool*, int64_t, Range, int64_t*);                   \
+  template void fill_csr<T>(const T*, const bool*, int64_t, Range, const int32_t*, int32_t*, T*); \
+  template void unpack_csr<T>(const CsrView<T>&, Range, T*);                                      \
   template void transpose_csr<T>(const CsrView<T>&, int32_t*, int32_t*, T*);
 SPARSECORE_INSTANTIATE(float)
 SPARSECORE_INSTANTIATE(uint16_t)

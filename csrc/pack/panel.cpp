@@ -135,10 +135,10 @@ const char* validate_panel(const PanelView<T>& weight, Range blocks) {
   return nullptr;
 }
 
-#define SPARSECORE_INSTANTIATE(T)                                                             \
-  template int64_t count_panel_runs<T>(const CsrView<T>&, int64_t, int64_t);                  \
-  template void fill_panel<T>(const CsrView<T>&, int64_t, int64_t, const PanelArrays<T>&);    \
-  template void unpack_panel<T>(const PanelView<T>&, int32_t*, int32_t*, T*);                 \
+#define SPARSECORE_INSTANTIATE(T)                                                          \
+  template int64_t count_panel_runs<T>(const CsrView<T>&, int64_t, int64_t);               \
+  template void fill_panel<T>(const CsrView<T>&, int64_t, int64_t, const PanelArrays<T>&); \
+  template void unpack_panel<T>(const PanelView<T>&, int32_t*, int32_t*, T*);              \
   template const char* validate_panel<T>(const PanelView<T>&, Range);
 SPARSECORE_INSTANTIATE(float)
 #undef SPARSECORE_INSTANTIATE

@@ -70,12 +70,12 @@ SPARSECORE_INLINE typename S::F32 hardswish(typename S::F32 x) {
 // activation(acc[j] + bias): the choice is made once for V vectors.
 template <class S, int V>
 SPARSECORE_INLINE void apply_epilogue(typename S::F32 (&acc)[V], float bias, Activation activation) {
-#define SPARSECORE_APPLY(expression)      \
-  SPARSECORE_UNROLL                       \
-  for (int j = 0; j < V; ++j) {           \
-    const auto y = S::add(acc[j], b);     \
-    acc[j] = (expression);                \
-  }                                       \
+#define SPARSECORE_APPLY(expression)  \
+  SPARSECORE_UNROLL                   \
+  for (int j = 0; j < V; ++j) {       \
+    const auto y = S::add(acc[j], b); \
+    acc[j] = (expression);            \
+  }                                   \
   break
   const auto b = S::set1(bias);
   switch (activation) {

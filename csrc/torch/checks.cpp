@@ -51,9 +51,9 @@ std::string shape_text(const Tensor& tensor) {
 void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int64_t dim) {
   check(tensor.is_cpu(), "expected ", name, " on the CPU; move it with .cpu()");
   check(tensor.scalar_type() == dtype, "expected ", dtype_name(dtype), " ", name, ", got ",
-                  dtype_name(tensor.scalar_type()), "; convert it with .to(torch.", dtype_name(dtype), ")");
+        dtype_name(tensor.scalar_type()), "; convert it with .to(torch.", dtype_name(dtype), ")");
   check(dim < 0 || tensor.dim() == dim, "expected ", name, " with ", dim, " dimensions, got shape ",
-                  shape_text(tensor));
+        shape_text(tensor));
   check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
 }
 
@@ -63,8 +63,8 @@ CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& 
   check_tensor(col_idx, "col_idx", ScalarType::Int, 1);
   check_tensor(values, "values", kScalarType<T>, 1);
   check(row_ptr.numel() >= 1, "expected row_ptr with N + 1 entries, got none");
-  check(col_idx.numel() == values.numel(), "expected as many col_idx as values, got ", col_idx.numel(),
-                  " and ", values.numel());
+  check(col_idx.numel() == values.numel(), "expected as many col_idx as values, got ", col_idx.numel(), " and ",
+        values.numel());
   check(cols <= std::numeric_limits<int32_t>::max(), "expected K < 2^31, got ", cols);
   CsrView<T> view;
   view.rows = row_ptr.numel() - 1;

@@ -183,14 +183,14 @@ Tensor conv2d_panel(const Tensor& x_any, const std::vector<Tensor>& weight, cons
                     const std::vector<int64_t>& dilation, const std::string& activation, const std::string& kernel) {
   const Tensor x = float_input(x_any);
   Conv2dPanelArgs args;
-  const Tensor y =
-      fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, 1}, activation, [&](int64_t K) {
-        const PanelView<float> view = panel_view(weight, sizes);
-        check(view.cols == K, "expected a panel weight with K = C * KH * KW = ", K, ", got ", view.cols);
-        return view;
-      });
-  check(conv2d_panel_kernels().back().supports(args), "expected panels of whole channels (", args.kernel_h * args.kernel_w,
-        " taps each), got ", args.weight.panel_cols, " columns; pack the weight for this filter");
+  const Tensor y = fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, 1}, activation, [&](int64_t K) {
+    const PanelView<float> view = panel_view(weight, sizes);
+    check(view.cols == K, "expected a panel weight with K = C * KH * KW = ", K, ", got ", view.cols);
+    return view;
+  });
+  check(conv2d_panel_kernels().back().supports(args), "expected panels of whole channels (",
+        args.kernel_h * args.kernel_w, " taps each), got ", args.weight.panel_cols,
+        " columns; pack the weight for this filter");
   if (y.numel() == 0) return y;
   run_kernel(choose_kernel(conv2d_panel_kernels(), kernel, args), args, PanelRows<float>{args.weight},
              conv2d_work(args));
@@ -302,8 +302,7 @@ void with_packed_type(ScalarType dtype, Function function) {
 template <class Function>
 void for_rows(int64_t rows, int64_t cols, Function function) {
   const int64_t grain = std::max<int64_t>(kSerialWork / std::max<int64_t>(cols, 1), 1);
-  torch::stable::parallel_for(0, rows, grain,
-                              [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::optional<Tensor>& mask) {
@@ -437,7 +436,8 @@ STABLE_TORCH_LIBRARY(sparsecore, m) {
       "str layout='rows', str kernel_name='') -> Tensor");
   m.def(
       "conv2d_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> Tensor");
+      "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> "
+      "Tensor");
   m.def(
       "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, str activation, str layout, "
       "str kernel_name) -> Tensor");

@@ -54,9 +54,7 @@ class DigitsPlan:
     min_time_s: float = 4.0
 
 
-def run_digits(
-    out_dir: Path, seed: int, progress: Progress, plan: DigitsPlan | None = None
-) -> dict[str, Any]:
+def run_digits(out_dir: Path, seed: int, progress: Progress, plan: DigitsPlan | None = None) -> dict[str, Any]:
     """Train, prune, quantize and convert the digits net; measure all its versions.
 
     Args:
@@ -82,9 +80,7 @@ def run_digits(
             sparsity = prune_and_finetune(masked, data, plan, share)
     with stage(progress, "digits: quantize and convert"):
         # Without the cache: what the report shows was measured in this run.
-        converted = {
-            batch: sc.convert(masked, data.test_x[:batch], cache=False) for batch in plan.batches
-        }
+        converted = {batch: sc.convert(masked, data.test_x[:batch], cache=False) for batch in plan.batches}
         versions = _versions(dense, masked, converted, data)
     runs = [_measure(versions, data, batch, plan, progress) for batch in plan.batches]
     return {
@@ -95,8 +91,7 @@ def run_digits(
         "fma_gflops": [run.fma_gflops for run in runs],
         "versions": [_row(version, data, runs, out_dir) for version in versions],
         "conversions": [
-            {"batch": batch, "layers": sc.explain(model).to_dict()["rows"]}
-            for batch, model in converted.items()
+            {"batch": batch, "layers": sc.explain(model).to_dict()["rows"]} for batch, model in converted.items()
         ],
     }
 
@@ -124,9 +119,7 @@ def train(
     model.eval()
 
 
-def prune_and_finetune(
-    model: nn.Module, data: Digits, plan: DigitsPlan, share: Callable[[float], None]
-) -> float:
+def prune_and_finetune(model: nn.Module, data: Digits, plan: DigitsPlan, share: Callable[[float], None]) -> float:
     """Prune in place while training goes on; return the sparsity of the prunable weights."""
     optimizer = AdamW(model.parameters(), lr=1e-3)
     pruner = GradualPruner(
@@ -141,20 +134,14 @@ def prune_and_finetune(
     return pruner.masks.sparsity()
 
 
-def _versions(
-    dense: nn.Module, masked: nn.Module, converted: Mapping[int, nn.Module], data: Digits
-) -> list[Version]:
+def _versions(dense: nn.Module, masked: nn.Module, converted: Mapping[int, nn.Module], data: Digits) -> list[Version]:
     """Every way to run the net; the forced ones keep each layer in their format, even a loser."""
     folded = fold_batchnorm(masked, data.test_x[:1])
-    csr = replace_layers(
-        folded, {nn.Linear: SparseLinear.from_dense, nn.Conv2d: SparseConv2d.from_dense}
-    )
+    csr = replace_layers(folded, {nn.Linear: SparseLinear.from_dense, nn.Conv2d: SparseConv2d.from_dense})
     int8 = copy.deepcopy(folded)
     batches = data.train_x[:256].split(BATCH)
     sc.quantize(int8, batches, activations="static", progress=False)
-    int8_csr = replace_layers(
-        int8, {Int8Linear: SparseInt8Linear.from_int8, Int8Conv2d: SparseInt8Conv2d.from_int8}
-    )
+    int8_csr = replace_layers(int8, {Int8Linear: SparseInt8Linear.from_int8, Int8Conv2d: SparseInt8Conv2d.from_int8})
     return [
         *eager_versions(dense, DENSE, "as trained, PyTorch eager"),
         Version("masked dense", "pruned, the zeros stored like any weight", "PyTorch", masked),
@@ -173,18 +160,14 @@ def _versions(
     ]
 
 
-def _measure(
-    versions: Sequence[Version], data: Digits, batch: int, plan: DigitsPlan, progress: Progress
-) -> Run:
+def _measure(versions: Sequence[Version], data: Digits, batch: int, plan: DigitsPlan, progress: Progress) -> Run:
     with stage(progress, f"digits: measure batch {batch}") as share:
         x = data.test_x[:batch].clone()
         return measure(versions, x, min_time_s=plan.min_time_s, progress=share)
 
 
 def _row(version: Version, data: Digits, runs: Sequence[Run], out_dir: Path) -> dict[str, Any]:
-    path = (
-        out_dir / f"digits-{version.name.replace(', ', '-').replace(' ', '-').lower()}.safetensors"
-    )
+    path = out_dir / f"digits-{version.name.replace(', ', '-').replace(' ', '-').lower()}.safetensors"
     sc.save(version.model, path)
     return {
         **version.describe(),

@@ -69,9 +69,7 @@ def run_resnet(seed: int, progress: Progress, plan: ResNetPlan | None = None) ->
         ),
     ]
     with stage(progress, "ResNet-50: measure end to end") as share:
-        run = measure(
-            versions, x, min_time_s=plan.min_time_s, min_rounds=plan.min_rounds, progress=share
-        )
+        run = measure(versions, x, min_time_s=plan.min_time_s, min_rounds=plan.min_rounds, progress=share)
     baseline = run.faster(EAGER, f"{EAGER}{CHANNELS_LAST}")
     return {
         "input": list(x.shape),
@@ -82,10 +80,7 @@ def run_resnet(seed: int, progress: Progress, plan: ResNetPlan | None = None) ->
         "baseline": baseline,
         "fma_gflops": run.fma_gflops,
         "max_relative_difference": difference,
-        "versions": [
-            {**version.describe(), "timings": [run.row(version.name, baseline)]}
-            for version in versions
-        ],
+        "versions": [{**version.describe(), "timings": [run.row(version.name, baseline)]} for version in versions],
         "layers": sc.explain(fast).to_dict()["rows"],
     }
 

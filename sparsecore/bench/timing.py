@@ -97,9 +97,7 @@ def interleave(
     if not candidates:
         raise ValueError("expected at least one candidate, got none")
     if not 1 <= min_rounds <= max_rounds:
-        raise ValueError(
-            f"expected 1 <= min_rounds <= max_rounds, got {min_rounds} and {max_rounds}"
-        )
+        raise ValueError(f"expected 1 <= min_rounds <= max_rounds, got {min_rounds} and {max_rounds}")
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     with _garbage_collector_off():
         calls = {name: _warm_up(call, warmup, clock_ns) for name, call in candidates.items()}
@@ -108,9 +106,7 @@ def interleave(
             for name in order:
                 elapsed_ns = _elapsed_ns(candidates[name], calls[name], clock_ns)
                 samples[name].append(elapsed_ns / calls[name] / 1e3)
-            share = _share_done(
-                done + 1, min_rounds, max_rounds, (clock_ns() - start) / 1e9, min_time_s
-            )
+            share = _share_done(done + 1, min_rounds, max_rounds, (clock_ns() - start) / 1e9, min_time_s)
             if progress is not None:
                 progress(share)
             if share >= 1.0:
@@ -176,9 +172,7 @@ def _orders(names: Iterable[str]) -> Iterator[list[str]]:
         yield order
 
 
-def _share_done(
-    rounds: int, min_rounds: int, max_rounds: int, elapsed_s: float, min_time_s: float
-) -> float:
+def _share_done(rounds: int, min_rounds: int, max_rounds: int, elapsed_s: float, min_time_s: float) -> float:
     needed = min(rounds / min_rounds, elapsed_s / min_time_s if min_time_s > 0 else 1.0)
     return min(1.0, max(needed, rounds / max_rounds))
 

@@ -105,13 +105,10 @@ def measure(
         peaks.append(probes.fma_gflops(threads, PROBE_SECONDS))
 
     calls: dict[str, Callable[[], object]] = {
-        version.name: partial(version.model, x.contiguous(memory_format=version.memory_format))
-        for version in versions
+        version.name: partial(version.model, x.contiguous(memory_format=version.memory_format)) for version in versions
     }
     with torch.inference_mode():
-        timings = interleave(
-            {**calls, PROBE: probe}, min_time_s=min_time_s, min_rounds=min_rounds, progress=progress
-        )
+        timings = interleave({**calls, PROBE: probe}, min_time_s=min_time_s, min_rounds=min_rounds, progress=progress)
     del timings[PROBE]
     return Run(batch=len(x), timings=timings, fma_gflops=median(peaks))
 
@@ -140,9 +137,7 @@ def memory_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def replace_layers(
-    model: nn.Module, makers: Mapping[type[nn.Module], Callable[[Any], nn.Module]]
-) -> nn.Module:
+def replace_layers(model: nn.Module, makers: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
     """Return a copy with every layer of these exact types replaced by what its maker gives."""
     replaced = copy.deepcopy(model)
     for module in list(replaced.modules()):

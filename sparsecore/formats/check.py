@@ -15,11 +15,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def type_name(value: object) -> str:
     """Name what came instead of what was expected: a dtype, or a Python type."""
-    return (
-        str(value.dtype).removeprefix("torch.")
-        if isinstance(value, Tensor)
-        else type(value).__name__
-    )
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_shape(shape: object) -> tuple[int, int]:
@@ -47,9 +43,7 @@ def check_type(name: str, tensor: object, dtypes: Sequence[torch.dtype]) -> Tens
     return tensor.detach()
 
 
-def check_tensor(
-    name: str, tensor: object, dtypes: Sequence[torch.dtype], shape: Sequence[int | None]
-) -> Tensor:
+def check_tensor(name: str, tensor: object, dtypes: Sequence[torch.dtype], shape: Sequence[int | None]) -> Tensor:
     """Return a detached contiguous tensor of one of the dtypes; None in shape is any size."""
     checked = check_type(name, tensor, dtypes)
     matches = checked.dim() == len(shape) and all(
@@ -64,9 +58,7 @@ def check_tensor(
 def check_same_device(tensors: dict[str, Tensor]) -> None:
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
-        raise FormatError(
-            f"expected all tensors on one device, got {devices}; move them with .to(device)"
-        )
+        raise FormatError(f"expected all tensors on one device, got {devices}; move them with .to(device)")
 
 
 def check_scale(scale: object, rows: int) -> Tensor:
@@ -80,9 +72,7 @@ def check_scale(scale: object, rows: int) -> Tensor:
 def check_finite(weight: Tensor) -> Tensor:
     """Integers cannot hold NaN or infinity."""
     if not bool(torch.isfinite(weight).all()):
-        raise FormatError(
-            "expected a finite weight to quantize, got NaN or infinity; repair the checkpoint"
-        )
+        raise FormatError("expected a finite weight to quantize, got NaN or infinity; repair the checkpoint")
     return weight
 
 
@@ -90,7 +80,5 @@ def as_matrix(weight: object, dtypes: Sequence[torch.dtype]) -> Tensor:
     """A weight [N, ...] as the matrix [N, K] that kernels multiply with."""
     checked = check_type("the weight", weight, dtypes)
     if checked.dim() < 2:
-        raise FormatError(
-            f"expected a weight of 2 or more dimensions, got {list(checked.shape)}; use .reshape()"
-        )
+        raise FormatError(f"expected a weight of 2 or more dimensions, got {list(checked.shape)}; use .reshape()")
     return checked.flatten(1)

@@ -109,9 +109,7 @@ class CsrWeight:
         return self.values.device
 
     @classmethod
-    def from_dense(
-        cls, weight: Tensor, mask: Tensor | None = None, *, scale: Tensor | None = None
-    ) -> CsrWeight:
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None, *, scale: Tensor | None = None) -> CsrWeight:
         """Keep the entries of a dense weight that are not zero, or those of a mask.
 
         Args:
@@ -146,9 +144,7 @@ class CsrWeight:
         return dense.to(self.device)
 
     @classmethod
-    def from_scipy(
-        cls, matrix: Any, dtype: torch.dtype | None = None, *, scale: Tensor | None = None
-    ) -> CsrWeight:
+    def from_scipy(cls, matrix: Any, dtype: torch.dtype | None = None, *, scale: Tensor | None = None) -> CsrWeight:
         """Copy a SciPy sparse matrix of any layout; entries are sorted, duplicates added up.
 
         Args:
@@ -157,9 +153,7 @@ class CsrWeight:
             scale: ``[N]`` float32, for int8 only.
         """
         if not hasattr(matrix, "tocsr"):
-            raise FormatError(
-                f"expected a scipy.sparse matrix, got {type_name(matrix)}; arrays: from_dense()"
-            )
+            raise FormatError(f"expected a scipy.sparse matrix, got {type_name(matrix)}; arrays: from_dense()")
         is_int8 = str(matrix.dtype) == "int8"
         # Duplicates add up while converting, in int32 so that they cannot wrap around unseen.
         csr = matrix.astype("int32").tocsr() if is_int8 else matrix.tocsr()
@@ -190,9 +184,7 @@ class CsrWeight:
         """Copy a 2-D torch.sparse_csr tensor; float64 is rounded to float32, int8 needs scale."""
         if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr or matrix.dim() != 2:
             came = getattr(matrix, "layout", type_name(matrix))
-            raise FormatError(
-                f"expected a 2-D torch.sparse_csr tensor, got {came}; use .to_sparse_csr()"
-            )
+            raise FormatError(f"expected a 2-D torch.sparse_csr tensor, got {came}; use .to_sparse_csr()")
         values = matrix.values().clone()
         return cls(
             row_ptr=_to_int32(matrix.crow_indices().clone()),
@@ -241,9 +233,7 @@ class CsrWeight:
             if target == torch.int8:
                 return self.quantize()
             return replace(self, values=self._real_values().to(target), scale=None)
-        row_ptr, col_idx, values = (
-            tensor.to(target) for tensor in (self.row_ptr, self.col_idx, self.values)
-        )
+        row_ptr, col_idx, values = (tensor.to(target) for tensor in (self.row_ptr, self.col_idx, self.values))
         scale = None if self.scale is None else self.scale.to(target)
         return CsrWeight(row_ptr, col_idx, values, self.shape, scale)
 
@@ -267,9 +257,7 @@ def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
     if first != 0 or last != nnz:
         raise FormatError(f"expected row_ptr to go from 0 to nnz={nnz}, got {first} to {last}")
     if bool((row_ptr[1:] < row_ptr[:-1]).any()):
-        raise FormatError(
-            "expected row_ptr never to fall; rebuild it as the running sum of entries per row"
-        )
+        raise FormatError("expected row_ptr never to fall; rebuild it as the running sum of entries per row")
     if nnz == 0:
         return
     low, high = (int(bound) for bound in col_idx.aminmax())
@@ -279,9 +267,7 @@ def _check_indices(row_ptr: Tensor, col_idx: Tensor, cols: int) -> None:
     row_starts = row_ptr[(row_ptr > 0) & (row_ptr < nnz)].long()
     rises[row_starts - 1] = True  # from one row to the next it may fall
     if not bool(rises.all()):
-        raise FormatError(
-            "expected col_idx strictly ascending inside a row; sort each row and add up duplicates"
-        )
+        raise FormatError("expected col_idx strictly ascending inside a row; sort each row and add up duplicates")
 
 
 def _to_int32(index: Tensor) -> Tensor:
@@ -291,7 +277,5 @@ def _to_int32(index: Tensor) -> Tensor:
 
 def _to_float(values: Tensor, dtype: torch.dtype) -> Tensor:
     if not values.is_floating_point():
-        raise FormatError(
-            f"expected float or int8 values, got {type_name(values)}; convert them to float32"
-        )
+        raise FormatError(f"expected float or int8 values, got {type_name(values)}; convert them to float32")
     return values.to(dtype)

@@ -93,9 +93,7 @@ class Int8Weight:
     def from_csr(cls, weight: CsrWeight) -> Int8Weight:
         """Fill in the missing zeros of an int8 CsrWeight; the exact inverse of ``to_csr()``."""
         if weight.scale is None:
-            raise FormatError(
-                "expected an int8 CsrWeight, got float values; call .quantize() first"
-            )
+            raise FormatError("expected an int8 CsrWeight, got float values; call .quantize() first")
         return cls(weight.to_dense(dequantize=False), weight.scale)
 
     def to_csr(self) -> CsrWeight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ MAX_PANEL_COLS = 255
 TILE_COLUMNS = 80
 # Blocks are what threads share: small enough to share evenly, large enough that rows can be ordered by length.
 BLOCK_ROWS = 64
+# In the order in which operations take them.
+TENSOR_NAMES = ("run_ptr", "entry_ptr", "run_row", "run_length", "panel_col", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +73,18 @@ class PanelWeight:
             )
         arrays = (weight.row_ptr, weight.col_idx, weight.values)
         packed = raw.pack_panel(*arrays, weight.shape[1], block_rows, panel_cols)
-        return cls(*packed, weight.shape, block_rows, panel_cols)
+        tensors: dict[str, Any] = dict(zip(TENSOR_NAMES, packed, strict=True))
+        return cls(**tensors, shape=weight.shape, block_rows=block_rows, panel_cols=panel_cols)
 
     def unpack(self) -> CsrWeight:
         """Return the CSR weight."""
-        return CsrWeight(*raw.unpack_panel(list(self.tensors), self.sizes), self.shape)
+        row_ptr, col_idx, values = raw.unpack_panel(list(self.tensors), self.sizes)
+        return CsrWeight(row_ptr, col_idx, values, self.shape)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The arrays in the order in which operations take them."""
-        return (
-            self.run_ptr,
-            self.entry_ptr,
-            self.run_row,
-            self.run_length,
-            self.panel_col,
-            self.values,
-        )
+        return tuple(getattr(self, name) for name in TENSOR_NAMES)
 
     @property
     def sizes(self) -> list[int]:

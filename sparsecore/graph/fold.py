@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: ExampleInputs) -> nn.Module
 def foldable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that folding has to watch."""
     return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, *_CONVOLUTIONS, *_NORMS)
+        name: module for name, module in model.named_modules() if type(module) in (nn.Linear, *_CONVOLUTIONS, *_NORMS)
     }
 
 
@@ -66,13 +65,9 @@ def fold_batchnorm_(model: nn.Module, seen: Observation) -> list[str]:
     return folded
 
 
-def _can_fold(
-    layer: nn.Module, norm: nn.Module, seen: Observation, owners: Counter[int]
-) -> bool:
+def _can_fold(layer: nn.Module, norm: nn.Module, seen: Observation, owners: Counter[int]) -> bool:
     # Linear puts its features last and BatchNorm takes them from dimension 1: the same for a matrix only.
-    fits = type(layer) in _CONVOLUTIONS or (
-        type(layer) is nn.Linear and len(seen.calls[layer][0].shape) == 2
-    )
+    fits = type(layer) in _CONVOLUTIONS or (type(layer) is nn.Linear and len(seen.calls[layer][0].shape) == 2)
     return (
         fits
         and norm.running_mean is not None
@@ -84,8 +79,14 @@ def _can_fold(
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Any, norm: Any) -> None:
     fuse = fuse_linear_bn_weights if type(layer) is nn.Linear else fuse_conv_bn_weights
     layer.weight, layer.bias = fuse(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )  # type: ignore[arg-type]
+        layer.weight,
+        layer.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )

@@ -66,9 +66,7 @@ class Observation:
         return makers[0] if len(makers) == 1 and len(self._outputs[makers[0]]) == 1 else None
 
 
-def observe(
-    model: nn.Module, example_inputs: ExampleInputs, layers: Mapping[str, nn.Module]
-) -> Observation:
+def observe(model: nn.Module, example_inputs: ExampleInputs, layers: Mapping[str, nn.Module]) -> Observation:
     """Run the model once and record the calls of the layers.
 
     Args:
@@ -116,7 +114,7 @@ _METADATA = {
     Tensor.is_floating_point,
     Tensor.shape.__get__,  # type: ignore[attr-defined]
     Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,
     Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
 }
 
@@ -129,9 +127,7 @@ class _Readers(TorchFunctionMode):
         self.uses = uses
         self._alive: list[Tensor] = []  # a freed tensor's id would be given to another one
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func not in _METADATA:
             for leaf in tree_leaves((args, kwargs)):

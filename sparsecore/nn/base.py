@@ -127,9 +127,7 @@ class CompressedModule(nn.Module):
         return cls(weight, _copy(dense.bias), **cls._geometry(dense), **options)
 
     @classmethod
-    def _rebuild(
-        cls: type[Layer], module: CompressedModule, weight: WeightFormat, **options: Any
-    ) -> Layer:
+    def _rebuild(cls: type[Layer], module: CompressedModule, weight: WeightFormat, **options: Any) -> Layer:
         """Make the same layer with another weight; the settings that both classes have stay."""
         shared = set(cls.all_keywords()) & set(module.all_keywords()) - {"kernel"}
         settings = {name: getattr(module, name) for name in shared}
@@ -155,9 +153,7 @@ class CompressedModule(nn.Module):
         return {name: self.get_buffer(name) for name in self.buffer_names}
 
     @classmethod
-    def from_config(
-        cls: type[Layer], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> Layer:
+    def from_config(cls: type[Layer], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
         """Build the layer from ``config()`` and ``tensors()``, which may come from anywhere.
 
         Raises:
@@ -251,7 +247,7 @@ def _current_weight(dense: nn.Module) -> Tensor:
     """The weight of a dense layer; torch.nn.utils.prune masks it only when the layer runs."""
     for hook in dense._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
-            return cast(Tensor, hook.apply_mask(dense))  # type: ignore[no-untyped-call]
+            return cast(Tensor, hook.apply_mask(dense))
     return cast(Tensor, dense.weight)
 
 

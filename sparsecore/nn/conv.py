@@ -63,8 +63,7 @@ class Conv2dGeometry(CompressedModule):
         self.in_channels = cols // area * self.groups
         if cols % area or self.out_channels % self.groups:
             raise FormatError(
-                f"expected a weight [N, C * {area}], N a multiple of {self.groups} groups, "
-                f"got {weight.shape}"
+                f"expected a weight [N, C * {area}], N a multiple of {self.groups} groups, got {weight.shape}"
             )
         settings = (self.kernel_size, self.stride, self.padding, self.groups)
         self.is_product = settings == ((1, 1), (1, 1), (0, 0), 1)
@@ -247,9 +246,7 @@ def resolve_padding(conv: nn.Conv2d) -> Pair:
         sizes = zip(conv.kernel_size, conv.dilation, strict=True)
         height, width = (dilation * (kernel - 1) for kernel, dilation in sizes)
         if height % 2 or width % 2:
-            raise UnsupportedError(
-                f"expected as much padding at both ends, got {conv}; keep it dense"
-            )
+            raise UnsupportedError(f"expected as much padding at both ends, got {conv}; keep it dense")
         return height // 2, width // 2
     return _pair("padding", conv.padding, 0)
 

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, Int8Weight
-from sparsecore.formats.panel import PanelWeight
+from sparsecore.formats.panel import TENSOR_NAMES, PanelWeight
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
 MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
-
-
-PANEL_NAMES = ("run_ptr", "entry_ptr", "run_row", "run_length", "panel_col", "values")
 
 
 class CsrStorage(CompressedModule):
@@ -53,6 +50,7 @@ class PanelStorage(CsrStorage):
     """
 
     keywords: ClassVar[tuple[str, ...]] = ("panel_cols",)
+    panel_cols: int
 
     def __init__(
         self,
@@ -69,12 +67,12 @@ class PanelStorage(CsrStorage):
         assert isinstance(weight, CsrWeight)
         packed = PanelWeight.pack(weight, self.panel_cols)
         self.sizes = packed.sizes
-        for name, tensor in zip(PANEL_NAMES, packed.tensors, strict=True):
+        for name, tensor in zip(TENSOR_NAMES, packed.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _packed(self) -> list[Tensor]:
         buffers = cast("dict[str, Tensor]", self._buffers)
-        return [buffers[name] for name in PANEL_NAMES]
+        return [buffers[name] for name in TENSOR_NAMES]
 
     def _stored(self) -> dict[str, Tensor]:
         arrays = raw.unpack_panel(self._packed(), self.sizes)
@@ -87,15 +85,13 @@ class PanelStorage(CsrStorage):
     def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
         packed = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name in PANEL_NAMES:  # model.half() leaves the packed float32 values to their kernels
+        for name in TENSOR_NAMES:  # model.half() leaves the packed float32 values to their kernels
             tensor = self._buffers[name]
             if tensor is not None and tensor.dtype != packed[name].dtype:  # type: ignore[union-attr]
                 self._buffers[name] = packed[name].to(tensor.device)  # type: ignore[union-attr]
         return self
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: tensor for name, tensor in self._stored().items()})
 

@@ -35,9 +35,7 @@ def keep_largest(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         ties = (flat == threshold).nonzero().squeeze(1)
         keep[ties[: num_kept - int(keep.sum())]] = True
     parts = torch.split(keep, [score.numel() for score in scores])
-    return [
-        part.to(score.device).view(score.shape) for part, score in zip(parts, scores, strict=True)
-    ]
+    return [part.to(score.device).view(score.shape) for part, score in zip(parts, scores, strict=True)]
 
 
 def keep_groups(rows: Tensor, keep: int, group: int) -> Tensor:
@@ -68,6 +66,4 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
         keep, group = int(match[1]), int(match[2])
         if 0 < keep < group:
             return keep, group
-    raise ValueError(
-        f'expected pattern "unstructured" or "keep:group" such as "2:4", got {pattern!r}'
-    )
+    raise ValueError(f'expected pattern "unstructured" or "keep:group" such as "2:4", got {pattern!r}')

@@ -43,9 +43,7 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
     if callable(criterion):
         return criterion
     if criterion not in CRITERIA:
-        raise ValueError(
-            f"expected a function or one of {sorted(CRITERIA)} as criterion, got {criterion!r}"
-        )
+        raise ValueError(f"expected a function or one of {sorted(CRITERIA)} as criterion, got {criterion!r}")
     return CRITERIA[criterion]
 
 
@@ -76,9 +74,7 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
     scores = criterion(weight.name, value)
     if not isinstance(scores, Tensor) or scores.shape != is_zero.shape:
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise FormatError(
-            f"{weight.name}: expected scores of shape {list(is_zero.shape)}, got {got}"
-        )
+        raise FormatError(f"{weight.name}: expected scores of shape {list(is_zero.shape)}, got {got}")
     _require_finite(f"{weight.name}: the score", scores)
 
     dtype = torch.promote_types(scores.dtype, torch.float32)

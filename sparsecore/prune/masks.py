@@ -123,8 +123,7 @@ class Masks(Mapping[str, Tensor]):
         width = max(map(len, self), default=0)
         lines = [f"Masks({len(self)} weights, {self.sparsity():.1%} sparse)"]
         lines += [
-            f"  {name:{width}}  {row.sparsity:6.1%} of {list(row.shape)}"
-            for name, row in self.statistics().items()
+            f"  {name:{width}}  {row.sparsity:6.1%} of {list(row.shape)}" for name, row in self.statistics().items()
         ]
         return "\n".join(lines)
 
@@ -174,10 +173,7 @@ class Masks(Mapping[str, Tensor]):
 
     def statistics(self) -> dict[str, MaskStatistics]:
         """Count the kept entries of each weight."""
-        return {
-            name: MaskStatistics(tuple(mask.shape), mask.numel(), int(mask.sum()))
-            for name, mask in self.items()
-        }
+        return {name: MaskStatistics(tuple(mask.shape), mask.numel(), int(mask.sum())) for name, mask in self.items()}
 
     def sparsity(self) -> float:
         """Share of all masked weights' entries that is pruned."""
@@ -226,8 +222,7 @@ class Masks(Mapping[str, Tensor]):
             shape = parameters[name].shape
             if mask.dtype != torch.bool or mask.shape != shape:
                 raise FormatError(
-                    f"{name}: expected a bool mask of shape {list(shape)}, "
-                    f"got {mask.dtype} of shape {list(mask.shape)}"
+                    f"{name}: expected a bool mask of shape {list(shape)}, got {mask.dtype} of shape {list(mask.shape)}"
                 )
         return {name: mask.to(parameters[name].device).contiguous() for name, mask in masks.items()}
 
@@ -237,10 +232,7 @@ class Masks(Mapping[str, Tensor]):
         everything = torch.ones((), dtype=torch.bool)  # broadcasts, on any device
         return Masks(
             self._model,
-            {
-                name: merge(self.get(name, everything), other.get(name, everything))
-                for name in {**self, **other}
-            },
+            {name: merge(self.get(name, everything), other.get(name, everything)) for name in {**self, **other}},
         )
 
 
@@ -249,6 +241,5 @@ def require_updates(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
     updated = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     if not any(id(weight) in updated for weight in weights):
         raise ValueError(
-            "the optimizer holds none of the masked weights; create it from the parameters of the "
-            "model that is pruned"
+            "the optimizer holds none of the masked weights; create it from the parameters of the model that is pruned"
         )

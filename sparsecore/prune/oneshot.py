@@ -133,9 +133,7 @@ def _batches(
     return [([weight], sparsity) for weight in weights]
 
 
-def _shares(
-    weights: list[PrunableWeight], sparsity: Mapping[Selector, float]
-) -> list[tuple[PrunableWeight, float]]:
+def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -> list[tuple[PrunableWeight, float]]:
     """Give each weight the sparsity of the first key that matches it."""
     for selector, share in sparsity.items():
         _require_share(share)
@@ -153,14 +151,10 @@ def _require_share(sparsity: float) -> None:
         raise ValueError(f"expected a sparsity in [0, 1), got {sparsity}; 0.9 prunes 90%")
 
 
-def _require_groups(
-    weights: list[PrunableWeight], sparsity: Sparsity | None, keep: int, group: int
-) -> None:
+def _require_groups(weights: list[PrunableWeight], sparsity: Sparsity | None, keep: int, group: int) -> None:
     """The pattern is the sparsity, and every K divides into groups."""
     if sparsity not in (None, 1 - keep / group):
-        raise ValueError(
-            f"pattern {keep}:{group} prunes {1 - keep / group:.1%} by itself; leave out sparsity"
-        )
+        raise ValueError(f"pattern {keep}:{group} prunes {1 - keep / group:.1%} by itself; leave out sparsity")
     ragged = {
         weight.name: weight.to_rows(weight.stored).shape[1]
         for weight in weights
@@ -168,6 +162,4 @@ def _require_groups(
     }
     if ragged:
         shapes = ", ".join(f"{name} (K = {K})" for name, K in ragged.items())
-        raise FormatError(
-            f"K is not a multiple of {group} in {shapes}; leave out with exclude={[*ragged]}"
-        )
+        raise FormatError(f"K is not a multiple of {group} in {shapes}; leave out with exclude={[*ragged]}")

@@ -86,9 +86,7 @@ class PrunableWeight:
         return rows.t() if self.is_transposed else rows.reshape(self.stored.shape)
 
 
-def prunable_weights(
-    model: nn.Module, exclude: Selector | Iterable[Selector] = ()
-) -> list[PrunableWeight]:
+def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
     """List the prunable weights in the order of the model; nothing is changed.
 
     These are the weights of ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``nn.MultiheadAttention`` and
@@ -112,9 +110,7 @@ def prunable_weights(
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
     known.update(*(weight.names for weight in found))  # without torch's "_orig"
     _require_known(selectors, known)
-    weights = [
-        weight for weight in found if not any(weight.matches(selector) for selector in selectors)
-    ]
+    weights = [weight for weight in found if not any(weight.matches(selector) for selector in selectors)]
     for weight in weights:
         _require_plain(weight)
     weights = [weight for weight in weights if weight.stored.numel() > 0]
@@ -150,9 +146,7 @@ def fold_torch_pruning(model: nn.Module) -> None:
 def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     """Collect the weights of all layers, one entry per tensor."""
     embeddings = {
-        id(module.weight)
-        for module in modules.values()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
@@ -161,9 +155,7 @@ def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
             if stored is None or id(stored) in embeddings:
                 continue
             name = f"{path}.{attribute}" if path else attribute
-            weight = found.setdefault(
-                id(stored), PrunableWeight(name, stored, torch_mask, is_transposed)
-            )
+            weight = found.setdefault(id(stored), PrunableWeight(name, stored, torch_mask, is_transposed))
             weight.names.append(name)
             weight.owners.update((owner, modules[owner]) for owner in _prefixes(path))
     return list(found.values())

@@ -110,19 +110,13 @@ def _layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[st
         parts = name.split(".")
         owners = [".".join(parts[:end]) for end in range(len(parts) + 1)]
         return any(
-            fnmatchcase(owner, selector)
-            if isinstance(selector, str)
-            else isinstance(modules[owner], selector)
+            fnmatchcase(owner, selector) if isinstance(selector, str) else isinstance(modules[owner], selector)
             for selector in selectors
             for owner in owners
         )
 
     kinds = _builders().keys()
-    layers = {
-        name: module
-        for name, module in modules.items()
-        if type(module) in kinds and not is_excluded(name)
-    }
+    layers = {name: module for name, module in modules.items() if type(module) in kinds and not is_excluded(name)}
     kind = type(model).__name__
     if "" in layers:
         raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")

@@ -95,17 +95,13 @@ def _call(model: nn.Module, batch: Any) -> None:
 
 
 @contextmanager
-def _watching(
-    layers: Mapping[str, nn.Module], observers: Mapping[nn.Module, Observer]
-) -> Iterator[None]:
+def _watching(layers: Mapping[str, nn.Module], observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             try:
                 observers[layer].update((*args, *kwargs.values())[0].detach())
             except ValueError as error:
-                raise ValueError(
-                    f"{name}: {error}; check the calibration batches and the weights before it"
-                ) from None
+                raise ValueError(f"{name}: {error}; check the calibration batches and the weights before it") from None
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 

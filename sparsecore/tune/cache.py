@@ -86,9 +86,7 @@ def _read(path: Path) -> dict[str, dict[str, Times]]:
 
 def _is_times(value: object) -> bool:
     return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(us, float | int) and us > 0 for us in value.values())
+        isinstance(value, dict) and bool(value) and all(isinstance(us, float | int) and us > 0 for us in value.values())
     )
 
 

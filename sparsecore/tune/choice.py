@@ -56,7 +56,19 @@ class LayerChoice:
         return asdict(self) | {"speedup": self.speedup}
 
 
-_COLUMNS = ("layer", "op", "shape", "zeros", "format", "kernel", "us", "dense us", "speed-up", "of peak", "why")
+_COLUMNS = (
+    "layer",
+    "op",
+    "shape",
+    "zeros",
+    "format",
+    "kernel",
+    "us",
+    "dense us",
+    "speed-up",
+    "of peak",
+    "why",
+)
 _RIGHT = {"zeros", "us", "dense us", "speed-up", "of peak"}
 
 
@@ -91,8 +103,7 @@ class Explanation:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
-            for row in self.rows
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in self.rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -138,15 +149,11 @@ def explain(model: nn.Module) -> Explanation:
         return Explanation(tuple(choices))
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedModule)}
     if not layers:
-        raise UnsupportedError(
-            f"expected a model from convert(), got a {type(model).__name__} without layers of ours"
-        )
+        raise UnsupportedError(f"expected a model from convert(), got a {type(model).__name__} without layers of ours")
     return Explanation(tuple(unmeasured(n, m, "not measured here") for n, m in layers.items()))
 
 
-def unmeasured(
-    name: str, layer: nn.Module, reason: str, shape: str = "", form: nn.Module | None = None
-) -> LayerChoice:
+def unmeasured(name: str, layer: nn.Module, reason: str, shape: str = "", form: nn.Module | None = None) -> LayerChoice:
     """Return the row of a layer that was not timed; form is what it became, None if it stayed."""
     weight = weight_statistics(layer)
     form = form if form is not None else layer

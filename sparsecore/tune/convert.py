@@ -132,9 +132,7 @@ class _Converter:
             self.cache.save()
         return choices
 
-    def _choose(
-        self, name: str, layer: nn.Module, peak_gflops: float
-    ) -> tuple[nn.Module, LayerChoice]:
+    def _choose(self, name: str, layer: nn.Module, peak_gflops: float) -> tuple[nn.Module, LayerChoice]:
         calls = self.seen.calls.get(layer, []) if self.seen is not None else []
         if reason := self._why_not(name, layer, calls):
             return layer, unmeasured(name, layer, reason, _shape_text(layer, calls))
@@ -202,9 +200,7 @@ def _columns(layer: nn.Module, shape: Sequence[int]) -> int:
     settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     pixels = 1
     for axis, size in enumerate(shape[-2:]):
-        kernel, stride, padding, dilation = (
-            setting[axis] if isinstance(setting, tuple) else 0 for setting in settings
-        )
+        kernel, stride, padding, dilation = (setting[axis] if isinstance(setting, tuple) else 0 for setting in settings)
         if layer.padding == "same":
             pixels *= size
         else:

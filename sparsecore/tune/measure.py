@@ -25,7 +25,15 @@ def layer_key(layer: nn.Module, shape: Sequence[int]) -> str:
     weight = weight_statistics(layer)
     geometry = [
         f"{name}={getattr(layer, name)}"
-        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "activation", "kernel")
+        for name in (
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "activation",
+            "kernel",
+        )
         if hasattr(layer, name)
     ]
     parts = [
@@ -70,9 +78,7 @@ def measure_layer(
 def _measure(forms: dict[str, nn.Module], shape: tuple[int, ...]) -> Times:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        timings = interleave(
-            {name: partial(form, x) for name, form in forms.items()}, min_time_s=MIN_TIME_S
-        )
+        timings = interleave({name: partial(form, x) for name, form in forms.items()}, min_time_s=MIN_TIME_S)
     return {name: timing.median_us for name, timing in timings.items()}
 
 

@@ -56,9 +56,7 @@ def test_json_on_stdout_is_nothing_but_json(report: dict[str, Any]) -> None:
 
 def test_digits_section_of_a_short_plan(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    plan = DigitsPlan(
-        train_epochs=1, prune_epochs=1, finetune_epochs=1, batches=(1,), min_time_s=0.01
-    )
+    plan = DigitsPlan(train_epochs=1, prune_epochs=1, finetune_epochs=1, batches=(1,), min_time_s=0.01)
     section = run_digits(tmp_path, seed=0, progress=silent, plan=plan)
     assert section["sparsity"] == pytest.approx(0.9, abs=1e-3)
     names = [version["name"] for version in section["versions"]]

@@ -51,9 +51,7 @@ def test_buffers_fit_their_level(threads: int, l3: int) -> None:
 
 def test_machine_and_installation_are_json() -> None:
     machine = probes.machine()
-    assert {"cpu", "cores", "threads", "isa", "torch", "sparsecore", "commit", "date"} <= set(
-        machine
-    )
+    assert {"cpu", "cores", "threads", "isa", "torch", "sparsecore", "commit", "date"} <= set(machine)
     installation = json.loads(json.dumps(probes.installation()))
     assert installation["machine"]["cpu"] == machine["cpu"]
 

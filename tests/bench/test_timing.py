@@ -137,9 +137,7 @@ def test_runs_until_min_time(machine: FakeMachine) -> None:
 
 
 def test_max_rounds_wins_over_min_time(machine: FakeMachine) -> None:
-    timings = interleave(
-        {"a": machine.candidate("a", MS)}, min_time_s=1e9, max_rounds=7, clock_ns=machine.clock_ns
-    )
+    timings = interleave({"a": machine.candidate("a", MS)}, min_time_s=1e9, max_rounds=7, clock_ns=machine.clock_ns)
     assert len(timings["a"].samples_us) == 7
 
 

@@ -69,6 +69,15 @@ Csr<T> random_csr(Random& random, int64_t rows, int64_t cols, Fill fill) {
   return csr;
 }
 
+// function(column, value) for the entries of row n.
+template <class T, class Function>
+void for_each_entry(const Csr<T>& csr, int64_t n, Function function) {
+  const auto row = static_cast<size_t>(n);
+  for (auto i = static_cast<size_t>(csr.row_ptr[row]); i < static_cast<size_t>(csr.row_ptr[row + 1]); ++i) {
+    function(csr.col_idx[i], csr.values[i]);
+  }
+}
+
 template <class T>
 struct GuardedCsr {
   int64_t rows, cols;

@@ -157,8 +157,9 @@ void run_split(const Kernel<Args>& kernel, const Args& args, Range rows, Range t
 
 // As the bindings do it: tasks of split_work, each on a thread with scratch of its own.
 template <class Args>
-void run_threads(const Kernel<Args>& kernel, const Args& args, const int32_t* row_ptr, int64_t num_rows,
-                 int64_t num_threads) {
+void run_threads(const Kernel<Args>& kernel, const Args& args, int64_t num_rows, int64_t num_threads) {
+  const int32_t* row_ptr = nullptr;
+  if constexpr (requires { args.weight.row_ptr; }) row_ptr = args.weight.row_ptr;
   const std::vector<Task> tasks = split_work(row_ptr, num_rows, kernel.num_tiles(args), num_threads);
   std::vector<Buffer<uint8_t>> scratches;
   for (size_t t = 0; t < tasks.size(); ++t) scratches.emplace_back(kernel.scratch_bytes(args), Guard::kAfter, 64);

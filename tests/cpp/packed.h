@@ -1,11 +1,13 @@
 // A CSR weight in the form that a kernel takes, in guarded buffers: one specialization per view.
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <variant>
 
 #include "csr.h"
 #include "guarded.h"
+#include "harness.h"
 #include "sparsecore/pack.h"
 #include "sparsecore/views.h"
 
@@ -66,9 +68,9 @@ class PackedWeight<PanelView<T>> {
         values(sizes.nnz, guard),
         sizes_(sizes) {
     const GuardedCsr<T> source(csr, guard);
-    fill_panel<T>(source.view(), sizes.block_rows, sizes.panel_cols,
-                  {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(),
-                   values.data()});
+    fill_panel<T>(
+        source.view(), sizes.block_rows, sizes.panel_cols,
+        {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
   }
 
  public:  // so that tests can damage them
@@ -79,5 +81,18 @@ class PackedWeight<PanelView<T>> {
  private:
   PanelView<T> sizes_;
 };
+
+// Calls function(kernel, arguments that hold the weight, what its rows argument counts) for the row in `any`.
+template <class... Args, class Function>
+void with_packed(const AnyKernel<Args...>& any, const Csr<float>& csr, Packing packing, Guard guard,
+                 Function function) {
+  const auto visit = [&](const auto& kernel) {
+    decltype(args_of(kernel)) args;
+    const PackedWeight<decltype(args.weight)> weight(csr, packing, guard);
+    args.weight = weight.view();
+    function(kernel, args, weight.num_rows());
+  };
+  std::visit(visit, any.row);
+}
 
 }  // namespace sparsecore::test

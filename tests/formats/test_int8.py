@@ -21,9 +21,7 @@ SMALLEST = torch.finfo(torch.float32).smallest_normal
     st.integers(-40, 30),
     st.integers(0, 2**16),
 )
-def test_error_is_at_most_half_a_scale(
-    rows: int, cols: int, dtype: torch.dtype, exponent: int, seed: int
-) -> None:
+def test_error_is_at_most_half_a_scale(rows: int, cols: int, dtype: torch.dtype, exponent: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     dense = torch.randn(rows, cols, generator=generator) * 2.0**exponent
     dense *= torch.rand(rows, cols, generator=generator) < 0.7

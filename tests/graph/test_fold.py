@@ -72,9 +72,7 @@ def test_folds_only_what_nothing_else_reads(extra: str, is_folded: bool) -> None
         (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), (2, 3, 4, 4), False),
     ],
 )
-def test_kinds_of_layers(
-    layer: nn.Module, norm: nn.Module, shape: tuple[int, ...], is_folded: bool
-) -> None:
+def test_kinds_of_layers(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...], is_folded: bool) -> None:
     model = nn.Sequential(layer, settled(norm) if norm.running_mean is not None else norm).eval()
     x = torch.randn(shape)
     folded = fold_batchnorm(model, x)

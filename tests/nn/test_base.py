@@ -176,9 +176,7 @@ def test_partial_state_is_refused(cls: type[CompressedModule]) -> None:
 
 
 @pytest.mark.parametrize("cls", INT8)
-@pytest.mark.parametrize(
-    "state", [[1.0], [0.0, 0.0], [1.0, 0.5], [1.0, 128.0], [float("nan"), 0.0]]
-)
+@pytest.mark.parametrize("state", [[1.0], [0.0, 0.0], [1.0, 0.5], [1.0, 128.0], [float("nan"), 0.0]])
 def test_tampered_extra_state(cls: type[CompressedModule], state: list[float]) -> None:
     layer = cls.from_dense(dense(cls))
     bad = layer.state_dict() | {"_extra_state": torch.tensor(state), "bias": layer.bias + 1}

@@ -38,9 +38,7 @@ def test_degenerate_sizes(
     assert torch.allclose(y, layer(torch.ones(2, in_features)), atol=0.02)
 
 
-def integer_reference(
-    layer: Int8Linear, x: Tensor, x_scale: Tensor, x_zero_point: int
-) -> tuple[Tensor, Tensor]:
+def integer_reference(layer: Int8Linear, x: Tensor, x_scale: Tensor, x_zero_point: int) -> tuple[Tensor, Tensor]:
     """y from int64 sums, and the float32 roundings that come after them."""
     q = (x / x_scale).round() + x_zero_point
     q = q.clamp(-128, 127).long() - x_zero_point
@@ -80,8 +78,7 @@ def test_repr() -> None:
     with torch.no_grad():
         layer.weight[0] = 0
     assert str(SparseLinear.from_dense(layer, activation="relu")) == (
-        "SparseLinear(in_features=4, out_features=2, nnz=4, sparsity=0.500, bias=False, "
-        "activation=relu)"
+        "SparseLinear(in_features=4, out_features=2, nnz=4, sparsity=0.500, bias=False, activation=relu)"
     )
     assert str(Int8Linear.from_dense(layer, x_scale=0.5)) == (
         "Int8Linear(in_features=4, out_features=2, bias=False, x_scale=0.5)"

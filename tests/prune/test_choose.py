@@ -32,14 +32,10 @@ def largest_by_loop(scores: list[list[float]], num_kept: int) -> list[list[bool]
 def test_keep_largest_equals_loop(scores: list[list[float]], sparsity: float) -> None:
     numel = sum(map(len, scores))
     keep = keep_largest([torch.tensor(row) for row in scores], sparsity)
-    assert [row.tolist() for row in keep] == largest_by_loop(
-        scores, numel - round(sparsity * numel)
-    )
+    assert [row.tolist() for row in keep] == largest_by_loop(scores, numel - round(sparsity * numel))
 
 
-@pytest.mark.parametrize(
-    ("numel", "num_pruned"), [(1, 0), (3, 2), (10, 5), (11, 6), (13, 6)], ids=str
-)
+@pytest.mark.parametrize(("numel", "num_pruned"), [(1, 0), (3, 2), (10, 5), (11, 6), (13, 6)], ids=str)
 def test_rounding_is_half_to_even(numel: int, num_pruned: int) -> None:
     (keep,) = keep_largest([torch.arange(float(numel))], 0.5)
     assert keep.tolist() == [False] * num_pruned + [True] * (numel - num_pruned)

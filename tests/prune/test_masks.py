@@ -64,9 +64,7 @@ def test_training_equals_training_under_torch_masks(name: str) -> None:
     masks = prune(ours, 0.6)
     masks.attach(ours_optimizer)
     for layer in ("0", "3"):
-        torch_prune.custom_from_mask(
-            theirs.get_submodule(layer), "weight", masks[f"{layer}.weight"].float()
-        )
+        torch_prune.custom_from_mask(theirs.get_submodule(layer), "weight", masks[f"{layer}.weight"].float())
     for step in range(5):
         for model, optimizer in ((ours, ours_optimizer), (theirs, theirs_optimizer)):
             optimizer.zero_grad()

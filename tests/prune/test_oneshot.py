@@ -26,9 +26,7 @@ class Conv1D(nn.Module):
 
 def small_net() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(16, 11)
-    )
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(16, 11))
 
 
 def weights(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
@@ -41,9 +39,7 @@ def num_zeros(tensor: Tensor) -> int:
 
 def global_by_sorting(tensors: list[list[float]], sparsity: float) -> list[list[bool]]:
     """Rank all entries by (magnitude, earlier first); the best of each tensor comes before all."""
-    entries = [
-        (i, j, abs(value)) for i, tensor in enumerate(tensors) for j, value in enumerate(tensor)
-    ]
+    entries = [(i, j, abs(value)) for i, tensor in enumerate(tensors) for j, value in enumerate(tensor)]
     first = {
         i: max(range(len(tensor)), key=lambda j, tensor=tensor: (abs(tensor[j]), -j))
         for i, tensor in enumerate(tensors)
@@ -86,9 +82,7 @@ def test_magnitude_equals_sorting(rows: list[list[float]], sparsity: float, scop
 
 @settings(max_examples=100, deadline=None)
 @given(ROWS, SPARSITY, SPARSITY, st.sampled_from(["layer", "global"]))
-def test_pruning_again_never_revives(
-    rows: list[list[float]], first: float, second: float, scope: str
-) -> None:
+def test_pruning_again_never_revives(rows: list[list[float]], first: float, second: float, scope: str) -> None:
     model = Plain(rows)
     masks = prune(model, first, scope=scope)
     before = {name: mask.clone() for name, mask in masks.items()}
@@ -168,9 +162,7 @@ def test_sparsity_for_each_layer() -> None:
 @pytest.mark.parametrize(("keep", "group"), [(2, 4), (1, 4), (3, 9)])
 def test_pattern_group_by_group(keep: int, group: int) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(36, 5), nn.Conv2d(8, 6, 3, groups=2), nn.Conv1d(12, 4, 3), Conv1D(nf=3, nx=36)
-    )
+    model = nn.Sequential(nn.Linear(36, 5), nn.Conv2d(8, 6, 3, groups=2), nn.Conv1d(12, 4, 3), Conv1D(nf=3, nx=36))
     before = [w.detach().clone() for w in (*(m.weight for m in model[:3]), model[3].weight.t())]
     prune(model, pattern=f"{keep}:{group}")
     after = [*(m.weight.detach() for m in model[:3]), model[3].weight.detach().t()]
@@ -352,10 +344,7 @@ def test_bad_input_changes_nothing(
         prune(model, **arguments)
     after = model.state_dict()
     assert list(after) == list(before)
-    assert all(
-        torch.equal(after[name].nan_to_num(7), tensor.nan_to_num(7))
-        for name, tensor in before.items()
-    )
+    assert all(torch.equal(after[name].nan_to_num(7), tensor.nan_to_num(7)) for name, tensor in before.items())
 
 
 def test_model_without_prunable_layer() -> None:

@@ -161,9 +161,7 @@ def test_fold_torch_pruning() -> None:
 
     found = prunable_weights(model)
     assert [weight.name for weight in found] == ["0.weight", "1.weight"]
-    assert all(
-        torch.equal(w.value(), o * m) for w, o, m in zip(found, originals, masks, strict=True)
-    )
+    assert all(torch.equal(w.value(), o * m) for w, o, m in zip(found, originals, masks, strict=True))
     assert names(model, exclude="0.weight") == ["1.weight"]
     assert "0.weight_orig" in model.state_dict()  # looking changes nothing
 

@@ -54,9 +54,7 @@ def test_close_to_the_float_model(activations: Any) -> None:
     assert kinds(model) == INT8
     assert float(error) < 0.02 * float(expected.abs().max())
     assert bool((model[3][0].q[zeros] == 0).all())
-    assert [module.x_scale is None for module in (model[0], model[4])] == [
-        activations == "dynamic"
-    ] * 2
+    assert [module.x_scale is None for module in (model[0], model[4])] == [activations == "dynamic"] * 2
 
 
 def test_static_covers_the_calibration_range() -> None:

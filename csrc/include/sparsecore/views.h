@@ -42,14 +42,14 @@ struct PanelView {
   int64_t cols = 0;  // K
   int64_t nnz = 0;
   int64_t num_runs = 0;
-  int64_t block_rows = 0;                 // at most 256
-  int64_t panel_cols = 0;                 // at most 255
-  const int32_t* run_ptr = nullptr;       // [num_segments + 1] first run of each segment
-  const int32_t* entry_ptr = nullptr;     // [num_segments + 1] first entry of each segment
-  const uint8_t* run_row = nullptr;       // [num_runs] row inside the block
-  const uint8_t* run_length = nullptr;    // [num_runs] entries
-  const uint8_t* panel_col = nullptr;     // [nnz] column inside the panel
-  const T* values = nullptr;              // [nnz]
+  int64_t block_rows = 0;               // at most 256
+  int64_t panel_cols = 0;               // at most 255
+  const int32_t* run_ptr = nullptr;     // [num_segments + 1] first run of each segment
+  const int32_t* entry_ptr = nullptr;   // [num_segments + 1] first entry of each segment
+  const uint8_t* run_row = nullptr;     // [num_runs] row inside the block
+  const uint8_t* run_length = nullptr;  // [num_runs] entries
+  const uint8_t* panel_col = nullptr;   // [nnz] column inside the panel
+  const T* values = nullptr;            // [nnz]
 
   int64_t num_blocks() const { return (rows + block_rows - 1) / block_rows; }
   int64_t num_panels() const { return cols == 0 ? 1 : (cols + panel_cols - 1) / panel_cols; }

@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 
 namespace sparsecore {
 
-Kernel<Conv2dArgs> conv2d_csr_f32_avx2() { return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_avx2", Isa::kAvx2); }
+Kernel<Conv2dArgs> conv2d_csr_f32_avx2() {
+  return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_avx2", Isa::kAvx2);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

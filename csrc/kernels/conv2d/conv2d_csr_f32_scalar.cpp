@@ -4,6 +4,8 @@
 
 namespace sparsecore {
 
-Kernel<Conv2dArgs> conv2d_csr_f32_scalar() { return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_scalar", Isa::kScalar); }
+Kernel<Conv2dArgs> conv2d_csr_f32_scalar() {
+  return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_scalar", Isa::kScalar);
+}
 
 }  // namespace sparsecore

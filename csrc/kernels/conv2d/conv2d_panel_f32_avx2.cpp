@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 
 namespace sparsecore {
 
-Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2() { return make_kernel<Conv2dPanelF32<Simd>, Conv2dPanelArgs>("conv2d_panel_f32_avx2", Isa::kAvx2); }
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2() {
+  return make_kernel<Conv2dPanelF32<Simd>, Conv2dPanelArgs>("conv2d_panel_f32_avx2", Isa::kAvx2);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

@@ -4,6 +4,8 @@
 
 namespace sparsecore {
 
-Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar() { return make_kernel<Conv2dPanelF32<Simd>, Conv2dPanelArgs>("conv2d_panel_f32_scalar", Isa::kScalar); }
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar() {
+  return make_kernel<Conv2dPanelF32<Simd>, Conv2dPanelArgs>("conv2d_panel_f32_scalar", Isa::kScalar);
+}
 
 }  // namespace sparsecore

@@ -34,12 +34,12 @@ SPARSECORE_INLINE int64_t num_phases(int64_t stride, int64_t dilation, int64_t t
 
 // How the output grid is cut; a function of the shape alone, so that results do not depend on the threads.
 struct Conv2dPlan {
-  int64_t pitch;        // grid columns
-  int64_t halo;         // furthest tap
-  int64_t phases;       // used ones of stride_h * stride_w
-  int64_t positions;    // of one image
-  int64_t vectors;      // of a strip's output positions
-  int64_t strip_floats; // per channel and phase: the positions and the halo
+  int64_t pitch;         // grid columns
+  int64_t halo;          // furthest tap
+  int64_t phases;        // used ones of stride_h * stride_w
+  int64_t positions;     // of one image
+  int64_t vectors;       // of a strip's output positions
+  int64_t strip_floats;  // per channel and phase: the positions and the halo
 };
 
 template <class S, class Args>
@@ -101,7 +101,8 @@ SPARSECORE_INLINE void pack_positions(const Args& args, int64_t pitch, const flo
     }
     // dst[i] = x[ih, iw + i * stride_w] for left <= i < right.
     const int64_t left = smaller(iw < 0 ? divide_up(-iw, args.stride_w) : 0, length);
-    const int64_t right = larger(smaller(iw < args.width ? divide_up(args.width - iw, args.stride_w) : 0, length), left);
+    const int64_t right =
+        larger(smaller(iw < args.width ? divide_up(args.width - iw, args.stride_w) : 0, length), left);
     const float* src = plane + ih * args.width + iw;
     fill_zero(dst, left);
     if (args.stride_w == 1) {
@@ -114,8 +115,7 @@ SPARSECORE_INLINE void pack_positions(const Args& args, int64_t pitch, const flo
 }
 
 template <class S, class Args>
-void pack_strip(const Args& args, const Conv2dPlan& plan, int64_t image, Range channels, int64_t begin,
-                float* strip) {
+void pack_strip(const Args& args, const Conv2dPlan& plan, int64_t image, Range channels, int64_t begin, float* strip) {
   for (int64_t c = channels.begin; c < channels.end; ++c) {
     const float* plane = args.x + (image * args.channels + c) * args.height * args.width;
     for (int64_t phase_h = 0; phase_h < args.stride_h; ++phase_h) {
@@ -141,8 +141,8 @@ SPARSECORE_INLINE float* output_plane(const Args& args, int64_t image, int64_t n
 
 // Drops the grid positions right of the last output column.
 template <class S, class Args>
-SPARSECORE_INLINE void store_positions(const Args& args, int64_t pitch, const float* out, int64_t begin,
-                                       int64_t count, float* plane) {
+SPARSECORE_INLINE void store_positions(const Args& args, int64_t pitch, const float* out, int64_t begin, int64_t count,
+                                       float* plane) {
   for (int64_t done = 0; done < count;) {
     const int64_t oh = (begin + done) / pitch, ow = (begin + done) % pitch;
     const int64_t length = smaller(pitch - ow, count - done);

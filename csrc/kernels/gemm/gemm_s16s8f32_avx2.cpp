@@ -14,7 +14,7 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 namespace sparsecore {
 namespace {
 
-constexpr int64_t kTileRows = 64;  // rows of x per tile: with K = 4096 they fill half of a 1 MB cache
+constexpr int64_t kTileRows = 64;        // rows of x per tile: with K = 4096 they fill half of a 1 MB cache
 constexpr int kBlockM = 4, kBlockN = 3;  // 12 accumulators + 3 weights + 1 activation = 16 registers
 constexpr int64_t kStep = 16;            // values of K per vector
 

@@ -8,7 +8,9 @@ namespace sparsecore {
 namespace {
 
 template <class Args>
-SPARSECORE_INLINE int64_t num_columns(const Args& args) { return args.batch * args.columns; }
+SPARSECORE_INLINE int64_t num_columns(const Args& args) {
+  return args.batch * args.columns;
+}
 
 // Pieces of columns [begin, begin + width) that lie in one image: function(image, first column in it, offset in the
 // tile, length).

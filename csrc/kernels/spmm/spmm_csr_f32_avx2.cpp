@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 
 namespace sparsecore {
 
-Kernel<SpmmArgs> spmm_csr_f32_avx2() { return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx2", Isa::kAvx2); }
+Kernel<SpmmArgs> spmm_csr_f32_avx2() {
+  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx2", Isa::kAvx2);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 
 namespace sparsecore {
 
-Kernel<SpmmArgs> spmm_csr_f32_avx512() { return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx512", Isa::kAvx512); }
+Kernel<SpmmArgs> spmm_csr_f32_avx512() {
+  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx512", Isa::kAvx512);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

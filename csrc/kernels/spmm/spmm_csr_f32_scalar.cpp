@@ -4,6 +4,8 @@
 
 namespace sparsecore {
 
-Kernel<SpmmArgs> spmm_csr_f32_scalar() { return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_scalar", Isa::kScalar); }
+Kernel<SpmmArgs> spmm_csr_f32_scalar() {
+  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_scalar", Isa::kScalar);
+}
 
 }  // namespace sparsecore

@@ -18,8 +18,8 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 namespace sparsecore {
 namespace {
 
-constexpr int kWide = 16;                // int16 columns of one vector
-constexpr int kMaxWideVectors = 4;       // 8 accumulators
+constexpr int kWide = 16;           // int16 columns of one vector
+constexpr int kMaxWideVectors = 4;  // 8 accumulators
 constexpr int64_t kInt8TileBytes = 384 * 1024;
 
 SPARSECORE_INLINE int tile_vectors(const SpmmInt8Args& args) {

@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 
 namespace sparsecore {
 
-Kernel<SpmmPanelArgs> spmm_panel_f32_avx2() { return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_avx2", Isa::kAvx2); }
+Kernel<SpmmPanelArgs> spmm_panel_f32_avx2() {
+  return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_avx2", Isa::kAvx2);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

@@ -10,7 +10,9 @@ SPARSECORE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 
 namespace sparsecore {
 
-Kernel<SpmmPanelArgs> spmm_panel_f32_avx512() { return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_avx512", Isa::kAvx512); }
+Kernel<SpmmPanelArgs> spmm_panel_f32_avx512() {
+  return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_avx512", Isa::kAvx512);
+}
 
 }  // namespace sparsecore
 SPARSECORE_TARGET_END

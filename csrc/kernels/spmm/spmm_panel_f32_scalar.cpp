@@ -4,6 +4,8 @@
 
 namespace sparsecore {
 
-Kernel<SpmmPanelArgs> spmm_panel_f32_scalar() { return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_scalar", Isa::kScalar); }
+Kernel<SpmmPanelArgs> spmm_panel_f32_scalar() {
+  return make_kernel<SpmmPanelF32<Simd>, SpmmPanelArgs>("spmm_panel_f32_scalar", Isa::kScalar);
+}
 
 }  // namespace sparsecore

@@ -6,8 +6,10 @@
 #include <limits>
 #include <vector>
 
+#include "csr.h"
 #include "harness.h"
 #include "oracle.h"
+#include "packed.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
@@ -15,42 +17,33 @@ namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-class ActivationTest : public KernelTest<SpmmArgs> {
+class ActivationTest : public KernelTest<SpmmArgs, SpmmPanelArgs> {
  protected:
+  Buffer<float> run(const Csr<float>& weight, const std::vector<float>& x_columns, Epilogue epilogue) {
+    const Buffer<float> x(x_columns, Guard::kAfter);
+    Buffer<float> y = unwritten_output(weight.rows * x.size(), Guard::kAfter);
+    with_packed(any_kernel(), weight, {}, Guard::kAfter, [&](const auto& kernel, auto& args, int64_t num_rows) {
+      args.layout = Layout::kColumns;
+      args.columns = args.ldx = args.ldy = x.size();
+      args.x = x.data();
+      args.y = y.data();
+      args.epilogue = epilogue;
+      run_all(kernel, args, num_rows, Guard::kAfter);
+    });
+    return y;
+  }
+
   // y = activation(1 * number) over a tile of columns.
   Buffer<float> on_columns(const std::vector<float>& numbers, Activation activation) {
-    const int32_t row_ptr[] = {0, 1}, col_idx[] = {0};
-    const float one[] = {1.0f};
-    const Buffer<float> x(numbers, Guard::kAfter);
-    Buffer<float> y = unwritten_output(x.size(), Guard::kAfter);
-    SpmmArgs args;
-    args.weight = {1, 1, 1, row_ptr, col_idx, one};
-    args.layout = Layout::kColumns;
-    args.columns = args.ldx = args.ldy = x.size();
-    args.x = x.data();
-    args.y = y.data();
-    args.epilogue.activation = activation;
-    run_all(kernel(), args, 1, Guard::kAfter);
-    return y;
+    return run({1, 1, {0, 1}, {0}, {1.0f}}, numbers, {nullptr, activation});
   }
 
   // y = activation(number * 1) over the rows of a weight with one column, as dot products.
   Buffer<float> on_rows(const std::vector<float>& numbers, Activation activation) {
-    const Buffer<float> values(numbers, Guard::kAfter);
-    Buffer<int32_t> row_ptr(values.size() + 1, Guard::kAfter), col_idx(values.size(), Guard::kAfter);
-    for (int64_t n = 0; n <= values.size(); ++n) row_ptr[n] = static_cast<int32_t>(n);
-    std::fill(col_idx.begin(), col_idx.end(), 0);
-    const float one[] = {1.0f};
-    Buffer<float> y = unwritten_output(values.size(), Guard::kAfter);
-    SpmmArgs args;
-    args.weight = {values.size(), 1, values.size(), row_ptr.data(), col_idx.data(), values.data()};
-    args.columns = args.ldx = 1;
-    args.ldy = values.size();
-    args.x = one;
-    args.y = y.data();
-    args.epilogue.activation = activation;
-    run_all(kernel(), args, values.size(), Guard::kAfter);
-    return y;
+    Csr<float> weight{static_cast<int64_t>(numbers.size()), 1, {}, {}, numbers};
+    weight.col_idx.assign(numbers.size(), 0);
+    for (size_t n = 0; n <= numbers.size(); ++n) weight.row_ptr.push_back(static_cast<int32_t>(n));
+    return run(weight, {1.0f}, {nullptr, activation});
   }
 
   void check(const std::vector<float>& numbers) {
@@ -66,7 +59,7 @@ class ActivationTest : public KernelTest<SpmmArgs> {
     }
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(ActivationTest, spmm_kernels());
+SPARSECORE_TEST_EACH_KERNEL(ActivationTest, spmm_kernels(), spmm_panel_kernels());
 
 TEST_P(ActivationTest, OrdinaryNumbers) {
   std::vector<float> numbers;
@@ -111,19 +104,10 @@ TEST_P(ActivationTest, AnyFloatAtAll) {
 
 // Bias is added before the activation, and a sum of an empty row is the bias alone.
 TEST_P(ActivationTest, BiasComesFirst) {
-  const int32_t row_ptr[] = {0, 1, 1}, col_idx[] = {0};
-  const float values[] = {2.0f}, x[] = {1.0f, -4.0f}, bias[] = {-3.0f, 7.0f};
+  const float bias[] = {-3.0f, 7.0f};
+  const double sums[] = {-1.0, -11.0, 7.0, 7.0};
   for (const Activation activation : kAllActivations) {
-    float y[4];
-    SpmmArgs args;
-    args.weight = {2, 1, 1, row_ptr, col_idx, values};
-    args.layout = Layout::kColumns;
-    args.columns = args.ldx = args.ldy = 2;
-    args.x = x;
-    args.y = y;
-    args.epilogue = {bias, activation};
-    run_all(kernel(), args, 2, Guard::kAfter);
-    const double sums[] = {-1.0, -11.0, 7.0, 7.0};
+    const Buffer<float> y = run({2, 1, {0, 1, 1}, {0}, {2.0f}}, {1.0f, -4.0f}, {bias, activation});
     for (int i = 0; i < 4; ++i) {
       const Expected expected = expect_activated(sums[i], activation);
       EXPECT_TRUE(is_close(y[i], expected)) << describe(y[i], expected) << ", " << activation_name(activation);

@@ -8,10 +8,13 @@
 #include "csr.h"
 #include "harness.h"
 #include "oracle.h"
+#include "packed.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
 namespace {
+
+using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dPanelArgs>;
 
 struct Pair {
   int64_t h = 1, w = 1;
@@ -26,6 +29,7 @@ struct Shape {
   Activation activation = Activation::kNone;
   bool has_bias = false;
   double special_chance = 0.0;  // of NaN and infinities in x
+  int64_t block_rows = 2, panel_channels = 2;
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 
@@ -40,7 +44,9 @@ struct Shape {
   bool is_possible() const { return output().h > 0 && output().w > 0; }
   int64_t N() const { return rows_per_group * groups; }
   int64_t channels() const { return channels_per_group * groups; }
-  int64_t K() const { return channels_per_group * filter.h * filter.w; }
+  int64_t taps() const { return filter.h * filter.w; }
+  int64_t K() const { return channels_per_group * taps(); }
+  Packing packing() const { return {block_rows, std::min(panel_channels, kMaxPanelCols / taps()) * taps()}; }
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
@@ -48,7 +54,8 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
              << shape.rows_per_group << " in " << shape.groups << " groups, image " << shape.image << ", filter "
              << shape.filter << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
              << shape.dilation << ", fill " << shape.fill << ", " << activation_name(shape.activation)
-             << (shape.has_bias ? ", bias" : "") << ", specials " << shape.special_chance
+             << (shape.has_bias ? ", bias" : "") << ", specials " << shape.special_chance << ", packing "
+             << shape.packing().block_rows << "x" << shape.packing().panel_cols
              << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
 }
 
@@ -56,31 +63,51 @@ class Problem {
  public:
   explicit Problem(const Shape& shape) : Problem(shape, Random(shape.seed)) {}
 
-  const Conv2dArgs& args() const { return args_; }
-  Buffer<float>& x() { return x_; }
-  Buffer<float>& weight_values() { return weight_.values; }
+  Csr<float>& weight() { return weight_; }
 
-  Buffer<float> run(const Kernel<Conv2dArgs>& kernel) const {
-    return run_with([&](const Conv2dArgs& args) { run_all(kernel, args, shape_.N(), shape_.guard); });
-  }
+  // Calls function(kernel, args, what its rows argument counts) with an output of its own.
   template <class Function>
-  Buffer<float> run_with(Function function) const {
-    const int64_t size = shape_.batch * shape_.N() * args_.out_height * args_.out_width;
-    Buffer<float> y = unwritten_output(size, shape_.guard);
-    Conv2dArgs args = args_;
-    args.y = y.data();
-    function(args);
+  Buffer<float> run_with(const AnyConv2d& any, Function function) const {
+    const Pair output = shape_.output();
+    Buffer<float> y = unwritten_output(shape_.batch * shape_.N() * output.h * output.w, shape_.guard);
+    with_packed(any, weight_, shape_.packing(), shape_.guard, [&](const auto& kernel, auto& args, int64_t num_rows) {
+      args.batch = shape_.batch;
+      args.channels = shape_.channels();
+      args.height = shape_.image.h;
+      args.width = shape_.image.w;
+      args.out_height = output.h;
+      args.out_width = output.w;
+      args.kernel_h = shape_.filter.h;
+      args.kernel_w = shape_.filter.w;
+      args.stride_h = shape_.stride.h;
+      args.stride_w = shape_.stride.w;
+      args.padding_h = shape_.padding.h;
+      args.padding_w = shape_.padding.w;
+      args.dilation_h = shape_.dilation.h;
+      args.dilation_w = shape_.dilation.w;
+      args.groups = shape_.groups;
+      args.x = x_.data();
+      args.y = y.data();
+      args.epilogue = epilogue();
+      ASSERT_TRUE(kernel.supports(args));
+      function(kernel, args, num_rows);
+    });
     return y;
+  }
+  Buffer<float> run(const AnyConv2d& any) const {
+    return run_with(any, [&](const auto& kernel, const auto& args, int64_t num_rows) {
+      run_all(kernel, args, num_rows, shape_.guard);
+    });
   }
 
   void check(const Buffer<float>& y) const {
     int64_t at = 0;
     for (int64_t image = 0; image < shape_.batch; ++image) {
       for (int64_t n = 0; n < shape_.N(); ++n) {
-        for (int64_t oh = 0; oh < args_.out_height; ++oh) {
-          for (int64_t ow = 0; ow < args_.out_width; ++ow, ++at) {
+        for (int64_t oh = 0; oh < shape_.output().h; ++oh) {
+          for (int64_t ow = 0; ow < shape_.output().w; ++ow, ++at) {
             const Expected expected =
-                expect_sum(output_sum(image, n, oh, ow), args_.epilogue.bias_of(n), shape_.activation);
+                expect_sum(output_sum(image, n, oh, ow), epilogue().bias_of(n), shape_.activation);
             ASSERT_TRUE(is_close(y[at], expected)) << describe(y[at], expected) << " in image " << image << ", row "
                                                    << n << ", pixel " << oh << ", " << ow;
           }
@@ -93,62 +120,49 @@ class Problem {
  private:
   Problem(const Shape& shape, Random random)
       : shape_(shape),
-        weight_(random_csr<float>(random, shape.N(), shape.K(), shape.fill), shape.guard),
+        weight_(random_csr<float>(random, shape.N(), shape.K(), shape.fill)),
         x_(shape.batch * shape.channels() * shape.image.h * shape.image.w, shape.guard),
         bias_(shape.has_bias ? shape.N() : 0, shape.guard) {
     for (float& x : x_) x = random.number_or_special(shape.special_chance);
     for (float& bias : bias_) bias = random.number();
-    args_.weight = weight_.view();
-    args_.batch = shape.batch;
-    args_.channels = shape.channels();
-    args_.height = shape.image.h;
-    args_.width = shape.image.w;
-    args_.out_height = shape.output().h;
-    args_.out_width = shape.output().w;
-    args_.kernel_h = shape.filter.h;
-    args_.kernel_w = shape.filter.w;
-    args_.stride_h = shape.stride.h;
-    args_.stride_w = shape.stride.w;
-    args_.padding_h = shape.padding.h;
-    args_.padding_w = shape.padding.w;
-    args_.dilation_h = shape.dilation.h;
-    args_.dilation_w = shape.dilation.w;
-    args_.groups = shape.groups;
-    args_.x = x_.data();
-    args_.epilogue = {shape.has_bias ? bias_.data() : nullptr, shape.activation};
   }
+
+  Epilogue epilogue() const { return {shape_.has_bias ? bias_.data() : nullptr, shape_.activation}; }
 
   Sum output_sum(int64_t image, int64_t n, int64_t oh, int64_t ow) const {
     Sum sum;
     const int64_t first_channel = n / shape_.rows_per_group * shape_.channels_per_group;
-    for (int64_t i = weight_.row_ptr[n]; i < weight_.row_ptr[n + 1]; ++i) {
-      const int64_t k = weight_.col_idx[i];
-      const int64_t channel = first_channel + k / (shape_.filter.h * shape_.filter.w);
-      const int64_t h =
-          oh * shape_.stride.h - shape_.padding.h + k / shape_.filter.w % shape_.filter.h * shape_.dilation.h;
-      const int64_t w = ow * shape_.stride.w - shape_.padding.w + k % shape_.filter.w * shape_.dilation.w;
+    for_each_entry(weight_, n, [&](int64_t k, float value) {
+      const int64_t channel = first_channel + k / shape_.taps();
+      const int64_t tap_h = k / shape_.filter.w % shape_.filter.h, tap_w = k % shape_.filter.w;
+      const int64_t h = oh * shape_.stride.h - shape_.padding.h + tap_h * shape_.dilation.h;
+      const int64_t w = ow * shape_.stride.w - shape_.padding.w + tap_w * shape_.dilation.w;
       const bool is_inside = h >= 0 && h < shape_.image.h && w >= 0 && w < shape_.image.w;
       const int64_t pixel = ((image * shape_.channels() + channel) * shape_.image.h + h) * shape_.image.w + w;
-      sum.add(double(weight_.values[i]), is_inside ? double(x_[pixel]) : 0.0);
-    }
+      sum.add(double(value), is_inside ? double(x_[pixel]) : 0.0);
+    });
     return sum;
   }
 
   Shape shape_;
-  GuardedCsr<float> weight_;
+  Csr<float> weight_;
   Buffer<float> x_, bias_;
-  Conv2dArgs args_;
 };
 
-class Conv2dTest : public KernelTest<Conv2dArgs> {
+class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dPanelArgs> {
  protected:
-  void check(const Shape& shape) {
+  void check(Shape shape) {
+    restrict_to_format(shape);
     if (!shape.is_possible()) return;
     const Case trace(shape);
     const Problem problem(shape);
-    ASSERT_TRUE(kernel().supports(problem.args()));
-    problem.check(problem.run(kernel()));
+    problem.check(problem.run(any_kernel()));
     ++num_checked_;
+  }
+
+  // The panel format has no groups.
+  void restrict_to_format(Shape& shape) const {
+    if (std::holds_alternative<Kernel<Conv2dPanelArgs>>(any_kernel().row)) shape.groups = 1;
   }
 
   // What the loops of a sweep leave open.
@@ -157,12 +171,14 @@ class Conv2dTest : public KernelTest<Conv2dArgs> {
     shape.fill = random.pick(kAllFills);
     shape.activation = random.pick(kAllActivations);
     shape.has_bias = random.chance(0.5);
+    shape.block_rows = random.pick<int64_t>({1, 2, 3, 64, 256});
+    shape.panel_channels = random.pick<int64_t>({1, 2, 5, 40});
     shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
   }
 
   int64_t num_checked_ = 0;
 };
-SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels());
+SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels(), conv2d_panel_kernels());
 
 // Every square filter, stride, dilation and padding up to one more than the filter, over images from one pixel to
 // wider than a vector.
@@ -269,10 +285,10 @@ TEST_P(Conv2dTest, Depthwise) {
   }
 }
 
-// So many channels or so large maps that an image is packed in several strips, the halo of each reaching into the next.
+// Maps or weights so large that an image is packed in several strips, the halo of each reaching into the next.
 TEST_P(Conv2dTest, ManyStrips) {
   uint64_t seed = 40000;
-  for (const int64_t channels : {96, 700}) {
+  for (const int64_t channels : {40, 700}) {
     for (const Pair image : {Pair{20, 20}, Pair{9, 33}, Pair{61, 67}}) {
       for (const Pair stride : {Pair{1, 1}, Pair{2, 2}, Pair{1, 2}}) {
         for (const Pair dilation : {Pair{1, 1}, Pair{2, 3}}) {
@@ -284,18 +300,31 @@ TEST_P(Conv2dTest, ManyStrips) {
           shape.batch = 2;
           shape.groups = random.pick<int64_t>({1, 2});
           shape.channels_per_group = channels / shape.groups;
-          shape.rows_per_group = 1;
+          shape.rows_per_group = 2;
           shape.image = image;
           shape.filter = {3, 3};
           shape.stride = stride;
           shape.dilation = dilation;
           shape.padding = {1, 1};
-          const int64_t num_tiles = kernel().num_tiles(Problem(shape).args());
-          ASSERT_TRUE(channels < 700 || stride.w > 1 || num_tiles > shape.batch) << "one strip only";
           check(shape);
           if (HasFailure()) return;
         }
       }
+    }
+  }
+}
+
+// More rows than any chunk of sums that a panel kernel keeps in cache.
+TEST_P(Conv2dTest, ManyRows) {
+  uint64_t seed = 45000;
+  for (const int64_t block_rows : {64, 256}) {
+    for (const Pair image : {Pair{3, 7}, Pair{8, 10}}) {
+      Shape shape{.channels_per_group = 6, .rows_per_group = 5003, .image = image, .filter = {1, 3}, .padding = {0, 1}};
+      shape.fill = Fill::kTenth;
+      shape.block_rows = block_rows;
+      shape.seed = ++seed;
+      check(shape);
+      if (HasFailure()) return;
     }
   }
 }
@@ -347,10 +376,10 @@ TEST_P(Conv2dTest, InfiniteWeightsTimesPadding) {
     shape.seed = seed;
     const Case trace(shape);
     Problem problem(shape);
-    for (float& value : problem.weight_values()) {
+    for (float& value : problem.weight().values) {
       if (random.chance(0.5)) value = std::numeric_limits<float>::infinity();
     }
-    problem.check(problem.run(kernel()));
+    problem.check(problem.run(any_kernel()));
     if (HasFailure()) return;
   }
 }
@@ -368,26 +397,31 @@ TEST_P(Conv2dTest, AnySplitGivesTheSameBits) {
     shape.filter = {random.integer(1, 3), random.integer(1, 3)};
     shape.stride = {random.integer(1, 2), random.integer(1, 2)};
     shape.padding = {1, 1};
+    restrict_to_format(shape);
     if (!shape.is_possible()) continue;
     const Case trace(shape);
     const Problem problem(shape);
-    const Buffer<float> whole = problem.run(kernel());
-    const Buffer<float> parts = problem.run_with([&](const Conv2dArgs& args) {
-      run_split(kernel(), args, {0, shape.N()}, {0, kernel().num_tiles(args)}, random);
-    });
+    const Buffer<float> whole = problem.run(any_kernel());
+    const Buffer<float> parts =
+        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
+          run_split(kernel, args, {0, num_rows}, {0, kernel.num_tiles(args)}, random);
+        });
     ASSERT_TRUE(same_bits(whole, parts));
-    const Buffer<float> threads = problem.run_with([&](const Conv2dArgs& args) {
-      run_threads(kernel(), args, args.weight.row_ptr, shape.N(), random.integer(2, 8));
-    });
+    const Buffer<float> threads =
+        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
+          run_threads(kernel, args, num_rows, random.integer(2, 8));
+        });
     ASSERT_TRUE(same_bits(whole, threads));
   }
 }
 
 TEST_P(Conv2dTest, NothingToComputeMeansNoTiles) {
-  const Problem no_batch({.batch = 0, .image = {3, 3}});
-  EXPECT_EQ(kernel().num_tiles(no_batch.args()), 0);
-  const Problem no_output({.image = {2, 2}, .filter = {3, 3}});
-  EXPECT_EQ(kernel().num_tiles(no_output.args()), 0);
+  const Shape shapes[] = {{.batch = 0, .image = {3, 3}}, {.image = {2, 2}, .filter = {3, 3}}};
+  for (const Shape& shape : shapes) {
+    const Case trace(shape);
+    Problem(shape).run_with(
+        any_kernel(), [](const auto& kernel, const auto& args, int64_t) { EXPECT_EQ(kernel.num_tiles(args), 0); });
+  }
 }
 
 // No channels at all: every output is the bias.

@@ -139,8 +139,8 @@ TEST_P(GemmInt8Test, AnySplitGivesTheSameBits) {
       run_split(kernel(), args, {0, args.N}, {0, kernel().num_tiles(args)}, random);
     });
     ASSERT_TRUE(same_bits(whole, parts));
-    const Buffer<float> threads = problem.run_with(
-        [&](const GemmInt8Args& args) { run_threads(kernel(), args, nullptr, args.N, random.integer(2, 8)); });
+    const Buffer<float> threads =
+        problem.run_with([&](const GemmInt8Args& args) { run_threads(kernel(), args, args.N, random.integer(2, 8)); });
     ASSERT_TRUE(same_bits(whole, threads));
   }
 }

@@ -1,16 +1,19 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "csr.h"
 #include "harness.h"
 #include "oracle.h"
+#include "packed.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
 namespace {
+
+using AnySpmm = AnyKernel<SpmmArgs, SpmmPanelArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -21,6 +24,7 @@ struct Shape {
   bool has_bias = false;
   int64_t padding = 0;          // of leading dimensions
   double special_chance = 0.0;  // of NaN and infinities in x
+  Packing packing;
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 };
@@ -30,7 +34,8 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
              << (shape.layout == Layout::kRows ? "rows" : "columns") << ", batch " << shape.batch << ", columns "
              << shape.columns << ", fill " << shape.fill << ", " << activation_name(shape.activation)
              << (shape.has_bias ? ", bias" : "") << ", padding " << shape.padding << ", specials "
-             << shape.special_chance << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+             << shape.special_chance << ", packing " << shape.packing.block_rows << "x" << shape.packing.panel_cols
+             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
 }
 
 // A matrix of the two layouts inside a padded buffer that ends with its last element.
@@ -56,21 +61,33 @@ class Problem {
  public:
   explicit Problem(const Shape& shape) : Problem(shape, Random(shape.seed)) {}
 
-  const SpmmArgs& args() const { return args_; }
-  Buffer<float>& x() { return x_; }
-  const Placement& x_place() const { return x_place_; }
+  const Csr<float>& weight() const { return weight_; }
+  float& x_at(int64_t image, int64_t k, int64_t column) { return x_[x_place_.at(image, k, column)]; }
 
-  // Runs on an output of its own.
-  Buffer<float> run(const Kernel<SpmmArgs>& kernel) const {
-    return run_with([&](const SpmmArgs& args) { run_all(kernel, args, shape_.N, shape_.guard); });
-  }
+  // Calls function(kernel, args, what its rows argument counts) with an output of its own.
   template <class Function>
-  Buffer<float> run_with(Function function) const {
+  Buffer<float> run_with(const AnySpmm& any, Function function) const {
     Buffer<float> y = unwritten_output(y_place_.size(shape_, shape_.N), shape_.guard);
-    SpmmArgs args = args_;
-    args.y = y.data();
-    function(args);
+    with_packed(any, weight_, shape_.packing, shape_.guard, [&](const auto& kernel, auto& args, int64_t num_rows) {
+      args.layout = shape_.layout;
+      args.batch = shape_.batch;
+      args.columns = shape_.columns;
+      args.x = x_.data();
+      args.ldx = x_place_.ld;
+      args.x_batch_stride = x_place_.batch_stride;
+      args.y = y.data();
+      args.ldy = y_place_.ld;
+      args.y_batch_stride = y_place_.batch_stride;
+      args.epilogue = epilogue();
+      ASSERT_TRUE(kernel.supports(args));
+      function(kernel, args, num_rows);
+    });
     return y;
+  }
+  Buffer<float> run(const AnySpmm& any) const {
+    return run_with(any, [&](const auto& kernel, const auto& args, int64_t num_rows) {
+      run_all(kernel, args, num_rows, shape_.guard);
+    });
   }
 
   void check(const Buffer<float>& y) const {
@@ -79,19 +96,17 @@ class Problem {
     for (int64_t image = 0; image < shape_.batch; ++image) {
       for (int64_t n = 0; n < shape_.N; ++n) {
         std::fill(sums.begin(), sums.end(), Sum{});
-        for (int64_t i = weight_.row_ptr[n]; i < weight_.row_ptr[n + 1]; ++i) {
+        for_each_entry(weight_, n, [&](int64_t k, float value) {
           for (int64_t c = 0; c < shape_.columns; ++c) {
-            const float x = x_[x_place_.at(image, weight_.col_idx[i], c)];
-            sums[static_cast<size_t>(c)].add(double(weight_.values[i]), double(x));
+            sums[static_cast<size_t>(c)].add(double(value), double(x_[x_place_.at(image, k, c)]));
           }
-        }
+        });
         for (int64_t c = 0; c < shape_.columns; ++c) {
           const int64_t at = y_place_.at(image, n, c);
           is_output[static_cast<size_t>(at)] = true;
-          const Expected expected =
-              expect_sum(sums[static_cast<size_t>(c)], args_.epilogue.bias_of(n), shape_.activation);
+          const Expected expected = expect_sum(sums[static_cast<size_t>(c)], epilogue().bias_of(n), shape_.activation);
           ASSERT_TRUE(is_close(y[at], expected))
-              << describe(y[at], expected) << "image " << image << ", row " << n << ", column " << c;
+              << describe(y[at], expected) << " in image " << image << ", row " << n << ", column " << c;
         }
       }
     }
@@ -105,7 +120,7 @@ class Problem {
       : shape_(shape),
         x_place_(shape, shape.K),
         y_place_(shape, shape.N),
-        weight_(random_csr<float>(random, shape.N, shape.K, shape.fill), shape.guard),
+        weight_(random_csr<float>(random, shape.N, shape.K, shape.fill)),
         x_(poisoned_input(x_place_.size(shape, shape.K), shape.guard)),
         bias_(shape.has_bias ? shape.N : 0, shape.guard) {
     for (int64_t image = 0; image < shape.batch; ++image) {
@@ -116,35 +131,29 @@ class Problem {
       }
     }
     for (float& bias : bias_) bias = random.number();
-    args_.weight = weight_.view();
-    args_.layout = shape.layout;
-    args_.batch = shape.batch;
-    args_.columns = shape.columns;
-    args_.x = x_.data();
-    args_.ldx = x_place_.ld;
-    args_.x_batch_stride = x_place_.batch_stride;
-    args_.ldy = y_place_.ld;
-    args_.y_batch_stride = y_place_.batch_stride;
-    args_.epilogue = {shape.has_bias ? bias_.data() : nullptr, shape.activation};
   }
+
+  Epilogue epilogue() const { return {shape_.has_bias ? bias_.data() : nullptr, shape_.activation}; }
 
   Shape shape_;
   Placement x_place_, y_place_;
-  GuardedCsr<float> weight_;
+  Csr<float> weight_;
   Buffer<float> x_, bias_;
-  SpmmArgs args_;
 };
 
-class SpmmTest : public KernelTest<SpmmArgs> {
+class SpmmTest : public KernelTest<SpmmArgs, SpmmPanelArgs> {
  protected:
   void check(const Shape& shape) {
     const Case trace(shape);
     const Problem problem(shape);
-    ASSERT_TRUE(kernel().supports(problem.args()));
-    problem.check(problem.run(kernel()));
+    problem.check(problem.run(any_kernel()));
+  }
+
+  static Packing random_packing(Random& random) {
+    return {random.pick<int64_t>({1, 2, 8, 64, 256}), random.pick<int64_t>({1, 5, 16, 64, 255})};
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels());
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_panel_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,
@@ -165,6 +174,7 @@ TEST_P(SpmmTest, AroundTheTile) {
             shape.activation = random.pick(kAllActivations);
             shape.has_bias = random.chance(0.5);
             shape.padding = random.chance(0.5) ? 0 : random.integer(1, 9);
+            shape.packing = random_packing(random);
             shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
             check(shape);
             if (HasFailure()) return;
@@ -189,12 +199,29 @@ TEST_P(SpmmTest, TilesThatStraddleImages) {
             shape.activation = random.pick(kAllActivations);
             shape.has_bias = random.chance(0.5);
             shape.padding = padding;
+            shape.packing = random_packing(random);
             shape.guard = guard;
             shape.seed = seed;
             check(shape);
             if (HasFailure()) return;
           }
         }
+      }
+    }
+  }
+}
+
+// More rows than any chunk of sums that a panel kernel keeps in cache.
+TEST_P(SpmmTest, ManyRows) {
+  uint64_t seed = 25000;
+  for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
+    for (const int64_t columns : {8, 13, 90}) {
+      for (const int64_t block_rows : {64, 256}) {
+        Shape shape{.N = 5003, .K = 30, .layout = layout, .columns = columns, .fill = Fill::kTenth};
+        shape.packing = {block_rows, 10};
+        shape.seed = ++seed;
+        check(shape);
+        if (HasFailure()) return;
       }
     }
   }
@@ -264,19 +291,18 @@ TEST_P(SpmmTest, MissingEntriesSkipNan) {
       Shape shape{.N = 11, .K = 20, .layout = layout, .columns = columns, .fill = Fill::kTenth, .seed = 7};
       const Case trace(shape);
       Problem problem(shape);
-      std::vector<bool> is_used(static_cast<size_t>(shape.K));
-      const CsrView<float>& weight = problem.args().weight;
-      for (int64_t i = 0; i < weight.nnz; ++i) is_used[static_cast<size_t>(weight.col_idx[i])] = true;
+      const std::vector<int32_t>& used = problem.weight().col_idx;
       int64_t num_unused = 0;
       for (int64_t k = 0; k < shape.K; ++k) {
-        if (is_used[static_cast<size_t>(k)]) continue;
+        if (std::find(used.begin(), used.end(), k) != used.end()) continue;
         ++num_unused;
-        for (int64_t c = 0; c < columns; ++c) problem.x()[problem.x_place().at(0, k, c)] = std::nanf("");
+        for (int64_t c = 0; c < columns; ++c) problem.x_at(0, k, c) = std::nanf("");
       }
       ASSERT_GT(num_unused, 0);
-      const Buffer<float> y = problem.run(kernel());
+      const Buffer<float> y = problem.run(any_kernel());
       for (const float value : y) ASSERT_TRUE(std::isfinite(value));
       problem.check(y);
+      if (HasFailure()) return;
     }
   }
 }
@@ -288,8 +314,8 @@ TEST_P(SpmmTest, NanStaysInItsColumn) {
     for (int64_t column = 0; column < shape.columns; ++column) {
       const Case trace(shape, ", NaN in column ", column);
       Problem problem(shape);
-      problem.x()[problem.x_place().at(0, column % shape.K, column)] = std::nanf("");
-      problem.check(problem.run(kernel()));
+      problem.x_at(0, column % shape.K, column) = std::nanf("");
+      problem.check(problem.run(any_kernel()));
       if (HasFailure()) return;
     }
   }
@@ -306,27 +332,35 @@ TEST_P(SpmmTest, AnySplitGivesTheSameBits) {
     shape.activation = random.pick(kAllActivations);
     shape.has_bias = random.chance(0.5);
     shape.padding = random.integer(0, 4);
+    shape.packing = {random.pick<int64_t>({1, 2, 8}), random.pick<int64_t>({5, 16, 64})};
     shape.seed = seed;
     const Case trace(shape);
     const Problem problem(shape);
-    const Buffer<float> whole = problem.run(kernel());
-    const Buffer<float> parts = problem.run_with(
-        [&](const SpmmArgs& args) { run_split(kernel(), args, {0, shape.N}, {0, kernel().num_tiles(args)}, random); });
+    const Buffer<float> whole = problem.run(any_kernel());
+    const Buffer<float> parts =
+        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
+          run_split(kernel, args, {0, num_rows}, {0, kernel.num_tiles(args)}, random);
+        });
     ASSERT_TRUE(same_bits(whole, parts));
-    const Buffer<float> threads = problem.run_with(
-        [&](const SpmmArgs& args) { run_threads(kernel(), args, args.weight.row_ptr, shape.N, random.integer(2, 8)); });
+    const Buffer<float> threads =
+        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
+          run_threads(kernel, args, num_rows, random.integer(2, 8));
+        });
     ASSERT_TRUE(same_bits(whole, threads));
   }
 }
 
 TEST_P(SpmmTest, NothingToComputeMeansNoTiles) {
-  for (const Layout layout : {Layout::kRows, Layout::kColumns}) {
-    const Problem no_columns({.N = 3, .K = 3, .layout = layout, .columns = 0});
-    EXPECT_EQ(kernel().num_tiles(no_columns.args()), 0);
-    EXPECT_GE(kernel().scratch_bytes(no_columns.args()), 0);
+  const Shape shapes[] = {{.N = 3, .K = 3, .layout = Layout::kRows, .columns = 0},
+                          {.N = 3, .K = 3, .layout = Layout::kColumns, .columns = 0},
+                          {.N = 3, .K = 3, .layout = Layout::kColumns, .batch = 0, .columns = 5}};
+  for (const Shape& shape : shapes) {
+    const Case trace(shape);
+    Problem(shape).run_with(any_kernel(), [](const auto& kernel, const auto& args, int64_t) {
+      EXPECT_EQ(kernel.num_tiles(args), 0);
+      EXPECT_GE(kernel.scratch_bytes(args), 0);
+    });
   }
-  const Problem no_batch({.N = 3, .K = 3, .layout = Layout::kColumns, .batch = 0, .columns = 5});
-  EXPECT_EQ(kernel().num_tiles(no_batch.args()), 0);
 }
 
 }  // namespace
