@@ -5,7 +5,8 @@
 // cache, where a multiply-add can be fed at the register rate, while all rows of a chunk run over them; from second-
 // level cache it would be half of that. What a row has summed up so far waits in `partial` meanwhile.
 //
-// Measured against the CSR kernels on Zen 4 at 90% zeros, share of FMA peak: 62% against 35%; at 70%: 67% against 38%.
+// Measured beside the CSR kernels on Zen 4, one thread, [768, 768] x 128, share of FMA peak: 68% against 43% at 70%
+// zeros, 52% against 46% at 90%.
 #pragma once
 
 #include "kernels/tile.h"

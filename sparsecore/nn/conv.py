@@ -224,9 +224,9 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
 
 
 def _fit_panel_cols(kernel_size: Pair) -> int:
-    """Columns of a panel for a filter: whole channels, whose strips reach over the rows of the filter."""
+    """Columns of a panel for a filter: whole channels."""
     taps = kernel_size[0] * kernel_size[1]
-    panel_cols = fit_panel_cols(TILE_COLUMNS * (1 if taps == 1 else 3), taps)
+    panel_cols = fit_panel_cols(TILE_COLUMNS * taps, taps)
     if panel_cols == 0:
         raise UnsupportedError(f"expected a filter of at most 255 taps, got {kernel_size}; use SparseConv2d")
     return panel_cols

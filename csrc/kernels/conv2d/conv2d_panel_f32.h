@@ -1,5 +1,8 @@
-// conv2d, panel format float32, direct: algorithm text. A panel is a number of whole channels, whose strips are packed
-// together (strip.h).
+// conv2d, panel format float32: algorithm text. A panel is a number of whole channels. Their strips are packed
+// (strip.h), then every tap of them is copied out as a row of the tile, aligned: an im2col of one panel that never
+// leaves the first-level cache. Reading the taps in place, as the CSR kernel does, saves the copy, but half to all of
+// the vectors then cross a cache line: measured on Zen 4, 256 channels at 14 x 14, 90% zeros: 45% of FMA peak against
+// 32%.
 #pragma once
 
 #include "kernels/conv2d/strip.h"
@@ -23,35 +26,39 @@ struct Conv2dPanelF32 {
     return is_empty(args) ? 0 : args.batch * strips_per_image<S>(plan_of(args));
   }
 
-  // [ strips of one panel's channels | sums of one chunk | offsets ]
-  static int64_t tile_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
+  // [ strips of one panel's channels | activations of one panel | sums of one chunk | offsets ]
+  static int64_t strip_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
     return divide_up(panel_channels(args) * plan.phases * plan.strip_floats, 16) * 16;
+  }
+  static int64_t tile_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
+    return args.weight.panel_cols * plan.vectors * S::kLanes;
   }
   static int64_t sums_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
     return partial_floats(args.weight, plan.vectors * S::kLanes);
   }
   static int64_t scratch_bytes(const Conv2dPanelArgs& args) {
     const Conv2dPlan plan = plan_of(args);
-    return (tile_floats(args, plan) + sums_floats(args, plan)) * int64_t(sizeof(float)) +
+    return (strip_floats(args, plan) + tile_floats(args, plan) + sums_floats(args, plan)) * int64_t(sizeof(float)) +
            args.weight.panel_cols * int64_t(sizeof(int32_t));
   }
 
   static void run(const Conv2dPanelArgs& args, Range blocks, Range tiles, void* scratch) {
     const Conv2dPlan plan = plan_of(args);
-    float* tile = static_cast<float*>(scratch);
+    float* strip = static_cast<float*>(scratch);
+    float* tile = strip + strip_floats(args, plan);
     float* partial = tile + tile_floats(args, plan);
     int32_t* offsets = reinterpret_cast<int32_t*>(partial + sums_floats(args, plan));
     fill_offsets(args, plan, panel_channels(args), offsets);
     with_vectors<kMaxPanelVectors<S>>(static_cast<int>(plan.vectors), [&](auto count) {
       for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-        run_strip<decltype(count)::value>(args, plan, blocks, t, tile, partial, offsets);
+        run_strip<decltype(count)::value>(args, plan, blocks, t, strip, tile, partial, offsets);
       }
     });
   }
 
   template <int V>
-  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, int64_t t, float* tile,
-                        float* partial, const int32_t* offsets) {
+  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, int64_t t, float* strip,
+                        float* tile, float* partial, const int32_t* offsets) {
     constexpr int64_t W = V * S::kLanes;
     const PanelView<float>& weight = args.weight;
     const int64_t image = t / strips_per_image<S>(plan), begin = t % strips_per_image<S>(plan) * W;
@@ -64,9 +71,16 @@ struct Conv2dPanelF32 {
           weight, args.epilogue, chunk, tile, partial,
           [&](int64_t panel) {
             const int64_t c = panel * panel_channels(args);
-            pack_strip<S>(args, plan, image, {c, smaller(c + panel_channels(args), args.channels)}, begin, tile);
+            const Range channels{c, smaller(c + panel_channels(args), args.channels)};
+            pack_strip<S>(args, plan, image, channels, begin, strip);
+            for (int64_t k = 0; k < channels.size() * taps(args); ++k) {
+              SPARSECORE_UNROLL
+              for (int j = 0; j < V; ++j) {
+                S::store(tile + k * W + j * S::kLanes, S::load(strip + offsets[k] + j * S::kLanes));
+              }
+            }
           },
-          [=](int64_t column) SPARSECORE_LAMBDA_INLINE { return int64_t(offsets[column]); },
+          [](int64_t column) SPARSECORE_LAMBDA_INLINE { return column * W; },
           [&](int64_t n, float* sums)
               SPARSECORE_LAMBDA_INLINE { return is_direct ? output_plane(args, image, n) + begin : sums; });
       if (is_direct) continue;

@@ -1,4 +1,4 @@
-// The input of a convolution as strips on which it is spmm, for all formats of the weight: no im2col.
+// The input of a convolution as strips on which it is spmm, for all formats of the weight.
 //
 // Output pixels are numbered on a grid of `pitch` columns: pixel (oh, ow) is oh * pitch + ow. For stride 1 and an
 // input plane stored with the same pitch, tap (kh, kw) of all pixels is that plane shifted by kh * pitch + kw:
