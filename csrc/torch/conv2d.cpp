@@ -1,0 +1,133 @@
+// torch.ops.sparsecore.conv2d_csr and conv2d_panel.
+#include <torch/csrc/stable/library.h>
+
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sparsecore/ops.h"
+#include "torch/checks.h"
+#include "torch/parallel.h"
+#include "torch/tensors.h"
+
+namespace sparsecore::torch_binding {
+namespace {
+
+// The two entries of a list argument, each in [least, 2^31).
+struct Pair {
+  int64_t h, w;
+};
+Pair pair_of(const std::vector<int64_t>& list, const char* name, int64_t least) {
+  check(list.size() == 2, "expected two numbers for ", name, ", got ", list.size());
+  for (const int64_t value : list) {
+    check(value >= least && value <= std::numeric_limits<int32_t>::max(), "expected ", name, " >= ", least, ", got ",
+          value);
+  }
+  return {list[0], list[1]};
+}
+
+int64_t output_size(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t reach = dilation * (kernel - 1) + 1;
+  check(input + 2 * padding >= reach, "expected an input of at least ", reach, " pixels with its padding, got ",
+        input + 2 * padding);
+  return (input + 2 * padding - reach) / stride + 1;
+}
+
+// Settings of a convolution as they come from Python.
+struct Conv2dSettings {
+  const std::vector<int64_t>&kernel_size, &stride, &padding, &dilation;
+  int64_t groups;
+};
+
+// Everything of conv2d but the weight, into args; set_weight(K) gives the weight. Returns y.
+template <class Args, class SetWeight>
+Tensor fill_conv2d(Args& args, const Tensor& x, const std::optional<Tensor>& bias, const Conv2dSettings& settings,
+                   const std::string& activation, SetWeight set_weight) {
+  check(x.dim() == 4, "expected x [batch, C, H, W], got shape ", shape_text(x));
+  const Pair size = pair_of(settings.kernel_size, "kernel_size", 1), step = pair_of(settings.stride, "stride", 1);
+  const Pair pad = pair_of(settings.padding, "padding", 0), spread = pair_of(settings.dilation, "dilation", 1);
+  args.batch = x.size(0);
+  args.channels = x.size(1);
+  args.height = x.size(2);
+  args.width = x.size(3);
+  args.groups = settings.groups;
+  check(args.groups >= 1 && args.channels % args.groups == 0, "expected groups that divide C = ", args.channels,
+        ", got ", args.groups);
+  args.weight = set_weight(args.channels / args.groups * size.h * size.w);
+  check(args.weight.rows % args.groups == 0, "expected groups that divide N = ", args.weight.rows, ", got ",
+        args.groups);
+  args.epilogue = make_epilogue(bias, activation, args.weight.rows);
+  args.kernel_h = size.h, args.kernel_w = size.w;
+  args.stride_h = step.h, args.stride_w = step.w;
+  args.padding_h = pad.h, args.padding_w = pad.w;
+  args.dilation_h = spread.h, args.dilation_w = spread.w;
+  args.out_height = output_size(args.height, size.h, step.h, pad.h, spread.h);
+  args.out_width = output_size(args.width, size.w, step.w, pad.w, spread.w);
+  // What one packed strip holds at least: all channels times the rows that a filter reaches.
+  const double halo = double(args.channels) * double(spread.h) * double(size.h) * double(args.width + 2 * pad.w);
+  check(halo < double(std::numeric_limits<int32_t>::max()), "expected a filter that reaches over fewer than 2^31 ",
+        "numbers of the input, got about ", halo, "; split the layer over channels");
+  const Tensor y = new_tensor(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, ScalarType::Float);
+  args.x = x.const_data_ptr<float>();
+  args.y = y.mutable_data_ptr<float>();
+  return y;
+}
+
+template <class Args>
+int64_t conv2d_work(const Args& args) {
+  return args.weight.nnz * args.batch * args.out_height * args.out_width;
+}
+
+Tensor conv2d_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                  const std::optional<Tensor>& bias, const std::vector<int64_t>& kernel_size,
+                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                  const std::vector<int64_t>& dilation, int64_t groups, const std::string& activation,
+                  const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  Conv2dArgs args;
+  const Tensor y = fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, groups}, activation,
+                               [&](int64_t K) { return csr_view<float>(row_ptr, col_idx, values, K); });
+  if (y.numel() == 0) return y;
+  run_kernel(choose_kernel(conv2d_kernels(), kernel, args), args, CsrRows<float>{args.weight}, conv2d_work(args));
+  return y;
+}
+
+Tensor conv2d_panel(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                    const std::optional<Tensor>& bias, const std::vector<int64_t>& kernel_size,
+                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                    const std::vector<int64_t>& dilation, const std::string& activation, const std::string& kernel) {
+  const Tensor x = float_input(x_any);
+  Conv2dPanelArgs args;
+  const Tensor y = fill_conv2d(args, x, bias, {kernel_size, stride, padding, dilation, 1}, activation, [&](int64_t K) {
+    const PanelView<float> view = panel_view(weight, sizes);
+    check(view.cols == K, "expected a panel weight with K = C * KH * KW = ", K, ", got ", view.cols);
+    return view;
+  });
+  check(conv2d_panel_kernels().back().supports(args), "expected panels of whole channels (",
+        args.kernel_h * args.kernel_w, " taps each), got ", args.weight.panel_cols,
+        " columns; pack the weight for this filter");
+  if (y.numel() == 0) return y;
+  run_kernel(choose_kernel(conv2d_panel_kernels(), kernel, args), args, PanelRows<float>{args.weight},
+             conv2d_work(args));
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
+  m.def(
+      "conv2d_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, int groups=1, str activation='none', str kernel_name='') -> "
+      "Tensor");
+  m.def(
+      "conv2d_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, str activation, str kernel_name) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
+  m.impl("conv2d_csr", TORCH_BOX(&conv2d_csr));
+  m.impl("conv2d_panel", TORCH_BOX(&conv2d_panel));
+}
+
+}  // namespace sparsecore::torch_binding

@@ -1,0 +1,183 @@
+// torch.ops.sparsecore: dense to CSR to panels, and back.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "sparsecore/pack.h"
+#include "torch/checks.h"
+#include "torch/parallel.h"
+#include "torch/tensors.h"
+
+namespace sparsecore::torch_binding {
+namespace {
+
+// Calls function(constant T) with the type that packing uses for a dtype.
+template <class Function>
+void with_packed_type(ScalarType dtype, Function function) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return function(uint16_t{});
+    case ScalarType::Char:
+      return function(int8_t{});
+    default:
+      fail("expected a float32, float16, bfloat16 or int8 weight; convert it first");
+  }
+}
+
+// Rows are independent in both passes of packing; about 100 rows of 1000 columns are worth a thread.
+template <class Function>
+void for_rows(int64_t rows, int64_t cols, Function function) {
+  const int64_t grain = std::max<int64_t>(kSerialWork / std::max<int64_t>(cols, 1), 1);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::optional<Tensor>& mask) {
+  check_tensor(weight, "weight", weight.scalar_type(), 2);
+  const int64_t N = weight.size(0), K = weight.size(1);
+  check(K <= std::numeric_limits<int32_t>::max(), "expected K < 2^31, got ", K);
+  const bool* kept = nullptr;
+  if (mask) {
+    check_tensor(*mask, "mask", ScalarType::Bool, 2);
+    check(mask->size(0) == N && mask->size(1) == K, "expected mask of shape ", shape_text(weight), ", got ",
+          shape_text(*mask));
+    kept = static_cast<const bool*>(mask->const_data_ptr());
+  }
+  Tensor row_ptr = new_tensor(weight, {N + 1}, ScalarType::Int), col_idx = row_ptr, values = row_ptr;
+  with_packed_type(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* dense = static_cast<const T*>(weight.const_data_ptr());
+    std::vector<int64_t> counts(static_cast<size_t>(N));
+    for_rows(N, K, [&](Range rows) { count_kept<T>(dense, kept, K, rows, counts.data()); });
+    int32_t* ends = row_ptr.mutable_data_ptr<int32_t>();
+    int64_t nnz = 0;
+    ends[0] = 0;
+    for (int64_t n = 0; n < N; ++n) {
+      nnz += counts[static_cast<size_t>(n)];
+      check(nnz <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 kept entries");
+      ends[n + 1] = static_cast<int32_t>(nnz);
+    }
+    col_idx = new_tensor(weight, {nnz}, ScalarType::Int);
+    values = new_tensor(weight, {nnz}, weight.scalar_type());
+    int32_t* columns = col_idx.mutable_data_ptr<int32_t>();
+    T* packed = static_cast<T*>(values.mutable_data_ptr());
+    for_rows(N, K, [&](Range rows) { fill_csr<T>(dense, kept, K, rows, ends, columns, packed); });
+  });
+  return {row_ptr, col_idx, values};
+}
+
+// A view with validated contents, for passes that are not worth splitting by work.
+template <class T>
+CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  check_tensor(row_ptr, "row_ptr", ScalarType::Int, 1);
+  check_tensor(col_idx, "col_idx", ScalarType::Int, 1);
+  check_tensor(values, "values", values.scalar_type(), 1);
+  check(row_ptr.numel() >= 1 && col_idx.numel() == values.numel() && cols >= 0,
+        "expected row_ptr [N + 1], as many col_idx as values, and K >= 0");
+  const CsrView<T> view{row_ptr.numel() - 1,
+                        cols,
+                        values.numel(),
+                        row_ptr.const_data_ptr<int32_t>(),
+                        col_idx.const_data_ptr<int32_t>(),
+                        static_cast<const T*>(values.const_data_ptr())};
+  const char* text = validate_csr(cols, view.nnz, view.row_ptr, view.col_idx, {0, view.rows});
+  if (text == nullptr && (view.row_ptr[0] != 0 || view.row_ptr[view.rows] != view.nnz)) {
+    text = "row_ptr must rise from 0 to nnz";
+  }
+  if (text != nullptr) fail("invalid CSR weight: ", text);
+  return view;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pack_panel(const Tensor& row_ptr, const Tensor& col_idx,
+                                                                      const Tensor& values, int64_t cols,
+                                                                      int64_t block_rows, int64_t panel_cols) {
+  check_tensor(values, "values", ScalarType::Float, 1);
+  check(block_rows >= 1 && block_rows <= kMaxBlockRows, "expected block_rows in [1, ", kMaxBlockRows, "], got ",
+        block_rows);
+  check(panel_cols >= 1 && panel_cols <= kMaxPanelCols, "expected panel_cols in [1, ", kMaxPanelCols, "], got ",
+        panel_cols);
+  const CsrView<float> weight = validated_view<float>(row_ptr, col_idx, values, cols);
+  PanelView<float> shape;
+  shape.rows = weight.rows;
+  shape.cols = weight.cols;
+  shape.block_rows = block_rows;
+  shape.panel_cols = panel_cols;
+  const int64_t runs = count_panel_runs(weight, block_rows, panel_cols), ends = shape.num_segments() + 1;
+  check(runs <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 runs; take wider panels");
+  const Tensor run_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
+  const Tensor entry_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
+  const Tensor run_row = new_tensor(row_ptr, {runs}, ScalarType::Byte);
+  const Tensor run_length = new_tensor(row_ptr, {runs}, ScalarType::Byte);
+  const Tensor panel_col = new_tensor(row_ptr, {weight.nnz}, ScalarType::Byte);
+  const Tensor packed = torch::stable::empty_like(values);
+  fill_panel<float>(weight, block_rows, panel_cols,
+                    {run_ptr.mutable_data_ptr<int32_t>(), entry_ptr.mutable_data_ptr<int32_t>(),
+                     run_row.mutable_data_ptr<uint8_t>(), run_length.mutable_data_ptr<uint8_t>(),
+                     panel_col.mutable_data_ptr<uint8_t>(), packed.mutable_data_ptr<float>()});
+  return {run_ptr, entry_ptr, run_row, run_length, panel_col, packed};
+}
+
+std::tuple<Tensor, Tensor, Tensor> unpack_panel(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
+  const PanelView<float> view = panel_view(weight, sizes);
+  const char* text = validate_panel(view, {0, view.num_blocks()});
+  if (text != nullptr) fail("invalid panel weight: ", text);
+  check(view.entry_ptr[view.num_segments()] == view.nnz, "invalid panel weight: its segments hold fewer entries");
+  const Tensor row_ptr = new_tensor(weight[0], {view.rows + 1}, ScalarType::Int);
+  const Tensor col_idx = new_tensor(weight[0], {view.nnz}, ScalarType::Int);
+  const Tensor values = torch::stable::empty_like(weight[5]);
+  sparsecore::unpack_panel<float>(view, row_ptr.mutable_data_ptr<int32_t>(), col_idx.mutable_data_ptr<int32_t>(),
+                                  values.mutable_data_ptr<float>());
+  return {row_ptr, col_idx, values};
+}
+
+Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  const Tensor dense = new_tensor(values, {std::max<int64_t>(row_ptr.numel() - 1, 0), cols}, values.scalar_type());
+  with_packed_type(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const CsrView<T> view = validated_view<T>(row_ptr, col_idx, values, cols);
+    T* out = static_cast<T*>(dense.mutable_data_ptr());
+    for_rows(view.rows, cols, [&](Range rows) { sparsecore::unpack_csr<T>(view, rows, out); });
+  });
+  return dense;
+}
+
+std::tuple<Tensor, Tensor, Tensor> transpose_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                                                 int64_t cols) {
+  const Tensor row_ptr_t = new_tensor(row_ptr, {cols + 1}, ScalarType::Int);
+  const Tensor col_idx_t = torch::stable::empty_like(col_idx), values_t = torch::stable::empty_like(values);
+  with_packed_type(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    sparsecore::transpose_csr<T>(validated_view<T>(row_ptr, col_idx, values, cols),
+                                 row_ptr_t.mutable_data_ptr<int32_t>(), col_idx_t.mutable_data_ptr<int32_t>(),
+                                 static_cast<T*>(values_t.mutable_data_ptr()));
+  });
+  return {row_ptr_t, col_idx_t, values_t};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
+  m.def("pack_csr(Tensor weight, Tensor? mask=None) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
+  m.def("unpack_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> Tensor");
+  m.def("transpose_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pack_panel(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int block_rows, int panel_cols) -> "
+      "(Tensor run_ptr, Tensor entry_ptr, Tensor run_row, Tensor run_length, Tensor panel_col, Tensor values)");
+  m.def("unpack_panel(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
+  m.impl("pack_csr", TORCH_BOX(&pack_csr));
+  m.impl("unpack_csr", TORCH_BOX(&unpack_csr));
+  m.impl("transpose_csr", TORCH_BOX(&transpose_csr));
+  m.impl("pack_panel", TORCH_BOX(&pack_panel));
+  m.impl("unpack_panel", TORCH_BOX(&unpack_panel));
+}
+
+}  // namespace sparsecore::torch_binding
