@@ -34,7 +34,7 @@ void with_packed_type(ScalarType dtype, Function function) {
 // Rows are independent in both passes of packing; about 100 rows of 1000 columns are worth a thread.
 template <class Function>
 void for_rows(int64_t rows, int64_t cols, Function function) {
-  const int64_t grain = std::max<int64_t>(kSerialWork / std::max<int64_t>(cols, 1), 1);
+  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(cols, 1), 1);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
 }
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 #include <span>
 #include <string>
@@ -15,8 +16,8 @@
 
 namespace sparsecore::torch_binding {
 
-// Multiply-adds below which a second thread costs more than it saves: waking it takes about 5 us.
-inline constexpr int64_t kSerialWork = 100'000;
+// Multiply-adds that are worth a thread: waking it takes about 5 us, in which another does some 100 000.
+inline constexpr int64_t kWorkPerThread = 50'000;
 
 // At least `bytes` of 64-byte aligned memory that belongs to the calling thread until its next call. Kept between
 // calls, because fresh pages from the system cost more than many a small layer.
@@ -86,25 +87,27 @@ struct PanelRows {
 // work: multiply-adds of the whole call.
 template <class Args, class Rows>
 void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, int64_t work) {
-  const int64_t num_threads = work < kSerialWork ? 1 : torch::stable::get_num_threads();
-  const auto tasks = split_work(rows.row_ptr, rows.rows, kernel.num_tiles(args), num_threads);
+  const int64_t worth = work / kWorkPerThread;
+  const int64_t num_threads = std::clamp<int64_t>(worth, 1, torch::stable::get_num_threads());
+  const auto shares = split_work(rows.row_ptr, rows.rows, kernel.num_tiles(args), num_threads);
   const int64_t scratch_bytes = kernel.scratch_bytes(args);
   std::atomic<const char*> problem = nullptr;
-  const auto run_tasks = [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const Task& task = tasks[static_cast<size_t>(t)];
-      if (const char* text = rows.validate(task.rows)) {
-        problem = text;
-        return;
+  const auto run_shares = [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      for (const Task& task : shares[static_cast<size_t>(share)]) {
+        if (const char* text = rows.validate(task.rows)) {
+          problem = text;
+          return;
+        }
+        kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
       }
-      kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
     }
   };
-  const int64_t num_tasks = static_cast<int64_t>(tasks.size());
-  if (num_tasks <= 1) {
-    run_tasks(0, num_tasks);
+  const int64_t num_shares = static_cast<int64_t>(shares.size());
+  if (num_shares <= 1) {
+    run_shares(0, num_shares);
   } else {
-    torch::stable::parallel_for(0, num_tasks, 1, run_tasks);
+    torch::stable::parallel_for(0, num_shares, 1, run_shares);
   }
   if (const char* text = problem) fail("invalid ", Rows::kFormat, " weight: ", text, "; pack it again");
 }

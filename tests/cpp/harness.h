@@ -155,17 +155,19 @@ void run_split(const Kernel<Args>& kernel, const Args& args, Range rows, Range t
   run_split(kernel, args, second_rows, second_tiles, random);
 }
 
-// As the bindings do it: tasks of split_work, each on a thread with scratch of its own.
+// As the bindings do it: each share of split_work on a thread with scratch of its own.
 template <class Args>
 void run_threads(const Kernel<Args>& kernel, const Args& args, int64_t num_rows, int64_t num_threads) {
   const int32_t* row_ptr = nullptr;
   if constexpr (requires { args.weight.row_ptr; }) row_ptr = args.weight.row_ptr;
-  const std::vector<Task> tasks = split_work(row_ptr, num_rows, kernel.num_tiles(args), num_threads);
+  const auto shares = split_work(row_ptr, num_rows, kernel.num_tiles(args), num_threads);
   std::vector<Buffer<uint8_t>> scratches;
-  for (size_t t = 0; t < tasks.size(); ++t) scratches.emplace_back(kernel.scratch_bytes(args), Guard::kAfter, 64);
+  for (size_t t = 0; t < shares.size(); ++t) scratches.emplace_back(kernel.scratch_bytes(args), Guard::kAfter, 64);
   std::vector<std::thread> threads;
-  for (size_t t = 0; t < tasks.size(); ++t) {
-    threads.emplace_back([&, t] { kernel.run(args, tasks[t].rows, tasks[t].tiles, scratches[t].data()); });
+  for (size_t t = 0; t < shares.size(); ++t) {
+    threads.emplace_back([&, t] {
+      for (const Task& task : shares[t]) kernel.run(args, task.rows, task.tiles, scratches[t].data());
+    });
   }
   for (std::thread& thread : threads) thread.join();
 }

@@ -15,8 +15,8 @@ int main() {
       .weight = {3, 3, 3, row_ptr, col_idx, values}, .columns = 1, .x = x, .ldx = 3, .y = y, .ldy = 3};
   const auto& kernel = sparsecore::select_kernel(sparsecore::spmm_kernels(), args);
   std::vector<std::byte> scratch(kernel.scratch_bytes(args));
-  for (const auto& task : sparsecore::split_work(row_ptr, 3, kernel.num_tiles(args), 2)) {
-    kernel.run(args, task.rows, task.tiles, scratch.data());
+  for (const auto& share : sparsecore::split_work(row_ptr, 3, kernel.num_tiles(args), 2)) {
+    for (const auto& task : share) kernel.run(args, task.rows, task.tiles, scratch.data());
   }
   return y[0] == 26 && y[1] == 0 && y[2] == 18 ? 0 : 2;
 }
