@@ -13,15 +13,21 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "sparsecore/ops.h"
+#include "sparsecore/pack.h"
 
 namespace sparsecore {
 namespace {
 
 // --- Rates ---
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 double fma_peak_gflops() {
   const auto enabled = [](const Probe& row) { return isa_enabled(row.isa); };
@@ -31,13 +37,27 @@ double fma_peak_gflops() {
   args.repeats = 20'000;
   args.sink = &sink;
   double best_seconds = 1e9;
-  for (int round = 0; round < 50; ++round) {  // about 10 ms; the best, since a peak is what nothing disturbs
-    const auto begin = std::chrono::steady_clock::now();
+  for (int round = 0; round < 50; ++round) {  // a few ms; the best, since a peak is what nothing disturbs
+    const auto begin = Clock::now();
     probe.fma(args);
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-    best_seconds = std::min(best_seconds, time.count());
+    best_seconds = std::min(best_seconds, seconds_since(begin));
   }
   return double(args.repeats * kFmaProbeFlopsPerLane * probe.lanes) / best_seconds * 1e-9;
+}
+
+// Runs function as often as the benchmark wants; the rate, if there is a number of operations.
+template <class Function>
+void time_loop(benchmark::State& state, double flops, Function function) {
+  const double peak = fma_peak_gflops();
+  const auto begin = Clock::now();
+  for (auto _ : state) {
+    function();
+    benchmark::ClobberMemory();
+  }
+  if (flops <= 0.0) return;
+  const double gflops = flops * double(state.iterations()) / seconds_since(begin) * 1e-9;
+  state.counters["GFLOP/s"] = gflops;
+  state.counters["of_fma_peak"] = gflops / peak;
 }
 
 struct Free {
@@ -50,15 +70,7 @@ void time_kernel(benchmark::State& state, const Kernel<Args>& kernel, const Args
   const auto scratch_bytes = static_cast<size_t>(kernel.scratch_bytes(args));
   const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, (scratch_bytes + 64) / 64 * 64));
   const int64_t tiles = kernel.num_tiles(args);
-  const double peak = fma_peak_gflops();
-  for (auto _ : state) {
-    kernel.run(args, {0, rows}, {0, tiles}, scratch.get());
-    benchmark::ClobberMemory();
-  }
-  using benchmark::Counter;
-  if (flops <= 0.0) return;
-  state.counters["GFLOP/s"] = Counter(flops * 1e-9, Counter::kIsIterationInvariantRate);
-  state.counters["of_fma_peak"] = Counter(flops * 1e-9 / peak, Counter::kIsIterationInvariantRate);
+  time_loop(state, flops, [&] { kernel.run(args, {0, rows}, {0, tiles}, scratch.get()); });
 }
 
 // --- Data ---
@@ -73,12 +85,12 @@ std::vector<float> random_floats(int64_t size) {
 
 // Unstructured: every entry is kept with the same probability.
 template <class T>
-struct Weight {
+struct Csr {
   std::vector<int32_t> row_ptr{0}, col_idx;
   std::vector<T> values;
   CsrView<T> view;
 
-  Weight(int64_t N, int64_t K, double sparsity) {
+  Csr(int64_t N, int64_t K, double sparsity) {
     std::mt19937 random(2);
     std::bernoulli_distribution keep(1.0 - sparsity);
     std::uniform_int_distribution<int> value(-127, 127);
@@ -93,6 +105,55 @@ struct Weight {
     view = {N, K, static_cast<int64_t>(values.size()), row_ptr.data(), col_idx.data(), values.data()};
   }
   double flops(int64_t columns) const { return 2.0 * double(view.nnz) * double(columns); }
+};
+
+// A weight in the form that a kernel takes; rows: what the rows argument of run counts.
+template <class View>
+struct Packed;
+
+template <>
+struct Packed<CsrView<float>> {
+  CsrView<float> view;
+  int64_t rows;
+
+  Packed(const Csr<float>& csr, int64_t) : view(csr.view), rows(csr.view.rows) {}
+};
+
+template <>
+struct Packed<PanelView<float>> {
+  PanelView<float> view;
+  int64_t rows;
+  std::vector<int32_t> run_ptr, entry_ptr;
+  std::vector<uint8_t> run_row, run_length, panel_col;
+  std::vector<float> values;
+
+  // Blocks of 64 rows and panels of about 80 columns, the sizes that the Python package takes.
+  Packed(const Csr<float>& csr, int64_t taps) {
+    constexpr int64_t kBlockRows = 64, kPanelCols = 80;
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.nnz = csr.view.nnz;
+    view.block_rows = kBlockRows;
+    view.panel_cols = std::max<int64_t>(kPanelCols / taps, 1) * taps;
+    view.num_runs = count_panel_runs(csr.view, view.block_rows, view.panel_cols);
+    rows = view.num_blocks();
+    run_ptr.resize(static_cast<size_t>(view.num_segments()) + 1);
+    entry_ptr.resize(run_ptr.size());
+    run_row.resize(static_cast<size_t>(view.num_runs));
+    run_length.resize(run_row.size());
+    panel_col.resize(static_cast<size_t>(view.nnz));
+    values.resize(panel_col.size());
+    fill_panel<float>(
+        csr.view, view.block_rows, view.panel_cols,
+        {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
+    view.run_ptr = run_ptr.data();
+    view.entry_ptr = entry_ptr.data();
+    view.run_row = run_row.data();
+    view.run_length = run_length.data();
+    view.panel_col = panel_col.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
 };
 
 struct QuantizedRows {
@@ -128,38 +189,46 @@ constexpr Conv kPointwise[] = {{64, 256, 56, 1}, {128, 512, 28, 1}, {256, 1024, 
 constexpr Conv kSpatial[] = {{64, 64, 56, 3}, {128, 128, 28, 3}, {256, 256, 14, 3}, {512, 512, 7, 3}};
 constexpr double kSparsities[] = {0.7, 0.9, 0.95};
 
-void spmm_rows(benchmark::State& state, const Kernel<SpmmArgs>& kernel, Linear layer, double sparsity) {
-  const Weight<float> weight(layer.N, layer.K, sparsity);
+template <class Weight>
+void spmm_rows(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Linear layer, double sparsity) {
+  const Csr<float> csr(layer.N, layer.K, sparsity);
+  const Packed<Weight> weight(csr, 1);
   const std::vector<float> x = random_floats(layer.M * layer.K);
   std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
-  SpmmArgs args;
+  SpmmOf<Weight> args;
   args.weight = weight.view;
   args.columns = layer.M;
   args.x = x.data();
   args.ldx = layer.K;
   args.y = y.data();
   args.ldy = layer.N;
-  time_kernel(state, kernel, args, layer.N, weight.flops(layer.M));
+  time_kernel(state, kernel, args, weight.rows, csr.flops(layer.M));
 }
 
-void spmm_columns(benchmark::State& state, const Kernel<SpmmArgs>& kernel, Conv layer, double sparsity) {
+template <class Weight>
+void spmm_columns(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Conv layer, double sparsity) {
   const int64_t P = layer.size * layer.size;
-  const Weight<float> weight(layer.features, layer.channels, sparsity);
+  const Csr<float> csr(layer.features, layer.channels, sparsity);
+  const Packed<Weight> weight(csr, 1);
   const std::vector<float> x = random_floats(layer.channels * P);
   std::vector<float> y(static_cast<size_t>(layer.features * P));
-  SpmmArgs args;
+  SpmmOf<Weight> args;
   args.weight = weight.view;
   args.layout = Layout::kColumns;
   args.columns = args.ldx = args.ldy = P;
   args.x = x.data();
   args.y = y.data();
-  time_kernel(state, kernel, args, layer.features, weight.flops(P));
+  time_kernel(state, kernel, args, weight.rows, csr.flops(P));
 }
 
-void conv2d(benchmark::State& state, const Kernel<Conv2dArgs>& kernel, Conv layer, int64_t stride, double sparsity) {
-  const Weight<float> weight(layer.features, layer.channels * layer.taps * layer.taps, sparsity);
+template <class Weight>
+void conv2d(benchmark::State& state, const Kernel<Conv2dOf<Weight>>& kernel, Conv layer, int64_t stride,
+            double sparsity) {
+  const int64_t taps = layer.taps * layer.taps;
+  const Csr<float> csr(layer.features, layer.channels * taps, sparsity);
+  const Packed<Weight> weight(csr, taps);
   const std::vector<float> x = random_floats(layer.channels * layer.size * layer.size);
-  Conv2dArgs args;
+  Conv2dOf<Weight> args;
   args.weight = weight.view;
   args.batch = 1;
   args.channels = layer.channels;
@@ -171,11 +240,11 @@ void conv2d(benchmark::State& state, const Kernel<Conv2dArgs>& kernel, Conv laye
   std::vector<float> y(static_cast<size_t>(layer.features * args.out_height * args.out_width));
   args.x = x.data();
   args.y = y.data();
-  time_kernel(state, kernel, args, layer.features, weight.flops(args.out_height * args.out_width));
+  time_kernel(state, kernel, args, weight.rows, csr.flops(args.out_height * args.out_width));
 }
 
 void spmm_int8(benchmark::State& state, const Kernel<SpmmInt8Args>& kernel, Linear layer, double sparsity) {
-  const Weight<int8_t> weight(layer.N, layer.K, sparsity);
+  const Csr<int8_t> weight(layer.N, layer.K, sparsity);
   const QuantizedRows x(layer.M, layer.K);
   const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
   std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
@@ -229,9 +298,7 @@ void fma_probe(benchmark::State& state, const Probe& probe) {
   ProbeArgs args;
   args.repeats = 20'000;
   args.sink = &sink;
-  for (auto _ : state) probe.fma(args);
-  const double flops = double(args.repeats * kFmaProbeFlopsPerLane * probe.lanes);
-  state.counters["GFLOP/s"] = benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  time_loop(state, double(args.repeats * kFmaProbeFlopsPerLane * probe.lanes), [&] { probe.fma(args); });
 }
 
 // --- Registration: op/kernel/layer/sparsity ---
@@ -245,7 +312,7 @@ void for_enabled(std::span<const Row> table, Function function) {
 
 template <class Function, class... Arguments>
 void add(const std::string& name, Function function, Arguments... arguments) {
-  benchmark::RegisterBenchmark(name.c_str(), function, arguments...)->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark(name.c_str(), function, arguments...)->Unit(benchmark::kMicrosecond)->UseRealTime();
 }
 
 template <class Function>
@@ -255,24 +322,40 @@ void for_sparsities(Function function) {
   }
 }
 
+template <class Weight>
+void add_spmm(const char* op, std::span<const Kernel<SpmmOf<Weight>>> table) {
+  for_enabled(table, [&](const auto& row) {
+    const std::string prefix = std::string(op) + "/" + row.name + "/";
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Linear& layer : kLinears) {
+        add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity);
+      }
+      for (const Conv& layer : kPointwise) {
+        add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity);
+      }
+    });
+  });
+}
+
+template <class Weight>
+void add_conv2d(const char* op, std::span<const Kernel<Conv2dOf<Weight>>> table) {
+  for_enabled(table, [&](const auto& row) {
+    const std::string prefix = std::string(op) + "/" + row.name + "/";
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Conv& layer : kSpatial)
+        add(prefix + layer.name() + "/" + suffix, conv2d<Weight>, row, layer, 1, sparsity);
+      const Conv& strided = kSpatial[1];
+      add(prefix + strided.name() + "/stride2/" + suffix, conv2d<Weight>, row, strided, 2, sparsity);
+    });
+  });
+}
+
 void add_all() {
   for_enabled(probes(), [](const Probe& row) { add(std::string("probe/") + row.name, fma_probe, row); });
-  for_enabled(spmm_kernels(), [](const Kernel<SpmmArgs>& row) {
-    const std::string prefix = std::string("spmm/") + row.name + "/";
-    for_sparsities([&](double sparsity, const std::string& suffix) {
-      for (const Linear& layer : kLinears) add(prefix + layer.name() + "/" + suffix, spmm_rows, row, layer, sparsity);
-      for (const Conv& layer : kPointwise)
-        add(prefix + layer.name() + "/" + suffix, spmm_columns, row, layer, sparsity);
-    });
-  });
-  for_enabled(conv2d_kernels(), [](const Kernel<Conv2dArgs>& row) {
-    const std::string prefix = std::string("conv2d/") + row.name + "/";
-    for_sparsities([&](double sparsity, const std::string& suffix) {
-      for (const Conv& layer : kSpatial) add(prefix + layer.name() + "/" + suffix, conv2d, row, layer, 1, sparsity);
-      const Conv& strided = kSpatial[1];
-      add(prefix + strided.name() + "/stride2/" + suffix, conv2d, row, strided, 2, sparsity);
-    });
-  });
+  add_spmm("spmm", spmm_kernels());
+  add_spmm("spmm_panel", spmm_panel_kernels());
+  add_conv2d("conv2d", conv2d_kernels());
+  add_conv2d("conv2d_panel", conv2d_panel_kernels());
   for_enabled(spmm_int8_kernels(), [](const Kernel<SpmmInt8Args>& row) {
     const std::string prefix = std::string("spmm_int8/") + row.name + "/";
     for_sparsities([&](double sparsity, const std::string& suffix) {

@@ -109,7 +109,11 @@ inline bool is_close(float got, const Expected& expected) {
 inline std::string describe(float got, const Expected& expected) {
   std::ostringstream text;
   text << std::setprecision(9) << "expected " << expected.value << " +- " << expected.bound << ", ";
-  is_unwritten(got) ? text << "never written" : text << "got " << got;
+  if (is_unwritten(got)) {
+    text << "never written";
+  } else {
+    text << "got " << got;
+  }
   return text.str();
 }
 
