@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kRowCost = 6;
 
 int64_t work_before(const int32_t* row_ptr, int64_t row) {
-  return kRowCost * row + (row_ptr == nullptr ? 0 : row_ptr[row] - row_ptr[0]);
+  return kRowCost * row + (row_ptr == nullptr ? 0 : int64_t(row_ptr[row]) - row_ptr[0]);
 }
 
 // First row such that the rows before it hold at least `work`.

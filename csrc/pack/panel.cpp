@@ -118,18 +118,22 @@ const char* validate_panel(const PanelView<T>& weight, Range blocks) {
         return "segments must rise inside the runs and entries";
       }
       const int64_t height = std::min(weight.block_rows, weight.rows - block * weight.block_rows);
-      int64_t length = 0;
+      int64_t length = 0, num_rows = 0;
       uint8_t last_row = 0, last_col = 0;
+      std::array<bool, kMaxBlockRows> is_seen{};
       for (int64_t i = run; i < run_end; ++i) {
         length += weight.run_length[i];
         last_row = std::max(last_row, weight.run_row[i]);
+        num_rows += !is_seen[weight.run_row[i]];
+        is_seen[weight.run_row[i]] = true;
       }
       for (int64_t i = entry; i < entry_end; ++i) last_col = std::max(last_col, weight.panel_col[i]);
       if (length != entry_end - entry) return "runs must cover the entries of their segment";
       if (run < run_end && last_row >= height) return "run_row must be inside its block";
       if (entry < entry_end && last_col >= width) return "panel_col must be inside its panel";
       const bool is_edge = panel == 0 || panel + 1 == num_panels;
-      if (is_edge && run_end - run != height) return "every row must have a run in the first and the last panel";
+      if (num_rows != run_end - run) return "a row must have one run in a segment";
+      if (is_edge && num_rows != height) return "every row must have a run in the first and the last panel";
     }
   }
   return nullptr;

@@ -34,9 +34,10 @@ struct Simd {
   static SPARSECORE_INLINE F32 abs(F32 a) { return std::fabs(a); }
   static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) { return std::copysign(magnitude, sign); }
   static SPARSECORE_INLINE F32 round(F32 a) { return std::nearbyint(a); }  // half to even
-  // 2^n for an integral n in [-126, 127].
+  // 2^n for an integral n in [-126, 127]; any number for NaN, whose conversion is not defined in C++.
   static SPARSECORE_INLINE F32 exp2_integral(F32 n) {
-    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    const int32_t exponent = n == n ? static_cast<int32_t>(n) : 0;
+    const uint32_t bits = static_cast<uint32_t>(exponent + 127) << 23;
     float result;
     std::memcpy(&result, &bits, sizeof(result));
     return result;

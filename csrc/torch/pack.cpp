@@ -127,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> unpack_panel(const std::vector<Tensor>& weigh
   const PanelView<float> view = panel_view(weight, sizes);
   const char* text = validate_panel(view, {0, view.num_blocks()});
   if (text != nullptr) fail("invalid panel weight: ", text);
-  check(view.entry_ptr[view.num_segments()] == view.nnz, "invalid panel weight: its segments hold fewer entries");
+  check(view.entry_ptr[0] == 0 && view.entry_ptr[view.num_segments()] == view.nnz,
+        "invalid panel weight: its segments must hold all entries");
   const Tensor row_ptr = new_tensor(weight[0], {view.rows + 1}, ScalarType::Int);
   const Tensor col_idx = new_tensor(weight[0], {view.nnz}, ScalarType::Int);
   const Tensor values = torch::stable::empty_like(weight[5]);

@@ -15,7 +15,7 @@ enum class Activation { kNone, kRelu, kRelu6, kGelu, kSilu, kHardswish };
 // y = activation(y + bias), applied while the result is still in registers.
 //   relu6 = min(max(y, 0), 6); gelu = y/2 (1 + erf(y/sqrt 2)); silu = y / (1 + exp(-y));
 //   hardswish = y * relu6(y + 3) / 6. NaN stays NaN in all of them.
-// Added error of a vector kernel over the exact function: gelu 4e-7 |y|, silu 4e-7 |y|, else 2^-22 |y|.
+// Error added over the exact function of y, the sum with bias: gelu and silu 4e-7 |y|, the others 2^-22 |y|.
 struct Epilogue {
   const float* bias = nullptr;  // [N], or null
   Activation activation = Activation::kNone;
@@ -44,7 +44,8 @@ constexpr Kernel<Args> make_kernel(const char* name, Isa isa) {
   return {name, isa, Functions::supports, Functions::num_tiles, Functions::scratch_bytes, Functions::run};
 }
 
-// The first enabled kernel of a table that supports the arguments. The last row, scalar, always does.
+// The first enabled kernel of a table that supports the arguments, else the last, scalar: what that one does not
+// support the operation's contract excludes.
 template <class Args>
 const Kernel<Args>& select_kernel(std::span<const Kernel<Args>> table, const Args& args) {
   for (const Kernel<Args>& kernel : table) {

@@ -62,8 +62,9 @@ std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
 // Rows of float32 activations to integers, the zero point already taken off:
 //   out = clamp(round_half_even(x / scale) + zero_point, -128, 127) - zero_point
 // so that real = scale * out and the whole int8 range stays exact in int16. Dynamic: scale = max|x| / 127 per row,
-// zero_point 0; a row of zeros gets scale 1; a row with a NaN or infinity gets scale NaN, and so its outputs are NaN.
-// Static: a NaN gives 0, infinities the ends of the range. Tiles are rows of x; the rows argument of run is ignored.
+// zero_point 0; a row of zeros (or of nothing above 127 subnormal steps) gets scale 1; a row with a NaN or infinity
+// gets scale NaN, and so its outputs are NaN. Static: a NaN gives 0, infinities the ends of the range. Tiles are rows
+// of x; the rows argument of run is ignored.
 struct QuantizeArgs {
   const float* x = nullptr;  // [M, K]
   int64_t M = 0, K = 0, ldx = 0;
@@ -112,7 +113,7 @@ struct ProbeArgs {
   int64_t repeats = 0;
   float* sink = nullptr;  // one float, so that the work is not removed
 };
-// Each repeat does kFmaProbeFlops floating-point operations on registers.
+// Floating-point operations of one repeat in each lane of a vector, all on registers.
 inline constexpr int64_t kFmaProbeFlopsPerLane = 2 * 12;
 struct Probe {
   const char* name;

@@ -28,10 +28,12 @@ void probe_read(const ProbeArgs& args, Range floats) {
   typename S::F32 acc[kChains];
   for (int j = 0; j < kChains; ++j) acc[j] = S::zero();
   for (int64_t r = 0; r < args.repeats; ++r) {
-    for (int64_t i = floats.begin; i + kChains * S::kLanes <= floats.end; i += kChains * S::kLanes) {
+    int64_t i = floats.begin;
+    for (; i + kChains * S::kLanes <= floats.end; i += kChains * S::kLanes) {
       SPARSECORE_UNROLL
       for (int j = 0; j < kChains; ++j) acc[j] = S::add(acc[j], S::load(args.data + i + j * S::kLanes));
     }
+    for (; i < floats.end; i += S::kLanes) acc[0] = S::add(acc[0], S::load(args.data + i));
   }
   float total = 0.0f;
   for (int j = 0; j < kChains; ++j) total += S::reduce_add(acc[j]);
