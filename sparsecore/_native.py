@@ -19,6 +19,8 @@ def _load() -> ModuleType:
 
         torch.ops.load_library(library)
     except (ImportError, OSError) as error:
+        if "SPARSECORE_ISA" in str(error):  # the libraries are there, the variable is wrong
+            raise SparsecoreError(str(error)) from None
         raise SparsecoreError(
             f"expected the built libraries in {_PACKAGE}, got: {error}; "
             "build them with `pip install --no-build-isolation .`, with the torch that is used here"

@@ -79,6 +79,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     bundle.write(Path(path), Bundle(tensors, entries, identities, training))
 
 
+def _built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(model_fn, nn.Module) or not callable(model_fn):
+        raise TypeError(f"expected a function that builds the model, got {type(model_fn).__name__}")
+    model = model_fn()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model_fn to return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
 def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.Module:
     """Read a model that ``save()`` wrote; its outputs are exactly those of the saved one.
 
@@ -97,7 +106,7 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
     path = Path(path)
     try:
         content = bundle.read(path)
-        return _fill(model_fn(), content)
+        return _fill(_built(model_fn), content)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error.__cause__
 
@@ -119,7 +128,7 @@ def _fill(model: nn.Module, content: Bundle) -> nn.Module:
 
     for name, layer in (layers | folded).items():
         if name:
-            model.set_submodule(name, layer)
+            compressed.put_layer(model, name, layer)
         else:
             model = layer
     _assign(model, tensors)

@@ -14,14 +14,17 @@
 namespace sparsecore::torch_binding {
 namespace {
 
-// The two entries of a list argument, each in [least, 2^31).
+// Far beyond any network, and small enough that no product of sizes overflows.
+constexpr int64_t kMaxSetting = 65536;
+
+// The two entries of a list argument.
 struct Pair {
   int64_t h, w;
 };
 Pair pair_of(const std::vector<int64_t>& list, const char* name, int64_t least) {
   check(list.size() == 2, "expected two numbers for ", name, ", got ", list.size());
   for (const int64_t value : list) {
-    check(value >= least && value <= std::numeric_limits<int32_t>::max(), "expected ", name, " >= ", least, ", got ",
+    check(value >= least && value <= kMaxSetting, "expected ", name, " from ", least, " to ", kMaxSetting, ", got ",
           value);
   }
   return {list[0], list[1]};

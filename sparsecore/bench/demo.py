@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def run_demo(
         require_extra(library, extra)  # now, not after minutes
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # now, not after minutes
+        pass
     progress = progress or lines()
     start = time.monotonic()
     with use_threads(threads):

@@ -79,6 +79,10 @@ class CsrWeight:
         for name, checked in (*tensors.items(), ("scale", scale), ("shape", (rows, cols))):
             object.__setattr__(self, name, checked)
 
+    def __repr__(self) -> str:
+        N, K = self.shape
+        return f"CsrWeight({N}x{K}, nnz={self.nnz}, sparsity={self.sparsity:.3f}, {type_name(self.values)})"
+
     @property
     def nnz(self) -> int:
         """Stored entries, also those whose value is zero."""
@@ -154,6 +158,7 @@ class CsrWeight:
         """
         if not hasattr(matrix, "tocsr"):
             raise FormatError(f"expected a scipy.sparse matrix, got {type_name(matrix)}; arrays: from_dense()")
+        _check_scipy(matrix)
         is_int8 = str(matrix.dtype) == "int8"
         # Duplicates add up while converting, in int32 so that they cannot wrap around unseen.
         csr = matrix.astype("int32").tocsr() if is_int8 else matrix.tocsr()
@@ -279,3 +284,14 @@ def _to_float(values: Tensor, dtype: torch.dtype) -> Tensor:
     if not values.is_floating_point():
         raise FormatError(f"expected float or int8 values, got {type_name(values)}; convert them to float32")
     return values.to(dtype)
+
+
+def _check_scipy(matrix: Any) -> None:
+    """SciPy converts between layouts without looking at indices, and out of range it writes where they point."""
+    try:
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+        elif matrix.format == "coo":
+            matrix._check()
+    except (ValueError, TypeError, IndexError) as error:
+        raise FormatError(f"expected a valid scipy.sparse matrix, got one with: {error}") from error

@@ -60,7 +60,7 @@ def fold_batchnorm_(model: nn.Module, seen: Observation) -> list[str]:
             continue
         _fold(layer, norm)
         for name in names[norm]:
-            model.set_submodule(name, nn.Identity())
+            model.set_submodule(name, nn.Identity().eval())
             folded.append(name)
     return folded
 

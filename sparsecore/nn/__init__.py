@@ -1,6 +1,6 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
-from sparsecore.nn.base import CompressedModule
+from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.linear import Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
 
@@ -14,4 +14,5 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "put_layer",
 ]

@@ -195,6 +195,13 @@ class CompressedModule(nn.Module):
         """The weight as a validated format that shares this layer's tensors."""
         return self._checked(self.tensors(), self.weight_shape)
 
+    @property
+    def weight(self) -> Tensor:
+        """The (dequantized) dense weight, made anew by every access, for code that reads a child's weight."""
+        dense = self.to_dense_module().weight
+        assert isinstance(dense, Tensor)
+        return dense.detach()
+
     def _fill_dense(self, dense: nn.Linear | nn.Conv2d) -> None:
         matrix = self.weight_format.to_dense()
         dense.weight = nn.Parameter(matrix.reshape(dense.weight.shape))
@@ -241,6 +248,24 @@ class CompressedModule(nn.Module):
             if tensor.shape != buffer.shape:
                 self._buffers[name] = buffer.new_empty(tensor.shape)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of another one, and make its parents call it.
+
+    nn.TransformerEncoderLayer has a fast path that multiplies with its children's weights itself; it takes it for
+    relu and gelu only, so it is told that its activation is neither. nn.TransformerEncoder would pack padded
+    batches as nested tensors for that path.
+    """
+    model.set_submodule(name, layer)
+    if not isinstance(layer, CompressedModule):
+        return
+    path = name.split(".")
+    for parent in (model.get_submodule(".".join(path[:end])) for end in range(len(path))):
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0
+        if isinstance(parent, nn.TransformerEncoder):
+            parent.use_nested_tensor = False
 
 
 def _current_weight(dense: nn.Module) -> Tensor:

@@ -124,6 +124,8 @@ def _batches(
     if sparsity is None:
         raise ValueError("expected a sparsity in [0, 1), got None; 0.9 prunes 90%")
     if isinstance(sparsity, Mapping):
+        if not sparsity:
+            raise ValueError("expected a sparsity for at least one layer, got an empty dict")
         if scope == "global":
             raise ValueError('scope "global" takes one sparsity for all layers, got one for each')
         return [([weight], share) for weight, share in _shares(weights, sparsity)]
@@ -147,8 +149,10 @@ def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -
 
 
 def _require_share(sparsity: float) -> None:
+    if not isinstance(sparsity, float | int):
+        raise TypeError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")
     if not 0 <= sparsity < 1:
-        raise ValueError(f"expected a sparsity in [0, 1), got {sparsity}; 0.9 prunes 90%")
+        raise ValueError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")
 
 
 def _require_groups(weights: list[PrunableWeight], sparsity: Sparsity | None, keep: int, group: int) -> None:

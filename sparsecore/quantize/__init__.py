@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.weights import Selector
@@ -63,6 +63,8 @@ def quantize(
     """
     if activations not in ("dynamic", "static"):
         raise ValueError(f'expected activations "dynamic" or "static", got {activations!r}')
+    if isinstance(batches, Tensor):
+        raise ValueError("expected batches as an iterable of inputs, got one tensor; put it in a list")
     if (activations == "static") != (batches is not None):
         raise ValueError('expected calibration batches exactly with activations="static"')
     layers = _layers(model, exclude)
@@ -81,8 +83,10 @@ def quantize(
         except (FormatError, UnsupportedError) as error:
             raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
         quantized[layer].train(layer.training)
+    from sparsecore.nn import put_layer
+
     for name, layer in layers.items():
-        model.set_submodule(name, quantized[layer])
+        put_layer(model, name, quantized[layer])
     return model
 
 

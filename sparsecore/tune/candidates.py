@@ -55,6 +55,11 @@ def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return nn.Sequential(dense, _ACTIVATION_LAYERS[layer.activation]())
 
 
+def _dequantized(kind: type[CompressedModule]) -> _Maker:
+    """Float layers of an int8 one, with its weights and its activation."""
+    return lambda layer, shape: kind.from_dense(layer.to_dense_module(), activation=layer.activation)  # type: ignore[operator]
+
+
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
 # that an int8 layer may go back to float32 where that is faster: its weights stay those of int8.
 CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
@@ -68,8 +73,18 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "panel": _any_shape(PanelConv2d.from_dense),
         "csr": _any_shape(SparseConv2d.from_dense),
     },
-    Int8Linear: {DENSE: _dense, "int8": _same, "csr int8": _any_shape(SparseInt8Linear.from_int8)},
-    Int8Conv2d: {DENSE: _dense, "int8": _same, "csr int8": _any_shape(SparseInt8Conv2d.from_int8)},
+    Int8Linear: {
+        DENSE: _dense,
+        "int8": _same,
+        "csr int8": _any_shape(SparseInt8Linear.from_int8),
+        "panel": _dequantized(PanelLinear),
+    },
+    Int8Conv2d: {
+        DENSE: _dense,
+        "int8": _same,
+        "csr int8": _any_shape(SparseInt8Conv2d.from_int8),
+        "panel": _dequantized(PanelConv2d),
+    },
     PanelLinear: {DENSE: _dense, "panel": _same},
     PanelConv2d: {DENSE: _dense, "panel": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},

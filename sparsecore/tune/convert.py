@@ -15,6 +15,7 @@ from sparsecore.errors import SparsecoreError
 from sparsecore.graph import Call, Observation, copy_model, observe
 from sparsecore.graph.fold import fold_batchnorm_, foldable_layers
 from sparsecore.graph.observe import ExampleInputs
+from sparsecore.nn import CompressedModule, put_layer
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.tune.cache import TimeCache
 from sparsecore.tune.candidates import DENSE, candidates, operation_of, weight_statistics
@@ -65,6 +66,8 @@ def convert(
         >>> convert(nn.Sequential(linear))[0]  # doctest: +ELLIPSIS
         SparseLinear(in_features=256, out_features=256, ...)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     policy = policy or ("model" if example_inputs is None else "measure")
     if policy not in ("measure", "model"):
         raise ValueError(f'expected policy "measure" or "model", got {policy!r}')
@@ -124,7 +127,7 @@ class _Converter:
         for done, (layer, places) in enumerate(names.items()):
             form, choice = self._choose(_user_name(places[0]), layer, peak_gflops)
             for place in places:
-                self.root.set_submodule(place, form)
+                put_layer(self.root, place, form)
             choices.append(choice)
             if progress is not None:
                 progress((done + 1) / len(names))
@@ -142,10 +145,11 @@ class _Converter:
             return layer, unmeasured(name, layer, str(error), _shape_text(layer, calls))
         if not self.is_measured:
             return self._predict(name, layer, forms, calls)
-        times = measure_layer(layer, calls, forms, self.cache)
+        times, is_noisy = measure_layer(layer, calls, forms, self.cache)
         chosen = min(times, key=lambda form: times[form] * (1.0 if form == DENSE else 1 / MARGIN))
         others = [f"{other} {us:.0f} us" for other, us in times.items() if other != chosen]
-        reason = f"fastest; {', '.join(others)}"
+        noise = "; noisy, measured while the machine was busy" if is_noisy else ""
+        reason = f"fastest; {', '.join(others)}{noise}"
         row = unmeasured(name, layer, reason, _shape_text(layer, calls), forms[chosen])
         flops = sum(_flops(layer, call.shape, chosen == DENSE) for call in calls)
         return forms[chosen], replace(
@@ -162,22 +166,22 @@ class _Converter:
         columns = min((_columns(layer, call.shape) for call in calls), default=0)
         predicted = {form: relative_time(form, weight, columns) for form in forms}
         chosen = min(predicted, key=lambda form: predicted[form])
-        reason = f"cost model: {1 / predicted[chosen]:.1f}x dense, not measured"
+        reason = f"cost model: {predicted[chosen]:.2f} of the dense time, not measured"
         shape = _shape_text(layer, calls)
         return forms[chosen], unmeasured(name, layer, reason, shape, forms[chosen])
 
     def _why_not(self, name: str, layer: nn.Module, calls: Sequence[Call]) -> str:
         """Why a layer stays as it is without a choice; empty if it need not."""
-        weight = getattr(layer, "weight", None)
+        weight = None if isinstance(layer, CompressedModule) else layer.weight
         if name in self.excluded:
             return "excluded"
         if layer._forward_hooks or layer._forward_pre_hooks:
             return "has hooks"
         if any(self.owners[id(p)] > 1 for p in layer.parameters(recurse=False)):
             return "shares its weight with another layer"
-        if weight is not None and weight.dtype != torch.float32:
+        if isinstance(weight, torch.Tensor) and weight.dtype != torch.float32:
             return f"{str(weight.dtype).removeprefix('torch.')}: kernels compute in float32"
-        if weight is not None and weight.device.type != "cpu":
+        if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
             return f"on {weight.device}: there are kernels for the CPU only"
         if self.seen is not None and not calls:
             return "did not run on the example"

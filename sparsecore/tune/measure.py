@@ -18,6 +18,8 @@ from sparsecore.tune.candidates import DENSE, candidates, operation_of, weight_s
 # 0.15 s per shape puts the medians of a 100 us layer within about 1% on a quiet machine, and ResNet-50's
 # 20 different layers at a few seconds in all.
 MIN_TIME_S = 0.15
+# Quartiles further apart than this share of the median come from something else on the machine.
+MAX_SPREAD = 0.5
 
 
 def layer_key(layer: nn.Module, shape: Sequence[int]) -> str:
@@ -50,37 +52,41 @@ def layer_key(layer: nn.Module, shape: Sequence[int]) -> str:
 
 def measure_layer(
     layer: nn.Module, calls: Sequence[Call], forms: dict[str, nn.Module], cache: TimeCache | None
-) -> Times:
+) -> tuple[Times, bool]:
     """Time every form of a layer on random inputs of the observed shapes.
 
     Args:
         layer: the layer as it is in the model.
         calls: its calls in one pass of the model.
         forms: format name to module, in eval mode.
-        cache: where times are looked up and put; None always measures.
+        cache: where times are looked up and put, unless they are noisy; None always measures.
 
     Returns:
-        Format name to microseconds of all calls together.
+        Format name to microseconds of all calls together, and whether a time is too noisy to be kept.
     """
     total = dict.fromkeys(forms, 0.0)
+    is_noisy = False
     for shape, count in Counter(call.shape for call in calls).items():
         key = layer_key(layer, shape)
         times = cache.get(key) if cache is not None else None
         if times is None or set(times) != set(forms):
-            times = _measure(forms, shape)
-            if cache is not None:
+            times, spread = _measure(forms, shape)
+            is_noisy |= spread > MAX_SPREAD
+            if cache is not None and spread <= MAX_SPREAD:
                 cache.put(key, times)
         for name in forms:
             total[name] += count * times[name]
-    return total
+    return total, is_noisy
 
 
-def _measure(forms: dict[str, nn.Module], shape: tuple[int, ...]) -> Times:
+def _measure(forms: dict[str, nn.Module], shape: tuple[int, ...]) -> tuple[Times, float]:
+    """Time per form, and the largest spread among them."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         timings = interleave({name: partial(form, x) for name, form in forms.items()}, min_time_s=MIN_TIME_S)
     # The lower quartile: what else runs on the machine only ever adds time.
-    return {name: timing.q25_us for name, timing in timings.items()}
+    times = {name: timing.q25_us for name, timing in timings.items()}
+    return times, max(timing.spread for timing in timings.values())
 
 
 def make_forms(layer: nn.Module, calls: Sequence[Call]) -> dict[str, nn.Module]:

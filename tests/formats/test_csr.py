@@ -284,3 +284,17 @@ def test_to() -> None:
         weight.to(torch.float64)
     with pytest.raises(FormatError, match="transpose"):
         int8.transpose()
+
+
+def test_damaged_scipy_matrices_are_refused_before_scipy_converts_them() -> None:
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    numpy = pytest.importorskip("numpy")
+    coo = scipy_sparse.coo_matrix(numpy.eye(20, 30))
+    coo.row[0] = 10**6
+    csr = scipy_sparse.csr_matrix(numpy.eye(20, 30))
+    csr.indptr[3] = -5
+    csc = scipy_sparse.csc_array(numpy.eye(20, 30))
+    csc.indices[3] = 999
+    for damaged in (coo, csr, csc):
+        with pytest.raises(FormatError):
+            CsrWeight.from_scipy(damaged)

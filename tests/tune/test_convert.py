@@ -24,7 +24,7 @@ def _setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What measuring says instead of a clock, by format."""
     fixed = {"dense": 100.0, "panel": 70.0, "csr": 50.0, "int8": 60.0, "csr int8": 55.0}
-    monkeypatch.setattr(measure, "_measure", lambda forms, shape: {name: fixed[name] for name in forms})
+    monkeypatch.setattr(measure, "_measure", lambda forms, shape: ({name: fixed[name] for name in forms}, 0.0))
     return fixed
 
 
@@ -219,3 +219,58 @@ def test_table_as_text_html_and_data(times: dict[str, float]) -> None:
     row = explanation.to_dict()["rows"][0]
     assert row["speedup"] == 2.0
     assert len(explanation) == 3
+
+
+@pytest.mark.parametrize("change", ["convert", "convert without example", "quantize", "load"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_transformer_encoder_layers_call_our_layers(
+    change: str, activation: str, times: dict[str, float], tmp_path: Path
+) -> None:
+    """Their fast path would multiply with the weights of their children itself."""
+
+    def make() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(32, 4, 64, activation=activation, batch_first=True)
+        return nn.TransformerEncoder(layer, 2).eval()
+
+    model, x = make(), torch.randn(2, 5, 32)
+    sc.prune(model, 0.9)
+    with torch.no_grad():
+        expected = model(x)
+        example = None if "without" in change else x
+        fast = sc.quantize(model) if change == "quantize" else sc.convert(model, example)
+        if change == "load":
+            sc.save(fast, tmp_path / "m.safetensors")
+            fast = sc.load(tmp_path / "m.safetensors", make)
+        ours = fast.layers[0].linear1
+        assert isinstance(ours, sc.nn.CompressedModule)
+        ran = []
+        ours.register_forward_hook(lambda *_: ran.append(True))
+        bound = 0.1 if change == "quantize" else 1e-4
+        torch.testing.assert_close(fast(x), expected, rtol=bound, atol=bound)
+        assert ran
+        mask = torch.zeros(2, 5, dtype=torch.bool)
+        mask[0, 3:] = True
+        fast(x, src_key_padding_mask=mask)
+
+
+def test_code_that_reads_a_weight_gets_the_dense_one(times: dict[str, float]) -> None:
+    model = pruned_net()
+    fast = sc.convert(model, None)
+    torch.testing.assert_close(fast[5].weight, model[5].weight)
+    assert "weight" not in fast[5].state_dict()
+
+
+def test_cost_model_of_layers_without_entries() -> None:
+    empty = nn.Linear(8, 8)
+    empty.weight.data.zero_()
+    model = nn.Sequential(empty, nn.Linear(8, 0), nn.Linear(0, 3))
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(sc.convert(model)(x), model(x))
+    torch.testing.assert_close(sc.convert(model, x)(x), model(x))
+
+
+def test_noisy_times_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "_measure", lambda forms, shape: (dict.fromkeys(forms, 10.0), 9.0))
+    fast = sc.convert(pruned_net(), X)
+    assert "busy" in sc.explain(fast).rows[0].reason
+    assert not (tmp_path / cache.FILE_NAME).exists()
