@@ -150,7 +150,7 @@ def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -
 
 def _require_share(sparsity: float) -> None:
     if not isinstance(sparsity, float | int):
-        raise TypeError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")
+        raise TypeError(f"expected a number in [0, 1), got {type(sparsity).__name__} {sparsity!r}; 0.9 prunes 90%")
     if not 0 <= sparsity < 1:
         raise ValueError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")
 
