@@ -98,14 +98,14 @@ class PanelStorage(CsrStorage):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        given = {name: state_dict.get(prefix + name) for name in self.buffer_names}
-        rest = {k: v for k, v in state_dict.items() if k.removeprefix(prefix) not in given}
-        missing = [prefix + name for name, tensor in given.items() if tensor is None]
-        if not missing:
-            weight = self._checked_entry(prefix, cast("dict[str, Tensor]", given))
-            self._hold(weight)
+        names = [name for name in self.buffer_names if prefix + name in state_dict]
+        if names:
+            given = {name: state_dict[prefix + name] for name in names}
+            self._hold(self._checked_entry(prefix, given))
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in names}
         nn.Module._load_from_state_dict(self, rest, prefix, local_metadata, *args)
-        args[1].extend(missing)  # after strict: missing_keys, unexpected_keys, error_msgs
+        missing_keys = args[1]  # after strict
+        missing_keys.extend(prefix + name for name in self.buffer_names if name not in names)
 
 
 class QuantizedStorage(CompressedModule):

@@ -1,4 +1,4 @@
-"""What all six layers share: building, loading, copying, tracing."""
+"""What all layers share: building, loading, copying, tracing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from sparsecore.nn import CompressedModule
 
 LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.SparseLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.PanelLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.PanelConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseInt8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.Int8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
 }
-FLOAT = [snn.SparseLinear, snn.SparseConv2d]
+FLOAT = [snn.SparseLinear, snn.SparseConv2d, snn.PanelLinear, snn.PanelConv2d]
 INT8 = [cls for cls in LAYERS if cls not in FLOAT]
 SPARSE = [cls for cls in LAYERS if "col_idx" in cls.buffer_names]
 
@@ -203,7 +205,7 @@ def test_export(cls: type[CompressedModule]) -> None:
     assert torch.equal(program.module()(other), layer(other))
 
 
-@pytest.mark.parametrize("cls", FLOAT)
+@pytest.mark.parametrize("cls", [snn.SparseLinear, snn.SparseConv2d])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_float_layers(cls: type[CompressedModule], dtype: torch.dtype) -> None:
     layer = dense(cls).to(dtype)
@@ -215,6 +217,18 @@ def test_16_bit_float_layers(cls: type[CompressedModule], dtype: torch.dtype) ->
     exact, bound = dense_reference(layer.float(), x.float())
     half_ulp = torch.finfo(dtype).eps / 2
     assert_within(y, exact, bound + half_ulp * (exact.abs() + bound) + torch.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("cls", [snn.PanelLinear, snn.PanelConv2d])
+def test_panels_hold_float32_only(cls: type[CompressedModule]) -> None:
+    with pytest.raises(FormatError, match="expected float32 values"):
+        cls.from_dense(dense(cls).bfloat16())
+    layer = cls.from_dense(dense(cls))
+    x = example(cls)
+    expected = layer(x)
+    narrow = layer.half()(x.half())
+    assert narrow.dtype == torch.float16
+    torch.testing.assert_close(narrow.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("cls", INT8)
