@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 BUILD := build
 
-.PHONY: demo test test-all test-cpp test-sanitize bench lint format build clean
+.PHONY: demo test test-all test-cpp test-sanitize test-sanitize-python bench lint format build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -39,7 +39,7 @@ demo: build
 test: build
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: build lint test-cpp test-sanitize
+test-all: build lint test-cpp test-sanitize test-sanitize-python
 	$(BIN)/python -m pytest -q
 	SPARSECORE_ISA=scalar $(BIN)/python -m pytest -q -m "not slow" tests/test_ops.py tests/nn
 
@@ -53,6 +53,14 @@ test-sanitize: $(VENV)/.tools
 	$(BIN)/cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_SANITIZE=ON
 	$(BIN)/cmake --build $(BUILD)/sanitize
 	$(BIN)/ctest --test-dir $(BUILD)/sanitize --output-on-failure
+
+# The same for the bindings: bad input from Python, with AddressSanitizer loaded before the interpreter.
+test-sanitize-python: build
+	SPARSECORE_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(abspath $(BUILD)/sanitize-python)
+	cd $(BUILD)/sanitize-python && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider \
+	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k "not compile" \
+	  $(addprefix $(CURDIR)/tests/,test_ops.py formats test_io.py test_bundle.py)
 
 bench: build test-cpp
 	$(BUILD)/cpp/benchmarks/cpp/kernels_benchmark

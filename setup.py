@@ -58,12 +58,15 @@ class CMakeBuild(build_ext):
         torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         require(torch_version >= (2, 10), f"expected torch >= 2.10, got {torch.__version__}; upgrade it")
 
-        build_dir = (ROOT / "build" / f"cmake-{sys.implementation.cache_tag}").resolve()
+        sanitize = os.environ.get("SPARSECORE_SANITIZE", "0") == "1"
+        variant = "-sanitize" if sanitize else ""
+        build_dir = (ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{variant}").resolve()
         package = ROOT / "sparsecore" if self.inplace else Path(self.build_lib).resolve() / "sparsecore"
         package.mkdir(parents=True, exist_ok=True)
         options = {
             "SPARSECORE_PYTHON": "ON",
             "CMAKE_BUILD_TYPE": "Release",
+            "SPARSECORE_SANITIZE": "ON" if sanitize else "OFF",
             "CMAKE_INSTALL_PREFIX": package,
             "SPARSECORE_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "SPARSECORE_PYTHON_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),

@@ -9,6 +9,7 @@ from pathlib import Path
 #: Every variable sparsecore obeys, and what it does.
 VARIABLES: dict[str, str] = {
     "SPARSECORE_ISA": "instruction set that kernels use, e.g. scalar (read by the native library)",
+    "SPARSECORE_SANITIZE": "1 builds with AddressSanitizer and UBSan (read by setup.py)",
     "SPARSECORE_CACHE_DIR": "folder for measured kernel choices (default: the user's cache folder)",
 }
 

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -153,7 +154,8 @@ Array<float> spmm_csr(const Array<float>& x, const Array<int32_t>& row_ptr, cons
       kernel.empty() ? &select_kernel(spmm_kernels(), args) : find_kernel(spmm_kernels(), kernel, args);
   check(row != nullptr, "expected a kernel of this CPU from kernels(), got '" + kernel + "'");
   const py::gil_scoped_release release;
-  const std::unique_ptr<std::byte[]> scratch(new (std::align_val_t(64)) std::byte[row->scratch_bytes(args)]);
+  const size_t bytes = (static_cast<size_t>(row->scratch_bytes(args)) + 63) / 64 * 64;
+  const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
   row->run(args, {0, args.weight.rows}, {0, row->num_tiles(args)}, scratch.get());
   return y;
 }
