@@ -43,7 +43,7 @@ class Limits:
     bandwidth: tuple[Bandwidth, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"bandwidth": [asdict(level) for level in self.bandwidth]}
 
 
 def fma_gflops(threads: int = 1, seconds: float = 0.1) -> float:

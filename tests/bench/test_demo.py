@@ -94,6 +94,5 @@ def test_resnet_section_of_a_small_image() -> None:
 def test_the_whole_demo(tmp_path: Path) -> None:
     report = run_demo(tmp_path, progress=silent)
     assert report["digits"]["versions"][0]["accuracy"] >= 0.97
-    assert report["seconds"] < 300
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
