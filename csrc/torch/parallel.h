@@ -84,6 +84,16 @@ struct PanelRows {
   }
 };
 
+// The rows that any task of a share reads: tasks of several tiles share them, and once is enough to validate them.
+inline Range rows_of(const std::vector<Task>& tasks) {
+  Range rows = tasks.front().rows;
+  for (const Task& task : tasks) {
+    rows.begin = std::min(rows.begin, task.rows.begin);
+    rows.end = std::max(rows.end, task.rows.end);
+  }
+  return rows;
+}
+
 // work: multiply-adds of the whole call.
 template <class Args, class Rows>
 void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, int64_t work) {
@@ -94,13 +104,12 @@ void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, 
   std::atomic<const char*> problem = nullptr;
   const auto run_shares = [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
-      for (const Task& task : shares[static_cast<size_t>(share)]) {
-        if (const char* text = rows.validate(task.rows)) {
-          problem = text;
-          return;
-        }
-        kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
+      const std::vector<Task>& tasks = shares[static_cast<size_t>(share)];
+      if (const char* text = rows.validate(rows_of(tasks))) {
+        problem = text;
+        return;
       }
+      for (const Task& task : tasks) kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
     }
   };
   const int64_t num_shares = static_cast<int64_t>(shares.size());

@@ -9,7 +9,7 @@
 SPARSECORE_TARGET_BEGIN("avx2,fma")
 #include "simd/avx2.h"
 // The algorithm text needs a wrapper before it.
-#include "simd/activation.h"
+#include "kernels/tile.h"
 
 namespace sparsecore {
 namespace {
@@ -17,8 +17,6 @@ namespace {
 constexpr int64_t kTileRows = 64;        // rows of x per tile: with K = 4096 they fill half of a 1 MB cache
 constexpr int kBlockM = 4, kBlockN = 3;  // 12 accumulators + 3 weights + 1 activation = 16 registers
 constexpr int64_t kStep = 16;            // values of K per vector
-
-SPARSECORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 SPARSECORE_INLINE int32_t reduce_add_i32(__m256i a) {
   __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
@@ -77,7 +75,7 @@ SPARSECORE_INLINE void run_columns(const GemmInt8Args& args, Range m_range, int6
 
 struct GemmInt8Avx2 {
   static bool supports(const GemmInt8Args& args) { return args.ldx % kStep == 0; }
-  static int64_t num_tiles(const GemmInt8Args& args) { return (args.M + kTileRows - 1) / kTileRows; }
+  static int64_t num_tiles(const GemmInt8Args& args) { return divide_up(args.M, kTileRows); }
   static int64_t scratch_bytes(const GemmInt8Args&) { return 0; }
 
   static void run(const GemmInt8Args& args, Range rows, Range tiles, void*) {
