@@ -6,6 +6,7 @@ Weights stay plain parameters; their zeros are the truth.
 from sparsecore.prune.criteria import CRITERIA, Criterion
 from sparsecore.prune.masks import Masks, MaskStatistics
 from sparsecore.prune.oneshot import prune
+from sparsecore.prune.patterns import fits_pattern
 from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
 from sparsecore.prune.weights import fold_torch_pruning
 
@@ -16,6 +17,7 @@ __all__ = [
     "MaskStatistics",
     "Masks",
     "cubic_sparsity",
+    "fits_pattern",
     "fold_torch_pruning",
     "prune",
 ]

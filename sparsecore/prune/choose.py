@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def keep_largest(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+def keep_largest(scores: Sequence[Tensor], sparsity: float, sizes: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Keep the largest scores of all tensors together.
 
-    ``round(sparsity * numel)`` entries go. Of equal scores the earlier one is kept: earlier tensor,
-    then lower flat index. A score of +inf is always kept and one of -inf never, whatever the count.
+    ``round(sparsity * numel)`` of them go; with ``sizes`` as many as come closest to that share of the sizes' sum (of
+    two equally close counts the even one). Of equal scores the earlier one is kept: earlier tensor, then lower flat
+    index. A score of +inf is always kept and one of -inf never, whatever the count.
 
     Args:
         scores: Tensors of any shape and device, with the same dtype; no NaN.
-        sparsity: Share of entries to prune, in [0, 1).
+        sparsity: Share to prune, in [0, 1).
+        sizes: How many entries each score stands for, int64 above 0 and of the scores' shapes; None for all alike.
 
     Returns:
         A bool mask for each tensor, True keeps the entry.
     """
     flat = torch.cat([score.flatten().to(scores[0].device) for score in scores])
+    if sizes is None:
+        num_pruned = round(sparsity * flat.numel())
+    else:
+        num_pruned = _count_closest(flat, torch.cat([size.flatten().to(flat.device) for size in sizes]), sparsity)
     always = int((flat == torch.inf).sum())
     at_most = int((flat > -torch.inf).sum())
-    num_kept = min(max(flat.numel() - round(sparsity * flat.numel()), always), at_most)
+    num_kept = min(max(flat.numel() - num_pruned, always), at_most)
 
     keep = torch.zeros_like(flat, dtype=torch.bool)
     if num_kept:
@@ -36,6 +42,15 @@ def keep_largest(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         keep[ties[: num_kept - int(keep.sum())]] = True
     parts = torch.split(keep, [score.numel() for score in scores])
     return [part.to(score.device).view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _count_closest(flat: Tensor, sizes: Tensor, sparsity: float) -> int:
+    """Count how many of the lowest scores hold a share of the sizes closest to ``sparsity``."""
+    lowest_first = flat.argsort(descending=True, stable=True).flip(0)
+    pruned = F.pad(sizes[lowest_first].cumsum(0), (1, 0))
+    distance = (pruned.double() - sparsity * int(sizes.sum())).abs()
+    closest: list[int] = (distance == distance.min()).nonzero().flatten().tolist()
+    return min(closest, key=lambda count: count % 2)
 
 
 def keep_groups(rows: Tensor, keep: int, group: int) -> Tensor:
@@ -55,15 +70,3 @@ def keep_groups(rows: Tensor, keep: int, group: int) -> Tensor:
     best = grouped.argsort(dim=1, descending=True, stable=True)[:, :keep]
     mask = torch.zeros_like(grouped, dtype=torch.bool).scatter_(1, best, True)
     return (mask & (grouped > -torch.inf)).view(rows.shape)
-
-
-def parse_pattern(pattern: str) -> tuple[int, int] | None:
-    """Read ``"keep:group"``, such as ``"2:4"``; ``"unstructured"`` gives None."""
-    if pattern == "unstructured":
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match:
-        keep, group = int(match[1]), int(match[2])
-        if 0 < keep < group:
-            return keep, group
-    raise ValueError(f'expected pattern "unstructured" or "keep:group" such as "2:4", got {pattern!r}')

@@ -48,12 +48,11 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
 
 
 def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = None) -> Tensor:
-    """Score a weight in four tiers, so that keeping the largest ranks is all there is to pruning.
+    """Score a weight in three tiers, so that keeping the largest ranks is all there is to pruning.
 
     ========= ======================================================================
-    +inf      the best entry, so that no weight is pruned to nothing
     score     entries with a value
-    lowest    entries that are zero already: first to go
+    lowest    entries that are zero already: first to go (:func:`lowest_rank`)
     -inf      entries that are not allowed, for they were pruned before: never kept
     ========= ======================================================================
 
@@ -79,12 +78,22 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
 
     dtype = torch.promote_types(scores.dtype, torch.float32)
     ranks = scores.detach().to(is_zero.device, dtype)
-    ranks = ranks.masked_fill(is_zero, torch.finfo(dtype).min).contiguous()
+    ranks = ranks.masked_fill(is_zero, lowest_rank(dtype)).contiguous()
     if allowed is not None:
         ranks.masked_fill_(~allowed.to(ranks.device), -torch.inf)
-    best = ranks.argmax()
-    if ranks.view(-1)[best] > -torch.inf:
-        ranks.view(-1)[best] = torch.inf
+    return ranks
+
+
+def lowest_rank(dtype: torch.dtype) -> float:
+    """Rank of an entry that is zero already."""
+    return torch.finfo(dtype).min
+
+
+def protect_best(ranks: Tensor) -> Tensor:
+    """Raise the best rank of ``[N, K]`` to +inf in place, so that no weight is pruned to nothing."""
+    best = divmod(int(ranks.argmax()), ranks.shape[1])
+    if ranks[best] > -torch.inf:
+        ranks[best] = torch.inf
     return ranks
 
 

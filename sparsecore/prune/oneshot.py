@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparsecore.errors import FormatError
-from sparsecore.prune.choose import keep_groups, keep_largest, parse_pattern
 from sparsecore.prune.criteria import Criterion, find_criterion, rank
 from sparsecore.prune.masks import Masks
+from sparsecore.prune.patterns import Pattern, parse_pattern
 from sparsecore.prune.weights import (
     PrunableWeight,
     Selector,
@@ -42,26 +43,33 @@ def prune(
 
     Exactly ``round(sparsity * numel)`` entries go (Python's rounding, halves to even): those that
     are zero already first, then the lowest scores; of equal scores the entry that comes first in
-    the model is kept. Every weight keeps at least one entry.
+    the model is kept, each weight seen as ``[N, K]``. Every weight keeps at least one entry.
+
+    Blocks go in the same order, as many as bring the number of pruned entries closest to
+    ``sparsity * numel`` (of two equally close counts of blocks the even one). The score of a block
+    is the mean of its entries' scores, an entry that is zero already counting 0: where all blocks
+    have one size, the order is that of the sums. Every weight keeps at least one block.
 
     Args:
         model: Any module.
         sparsity: Share of entries to prune, in [0, 1). Or a share for each layer,
             ``{"conv1": 0.5, "blocks.*": 0.9, nn.Linear: 0.8}``: keys as in ``exclude``, the first
             that matches counts, and layers without a match stay as they are. A keep:group pattern
-            has its own; leave it None.
+            has its own, ``1 - keep / group``; leave it None.
         criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` that gets a copy of
             the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
             its shape, low ones to go.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
             together. No difference for a keep:group pattern.
-        pattern: ``"unstructured"``, or ``"keep:group"`` such as ``"2:4"``: the best ``keep`` of
-            every ``group`` entries along K, the weight seen as ``[N, K]`` (a convolution's is
-            flattened behind the output channels).
+        pattern: What goes together, the weight seen as ``[N, K]`` (a convolution's is flattened
+            behind the output channels). ``"unstructured"``: every entry by itself. ``"4x1"`` and
+            the like: blocks of 4 neighbouring outputs and 1 input are kept or removed as a whole;
+            the last blocks are smaller where N or K is not a multiple. ``"keep:group"`` such as
+            ``"2:4"``: the best ``keep`` of every ``group`` entries along K.
         exclude: What to leave alone: names of modules or weights, fnmatch patterns
             (``"blocks.0.*"``) or module types. A module stands for all that is inside.
-        masks: Earlier masks of this model. What they prune stays pruned, and the result holds them
-            too.
+        masks: Earlier masks of this model. What they prune stays pruned, also inside a block that
+            is kept, and the result holds them too.
 
     Returns:
         A mask for every pruned weight; ``masks.attach(optimizer)`` keeps the zeros in training.
@@ -69,8 +77,9 @@ def prune(
     Raises:
         ValueError: An argument is out of range, or a name in ``exclude`` or ``sparsity`` matches
             nothing.
-        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, or K is not
-            a multiple of the group.
+        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, or the
+            pattern does not fit a weight: K is not a multiple of the group, a block is larger than
+            the weight or would cross the groups of a convolution.
         UnsupportedError: Nothing is prunable, or a weight is computed by a parametrization.
 
     Example:
@@ -87,29 +96,30 @@ def prune(
         >>> model(torch.randn(8, 64)).square().mean().backward()
         >>> masks = prune(model, 0.5, criterion=lambda name, weight: (weight * weight.grad).abs())
 
+        Blocks of four outputs:
+
+        >>> prune(nn.Linear(64, 32), 0.75, pattern="4x1").sparsity()
+        0.75
+
     Reference:
         Han et al., Learning both Weights and Connections for Efficient Neural Networks,
-        NeurIPS 2015.
+        NeurIPS 2015. Blocks by their mean: TensorFlow Model Optimization, prune_low_magnitude()
+        with its default ``block_pooling_type="AVG"``.
     """
-    score, groups = find_criterion(criterion), parse_pattern(pattern)
+    score, chosen = find_criterion(criterion), parse_pattern(pattern)
     if scope not in ("layer", "global"):
         raise ValueError(f'expected scope "layer" or "global", got {scope!r}')
     if masks is not None and masks.model is not model:
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
-    weights = prunable_weights(model, exclude)
+    batches = _batches(prunable_weights(model, exclude), _sparsity_of(chosen, sparsity), scope)
+    _require_fit(chosen, [weight for together, _ in batches for weight in together])
     earlier: Mapping[str, Tensor] = masks or {}
     keeps: dict[str, Tensor] = dict(earlier)
-    if groups:
-        _require_groups(weights, sparsity, *groups)
-        for weight in weights:
-            ranks = weight.to_rows(rank(weight, score, earlier.get(weight.name)))
-            keeps[weight.name] = weight.from_rows(keep_groups(ranks, *groups))
-    else:
-        for together, share in _batches(weights, sparsity, scope):
-            scores = [rank(weight, score, earlier.get(weight.name)) for weight in together]
-            names = [weight.name for weight in together]
-            keeps.update(zip(names, keep_largest(scores, share), strict=True))
+    for together, share in batches:
+        ranks = [weight.to_rows(rank(weight, score, earlier.get(weight.name))) for weight in together]
+        for weight, keep in zip(together, chosen.select(ranks, share), strict=True):
+            keeps[weight.name] = weight.from_rows(keep)
 
     fold_torch_pruning(model)
     pruned = Masks(model, keeps)
@@ -155,15 +165,19 @@ def _require_share(sparsity: float) -> None:
         raise ValueError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")
 
 
-def _require_groups(weights: list[PrunableWeight], sparsity: Sparsity | None, keep: int, group: int) -> None:
-    """The pattern is the sparsity, and every K divides into groups."""
-    if sparsity not in (None, 1 - keep / group):
-        raise ValueError(f"pattern {keep}:{group} prunes {1 - keep / group:.1%} by itself; leave out sparsity")
-    ragged = {
-        weight.name: weight.to_rows(weight.stored).shape[1]
-        for weight in weights
-        if weight.to_rows(weight.stored).shape[1] % group
-    }
-    if ragged:
-        shapes = ", ".join(f"{name} (K = {K})" for name, K in ragged.items())
-        raise FormatError(f"K is not a multiple of {group} in {shapes}; leave out with exclude={[*ragged]}")
+def _sparsity_of(pattern: Pattern, sparsity: Sparsity | None) -> Sparsity | None:
+    """Return what is asked for, or the only sparsity that the pattern has."""
+    own = pattern.sparsity
+    if own is None:
+        return sparsity
+    if sparsity is not None and not (isinstance(sparsity, float | int) and math.isclose(sparsity, own)):
+        raise ValueError(f"pattern {pattern} prunes {own:.1%} by itself; leave out sparsity")
+    return own
+
+
+def _require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
+    """Name every weight that the pattern cannot prune."""
+    misfits = {weight.name: reason for weight in weights if (reason := pattern.misfit(weight))}
+    if misfits:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in misfits.items())
+        raise FormatError(f"pattern {pattern} does not fit {reasons}; leave out with exclude={[*misfits]}")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from sparsecore.prune.criteria import Criterion
 from sparsecore.prune.masks import Masks, require_updates
 from sparsecore.prune.oneshot import Sparsity, prune
+from sparsecore.prune.patterns import parse_pattern
 from sparsecore.prune.weights import Selector, prunable_weights
 
 
@@ -66,6 +67,7 @@ class GradualPruner:
         initial_sparsity: Share of entries pruned from the start.
         criterion: As in :func:`prune`.
         scope: As in :func:`prune`.
+        pattern: As in :func:`prune`, but none with a sparsity of its own such as ``"2:4"``.
         exclude: As in :func:`prune`.
         masks: As in :func:`prune`: what they prune stays pruned.
 
@@ -106,16 +108,19 @@ class GradualPruner:
         initial_sparsity: float = 0.0,
         criterion: str | Criterion = "magnitude",
         scope: str = "layer",
+        pattern: str = "unstructured",
         exclude: Selector | Iterable[Selector] = (),
         masks: Masks | None = None,
     ) -> None:
         if frequency < 1:
             raise ValueError(f"expected a frequency of at least 1 step, got {frequency}")
+        if parse_pattern(pattern).sparsity is not None:
+            raise ValueError(f"pattern {pattern} has one sparsity, which cannot rise; use prune()")
         require_updates(optimizer, (weight.stored for weight in prunable_weights(model, exclude)))
         self._sparsity = sparsity
         self._begin, self._end, self._frequency = begin, end, frequency
         self._initial = initial_sparsity
-        self._prune = partial(prune, model, criterion=criterion, scope=scope, exclude=exclude)
+        self._prune = partial(prune, model, criterion=criterion, scope=scope, pattern=pattern, exclude=exclude)
         self._optimizer = optimizer
         self._step = 0
         self.masks = self._prune(self._target(), masks=masks)

@@ -31,9 +31,11 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
 _LAYERS: tuple[tuple[Callable[[nn.Module], bool], tuple[str, ...], bool], ...] = (
-    (_is_a(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight",), False),
+    (_is_a(nn.Linear, *_CONVOLUTIONS), ("weight",), False),
     (
         _is_a(nn.MultiheadAttention),  # its out_proj is an nn.Linear of its own
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -52,6 +54,7 @@ class PrunableWeight:
         stored: The parameter, or the tensor that a parametrization computes in its place.
         torch_mask: What ``torch.nn.utils.prune`` multiplies it with, if it does.
         is_transposed: Stored ``[K, N]`` instead of ``[N, K, ...]``.
+        groups: Groups of a convolution, each with its own share of the N rows and of the inputs.
         names: All its names.
         owners: Every module that contains it, by name, from the root inwards.
     """
@@ -60,6 +63,7 @@ class PrunableWeight:
     stored: Tensor
     torch_mask: Tensor | None
     is_transposed: bool
+    groups: int = 1
     names: list[str] = field(default_factory=list)
     owners: dict[str, nn.Module] = field(default_factory=dict)
 
@@ -76,6 +80,12 @@ class PrunableWeight:
             value *= self.torch_mask
         value.grad = self.stored.grad
         return value
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(N, K) of the weight as a matrix."""
+        N, K = self.to_rows(self.stored).shape
+        return N, K
 
     def to_rows(self, tensor: Tensor) -> Tensor:
         """Bring a tensor from the shape of the weight to ``[N, K]``."""
@@ -150,12 +160,13 @@ def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
+        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
         for attribute, is_transposed in _weight_attributes(module):
             stored, torch_mask = _stored(module, attribute)
             if stored is None or id(stored) in embeddings:
                 continue
             name = f"{path}.{attribute}" if path else attribute
-            weight = found.setdefault(id(stored), PrunableWeight(name, stored, torch_mask, is_transposed))
+            weight = found.setdefault(id(stored), PrunableWeight(name, stored, torch_mask, is_transposed, groups))
             weight.names.append(name)
             weight.owners.update((owner, modules[owner]) for owner in _prefixes(path))
     return list(found.values())

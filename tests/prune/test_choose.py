@@ -1,11 +1,13 @@
 """Masks from scores, against plain Python loops."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecore.prune.choose import keep_groups, keep_largest, parse_pattern
+from sparsecore.prune.choose import keep_groups, keep_largest
 
 # Few distinct values, so that ties are the rule.
 SCORES = st.sampled_from([-2.0, 0.0, 0.5, 1.0, 3.0])
@@ -51,6 +53,55 @@ def test_infinite_scores_overrule_the_count() -> None:
     assert keep.tolist() == [False, False]
 
 
+def closest_by_loop(scores: list[float], sizes: list[int], sparsity: float) -> int:
+    """Try every count of lowest scores; of equal scores the later one goes first."""
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+    target = Fraction(sparsity) * sum(sizes)
+    distances = [abs(sum(sizes[i] for i in order[:count]) - target) for count in range(len(scores) + 1)]
+    return min(range(len(scores) + 1), key=lambda count: (distances[count], count % 2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(SCORES, st.integers(1, 8)), min_size=1, max_size=12), st.integers(0, 63), st.integers(1, 3))
+def test_sizes_come_closest(scored: list[tuple[float, int]], sixtyfourths: int, num_tensors: int) -> None:
+    sparsity = sixtyfourths / 64
+    scores, sizes = [score for score, _ in scored], [size for _, size in scored]
+    keep = torch.cat(
+        keep_largest(
+            torch.tensor_split(torch.tensor(scores), num_tensors),
+            sparsity,
+            torch.tensor_split(torch.tensor(sizes), num_tensors),
+        )
+    )
+    num_pruned = closest_by_loop(scores, sizes, sparsity)
+    assert [keep.tolist()] == largest_by_loop([scores], len(scores) - num_pruned)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("sixtyfourths", range(64))
+def test_equal_sizes_are_no_sizes(size: int, sixtyfourths: int) -> None:
+    scores = torch.tensor([0.5, 1.0, 0.5, -2.0, 3.0, 0.5, 1.0, 0.0])
+    sparsity = sixtyfourths / 64
+    (keep,) = keep_largest([scores], sparsity)
+    (same,) = keep_largest([scores], sparsity, [torch.full((8,), size)])
+    assert torch.equal(keep, same)
+
+
+def test_large_sizes_are_counted_exactly() -> None:
+    """float32 cannot tell 2^25 + 1 from 2^25."""
+    sizes = torch.tensor([2**25 - 1, 1, 1, 2**25 + 1])
+    (keep,) = keep_largest([torch.tensor([4.0, 3.0, 2.0, 1.0])], 0.5, [sizes])
+    assert keep.tolist() == [True, True, True, False]
+
+
+def test_infinite_scores_overrule_the_sizes() -> None:
+    inf = float("inf")
+    (keep,) = keep_largest([torch.tensor([inf, 1.0, inf, -inf])], 0.9, [torch.tensor([4, 4, 2, 2])])
+    assert keep.tolist() == [True, False, True, False]
+    (keep,) = keep_largest([torch.tensor([-inf, 1.0, 2.0])], 0.0, [torch.tensor([1, 2, 2])])
+    assert keep.tolist() == [False, True, True]
+
+
 def test_keep_largest_restores_shapes() -> None:
     scores = [torch.rand(2, 3, 1, 2), torch.rand(5), torch.rand(4, 0)]
     assert [keep.shape for keep in keep_largest(scores, 0.5)] == [s.shape for s in scores]
@@ -78,12 +129,3 @@ def test_keep_groups_never_keeps_minus_infinity() -> None:
     inf = float("inf")
     mask = keep_groups(torch.tensor([[-inf, -inf, -inf, 1.0]]), 2, 4)
     assert mask.tolist() == [[False, False, False, True]]
-
-
-def test_parse_pattern() -> None:
-    assert parse_pattern("unstructured") is None
-    assert parse_pattern("2:4") == (2, 4)
-    assert parse_pattern("16:32") == (16, 32)
-    for bad in ("", "4", "4:2", "4:4", "0:4", "-1:4", "2:4 ", "two:4", "2:4:8"):
-        with pytest.raises(ValueError, match="expected pattern"):
-            parse_pattern(bad)

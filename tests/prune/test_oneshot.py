@@ -187,13 +187,17 @@ def test_pattern_respects_earlier_masks() -> None:
 
 def test_pattern_takes_its_own_sparsity_only() -> None:
     assert prune(nn.Linear(8, 2), 0.5, pattern="2:4").sparsity() == 0.5
-    with pytest.raises(ValueError, match=r"prunes 50\.0% by itself"):
-        prune(nn.Linear(8, 2), 0.9, pattern="2:4")
+    assert prune(nn.Linear(20, 2), 0.3, pattern="7:10").sparsity() == pytest.approx(0.3)  # 1 - 7 / 10 is not 0.3
+    for other in (0.9, "0.5", {"": 0.5}):
+        with pytest.raises(ValueError, match=r"prunes 50\.0% by itself"):
+            prune(nn.Linear(8, 2), other, pattern="2:4")
 
 
 def test_pattern_names_layers_that_do_not_divide() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(6, 2))
-    with pytest.raises(FormatError, match=r"multiple of 4 in 0\.weight \(K = 27\), 2\.weight") as e:
+    with pytest.raises(
+        FormatError, match=r"2:4 does not fit 0\.weight \(K = 27 is not a multiple of 4\), 2\.weight"
+    ) as e:
         prune(model, pattern="2:4")
     assert "exclude=['0.weight', '2.weight']" in str(e.value)
     assert list(prune(model, pattern="2:4", exclude=["0.weight", "2.weight"])) == ["1.weight"]

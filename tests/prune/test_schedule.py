@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparsecore.errors import FormatError
-from sparsecore.prune import GradualPruner, Masks, cubic_sparsity, prune
+from sparsecore.prune import GradualPruner, Masks, cubic_sparsity, fits_pattern, prune
 
 SHARE = st.floats(0, 1, exclude_max=True)
 
@@ -121,16 +121,36 @@ def test_earlier_masks_stay() -> None:
     assert pruner.masks & earlier == pruner.masks
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_blocks_along_the_curve(scope: str) -> None:
+    """Layers of [20, 12] and [5, 20]: in the second one row of blocks has a single row."""
+    training = Training(scope=scope, pattern="4x1")
+    history = training.run(1, 25)
+    numels = [240, 100] if scope == "layer" else [340]
+    last = 0
+    for step, now in enumerate(history, start=1):
+        if step in (7, 10, 13, 16, 19, 20):
+            last = step
+        target = cubic_sparsity(last, 4, 20, 0.0, 0.9)
+        pruned = sum(row.numel - row.num_kept for row in now.statistics().values())
+        assert abs(pruned - sum(target * numel for numel in numels)) <= 2 * len(numels)
+        assert all(fits_pattern(mask, "4x1") for mask in now.values())
+    for earlier, later in pairwise(history):
+        assert later & earlier == later
+    assert all(fits_pattern(training.model[i].weight, "4x1") for i in (0, 2))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
 @pytest.mark.parametrize("stop", [2, 7, 11, 20, 23])
-def test_exact_resume(stop: int) -> None:
-    straight = Training()
+def test_exact_resume(stop: int, pattern: str) -> None:
+    straight = Training(pattern=pattern)
     straight.run(1, 25)
 
-    first = Training()
+    first = Training(pattern=pattern)
     first.run(1, stop)
     saved = first.snapshot()
     first.run(stop + 1, stop + 1)  # the masks saved do not move on
-    second = Training(seed=1)
+    second = Training(seed=1, pattern=pattern)
     second.model.load_state_dict(saved["model"])
     second.optimizer.load_state_dict(saved["optimizer"])
     second.pruner.load_state_dict(saved["pruner"])
@@ -162,6 +182,9 @@ def test_remove_lets_weights_free() -> None:
         ({"initial_sparsity": 0.95}, "initial <= final"),
         ({"exclude": "fc"}, "called 'fc'"),
         ({"scope": "model"}, "scope"),
+        ({"pattern": "4"}, "expected pattern"),
+        ({"pattern": "2:4"}, "2:4 has one sparsity"),
+        ({"pattern": "5x1"}, "5x1 does not fit 0.weight"),
         ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)}, "holds none"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
