@@ -18,10 +18,9 @@ namespace {
 constexpr int64_t kPanelBytes = 26 * 1024;
 // Sums of one chunk of rows; they share a 512 KB second-level cache with the weights that stream through.
 constexpr int64_t kPartialBytes = 192 * 1024;
-// More columns per tile amortise indices and values better, but leave less of L1 per column of the weight.
+// Vectors of a tile, at most.
 template <class S>
-constexpr int kMaxPanelVectors =
-    S::kLanes == 1 ? kMaxVectors : (80 / S::kLanes < kMaxVectors ? 80 / S::kLanes : kMaxVectors);
+constexpr int kMaxPanelVectors = S::kLanes == 16 ? 8 : kMaxVectors;
 
 // Rows of a chunk, in whole blocks, for tiles of W columns.
 SPARSECORE_INLINE int64_t chunk_blocks(const PanelView<float>& weight, int64_t W) {
@@ -39,6 +38,7 @@ template <class S, int V, bool kIsFirst, bool kIsLast, class Offset, class Outpu
 SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogue& epilogue, int64_t segment,
                                    int64_t first_row, const float* tile, Offset offset, float* partial, Output output) {
   constexpr int64_t W = V * S::kLanes;
+  constexpr int U = V >= kSums / 2 ? 1 : kSums / 2 / V;  // independent sums for narrow tiles
   const int64_t run_end = weight.run_ptr[segment + 1];
   const uint8_t* columns = weight.panel_col + weight.entry_ptr[segment];
   const float* values = weight.values + weight.entry_ptr[segment];
@@ -54,12 +54,32 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
       for (int j = 0; j < V; ++j) __builtin_prefetch(ahead + j * S::kLanes);
     }
     const int64_t length = weight.run_length[run];
-    for (int64_t i = 0; i < length; ++i) {
+    const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
       const auto value = S::set1(values[i]);
       const float* x = tile + offset(columns[i]);
       SPARSECORE_UNROLL
-      for (int j = 0; j < V; ++j) acc[j] = S::fma(value, S::load(x + j * S::kLanes), acc[j]);
+      for (int j = 0; j < V; ++j) to[j] = S::fma(value, S::load(x + j * S::kLanes), to[j]);
+    };
+    int64_t i = 0;
+    if constexpr (U > 1) {
+      typename S::F32 sum[U][V];
+      SPARSECORE_UNROLL
+      for (int u = 1; u < U; ++u) {
+        SPARSECORE_UNROLL
+        for (int j = 0; j < V; ++j) sum[u][j] = S::zero();
+      }
+      for (; i + U <= length; i += U) {
+        accumulate(i, acc);
+        SPARSECORE_UNROLL
+        for (int u = 1; u < U; ++u) accumulate(i + u, sum[u]);
+      }
+      SPARSECORE_UNROLL
+      for (int u = 1; u < U; ++u) {
+        SPARSECORE_UNROLL
+        for (int j = 0; j < V; ++j) acc[j] = S::add(acc[j], sum[u][j]);
+      }
     }
+    for (; i < length; ++i) accumulate(i, acc);
     columns += length;
     values += length;
     float* to = sums;

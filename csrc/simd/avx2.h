@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using F32 = __m256;
   static constexpr int kLanes = 8;
+  static constexpr int kAlignment = 8;  // floats
 
   static SPARSECORE_INLINE __m256i first_lanes(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -45,6 +46,10 @@ struct Simd {
   static SPARSECORE_INLINE F32 exp2_integral(F32 n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
+  static SPARSECORE_INLINE F32 even(F32 a, F32 b) {
+    const __m256d halves = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));  // a0 a2 b0 b2 | a4 a6 b4 b6
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(halves, 0xd8));
   }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

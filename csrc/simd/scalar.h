@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using F32 = float;
   static constexpr int kLanes = 1;
+  static constexpr int kAlignment = 1;  // floats: loads from multiples of it run at full rate
 
   static SPARSECORE_INLINE F32 zero() { return 0.0f; }
   static SPARSECORE_INLINE F32 set1(float a) { return a; }
@@ -43,6 +44,8 @@ struct Simd {
     return result;
   }
   static SPARSECORE_INLINE float reduce_add(F32 a) { return a; }
+  // Lanes 0, 2, 4, ... of a, then of b.
+  static SPARSECORE_INLINE F32 even(F32 a, F32) { return a; }
   // dst[c][r] = src[r][c] for a square of kLanes.
   static SPARSECORE_INLINE void transpose(const float* src, int64_t, float* dst, int64_t) { *dst = *src; }
 };

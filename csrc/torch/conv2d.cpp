@@ -67,8 +67,8 @@ Tensor fill_conv2d(Args& args, const Tensor& x, const std::optional<Tensor>& bia
   args.dilation_h = spread.h, args.dilation_w = spread.w;
   args.out_height = output_size(args.height, size.h, step.h, pad.h, spread.h);
   args.out_width = output_size(args.width, size.w, step.w, pad.w, spread.w);
-  // What one packed strip holds at least: all channels times the rows that a filter reaches.
-  const double halo = double(args.channels) * double(spread.h) * double(size.h) * double(args.width + 2 * pad.w);
+  // What one packed strip holds at least: all channels times the rows that a filter reaches, for each of its columns.
+  const double halo = double(args.channels) * double(spread.h) * double(size.h * size.w) * double(args.width + 2 * pad.w);
   check(halo < double(std::numeric_limits<int32_t>::max()), "expected a filter that reaches over fewer than 2^31 ",
         "numbers of the input, got about ", halo, "; split the layer over channels");
   const Tensor y = new_tensor(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, ScalarType::Float);

@@ -15,8 +15,9 @@ from sparsecore.formats.csr import CsrWeight
 # The activations of one panel that fit in a 32 KB first-level cache beside everything else.
 PANEL_BYTES = 26 * 1024
 MAX_PANEL_COLS = 255
-# Columns of activations that the kernels take at once, if there are as many.
-TILE_COLUMNS = 80
+# Columns of activations that the kernels take at once, if there are as many. Measured on Zen 4, 70 and 90% zeros:
+# with 64 a panel has 104 columns of the weight, better than 80 with 83 or 48 with 138.
+TILE_COLUMNS = 64
 # Blocks are what threads share: small enough to share evenly, large enough that rows can be ordered by length.
 BLOCK_ROWS = 64
 # In the order in which operations take them.
@@ -102,16 +103,16 @@ class PanelWeight:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def fit_panel_cols(floats_per_column: int, multiple_of: int = 1) -> int:
+def fit_panel_cols(floats_per_group: int, group: int = 1) -> int:
     """How many columns of the weight to put in a panel.
 
     Args:
-        floats_per_column: activations that one column, or one group of columns, needs in cache.
-        multiple_of: columns that must stay together: the taps of a filter, all on one channel.
+        floats_per_group: activations that a group of columns needs in cache.
+        group: columns that must stay together: the taps of a filter, all on one channel.
 
     Returns:
-        A multiple of ``multiple_of`` of at most 255, such that the panel's activations fit in the first-level cache;
+        A multiple of ``group`` of at most 255, such that the panel's activations fit in the first-level cache;
         0 if not even one group has as few as 255 columns.
     """
-    groups = PANEL_BYTES // 4 // max(floats_per_column, 1)
-    return min(max(groups, 1), MAX_PANEL_COLS // multiple_of) * multiple_of
+    groups = PANEL_BYTES // 4 // max(floats_per_group, 1)
+    return min(max(groups, 1), MAX_PANEL_COLS // group) * group

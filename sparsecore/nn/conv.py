@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -143,8 +145,23 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
     ) -> None:
         if groups != 1:
             raise UnsupportedError(f"expected 1 group, got {groups}; use SparseConv2d")
-        panel_cols = panel_cols or _fit_panel_cols(_pair("kernel_size", kernel_size, 1))
+        if panel_cols is None:
+            panel_cols = _fit_panel_cols(_pair("kernel_size", kernel_size, 1), TYPICAL_PLANE)
         super().__init__(weight, bias, kernel_size=kernel_size, panel_cols=panel_cols, **options)
+
+    @classmethod
+    def fit(cls, dense: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+        """Return the options of ``from_dense()`` that suit inputs of a shape."""
+        assert isinstance(dense, nn.Conv2d)
+        kernel_h, kernel_w = dense.kernel_size
+        if kernel_h == kernel_w == 1:
+            pixels = math.prod(input_shape[-2:]) // math.prod(dense.stride) * math.prod(input_shape[:-3])
+            return {"panel_cols": fit_panel_cols(min(max(pixels, 1), TILE_COLUMNS))}
+        # A strip holds its pixels and the rows below that a filter reaches, once per column of the filter.
+        rows_below = (kernel_h - 1) * dense.dilation[0] // dense.stride[0]
+        width = input_shape[-1] // dense.stride[1]
+        row_phases = min(dense.stride[0], kernel_h)
+        return {"panel_cols": _fit_panel_cols((kernel_h, kernel_w), row_phases * (STRIP_PIXELS + rows_below * width))}
 
     def _convolve(self, x: Tensor) -> Tensor:
         arguments = self._arguments()
@@ -223,10 +240,16 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
         self._find_groups()
 
 
-def _fit_panel_cols(kernel_size: Pair) -> int:
+# Output pixels of a strip: more than the columns of a matrix product, since more of them share the rows below.
+STRIP_PIXELS = 96
+# Floats per channel and column of the filter where the input's shape is not known: two rows of 28 below.
+TYPICAL_PLANE = STRIP_PIXELS + 2 * 28
+
+
+def _fit_panel_cols(kernel_size: Pair, plane_floats: int) -> int:
     """Columns of a panel for a filter: whole channels."""
     taps = kernel_size[0] * kernel_size[1]
-    panel_cols = fit_panel_cols(TILE_COLUMNS * taps, taps)
+    panel_cols = fit_panel_cols(plane_floats * kernel_size[1], taps)
     if panel_cols == 0:
         raise UnsupportedError(f"expected a filter of at most 255 taps, got {kernel_size}; use SparseConv2d")
     return panel_cols

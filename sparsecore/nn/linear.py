@@ -78,8 +78,8 @@ class PanelLinear(LinearGeometry, PanelStorage):
         super().__init__(weight, bias, panel_cols=panel_cols, **options)
 
     @classmethod
-    def fit(cls, input_shape: Sequence[int]) -> dict[str, int]:
-        """Return the options that suit inputs of a shape."""
+    def fit(cls, dense: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+        """Return the options of ``from_dense()`` that suit inputs of a shape."""
         rows = math.prod(input_shape[:-1])
         return {"panel_cols": fit_panel_cols(min(max(rows, 1), TILE_COLUMNS))}
 

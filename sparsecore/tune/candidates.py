@@ -34,8 +34,8 @@ def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
     return lambda layer, shape: make(layer)
 
 
-def _panel_linear(layer: nn.Module, shape: Shape | None) -> nn.Module:
-    return PanelLinear.from_dense(layer, **(PanelLinear.fit(shape) if shape else {}))
+def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> _Maker:
+    return lambda layer, shape: kind.from_dense(layer, **(kind.fit(layer, shape) if shape else {}))
 
 
 _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
@@ -65,12 +65,12 @@ def _dequantized(kind: type[CompressedModule]) -> _Maker:
 CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     nn.Linear: {
         DENSE: _same,
-        "panel": _panel_linear,
+        "panel": _panel(PanelLinear),
         "csr": _any_shape(SparseLinear.from_dense),
     },
     nn.Conv2d: {
         DENSE: _same,
-        "panel": _any_shape(PanelConv2d.from_dense),
+        "panel": _panel(PanelConv2d),
         "csr": _any_shape(SparseConv2d.from_dense),
     },
     Int8Linear: {

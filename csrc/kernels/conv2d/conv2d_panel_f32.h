@@ -1,8 +1,7 @@
-// conv2d, panel format float32: algorithm text. A panel is a number of whole channels. Their strips are packed
-// (strip.h), then every tap of them is copied out as a row of the tile, aligned: an im2col of one panel that never
-// leaves the first-level cache. Reading the taps in place, as the CSR kernel does, saves the copy, but half to all of
-// the vectors then cross a cache line: measured on Zen 4, 256 channels at 14 x 14, 90% zeros: 45% of FMA peak against
-// 32%.
+// conv2d, panel format float32: algorithm text. A panel is a number of whole channels, packed as strips with a plane
+// for every kw (strip.h), so that nearly all loads are aligned and a panel of 3 x 3 taps takes the memory of 3. Tried
+// before: reading all taps from one plane (Zen 4, 256 channels at 14 x 14, 90% zeros: 32% of FMA peak), and copying
+// out every tap (45%).
 #pragma once
 
 #include "kernels/conv2d/strip.h"
@@ -20,67 +19,73 @@ struct Conv2dPanelF32 {
     return args.groups == 1 && args.weight.panel_cols % taps(args) == 0;
   }
 
-  static Conv2dPlan plan_of(const Conv2dPanelArgs& args) { return make_plan<S>(args, kMaxPanelVectors<S>); }
+  // As many vectors as leave the strips of a panel in first-level cache.
+  static Conv2dPlan plan_of(const Conv2dPanelArgs& args) {
+    Conv2dPlan plan = make_grid<S>(args, true);
+    const int64_t plane_bytes = kPanelBytes / (panel_channels(args) * plan.planes());
+    const int64_t limit = (plane_bytes / int64_t(sizeof(float)) - plan.halo) / S::kLanes;
+    const int64_t vectors = divide_up(plan.positions, S::kLanes);
+    cut_grid<S>(plan, balanced_vectors(vectors, smaller(larger(limit, kMinVectors), kMaxPanelVectors<S>)));
+    return plan;
+  }
+  // Fewer would read too many indices and values per multiply-add, and too much halo.
+  static constexpr int64_t kMinVectors = S::kLanes == 1 ? 1 : 32 / S::kLanes;
 
   static int64_t num_tiles(const Conv2dPanelArgs& args) {
     return is_empty(args) ? 0 : args.batch * strips_per_image<S>(plan_of(args));
   }
 
-  // [ strips of one panel's channels | activations of one panel | sums of one chunk | offsets ]
+  // [ strips of one panel's channels | sums of one chunk | pieces | offsets ]
   static int64_t strip_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
-    return divide_up(panel_channels(args) * plan.phases * plan.strip_floats, 16) * 16;
-  }
-  static int64_t tile_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
-    return args.weight.panel_cols * plan.vectors * S::kLanes;
+    return panel_channels(args) * plan.channel_floats();
   }
   static int64_t sums_floats(const Conv2dPanelArgs& args, const Conv2dPlan& plan) {
     return partial_floats(args.weight, plan.vectors * S::kLanes);
   }
   static int64_t scratch_bytes(const Conv2dPanelArgs& args) {
     const Conv2dPlan plan = plan_of(args);
-    return (strip_floats(args, plan) + tile_floats(args, plan) + sums_floats(args, plan)) * int64_t(sizeof(float)) +
-           args.weight.panel_cols * int64_t(sizeof(int32_t));
+    return (strip_floats(args, plan) + sums_floats(args, plan)) * int64_t(sizeof(float)) +
+           plan.max_pieces() * int64_t(sizeof(Piece)) + args.weight.panel_cols * int64_t(sizeof(int32_t));
   }
 
   static void run(const Conv2dPanelArgs& args, Range blocks, Range tiles, void* scratch) {
     const Conv2dPlan plan = plan_of(args);
     float* strip = static_cast<float*>(scratch);
-    float* tile = strip + strip_floats(args, plan);
-    float* partial = tile + tile_floats(args, plan);
-    int32_t* offsets = reinterpret_cast<int32_t*>(partial + sums_floats(args, plan));
+    float* partial = strip + strip_floats(args, plan);
+    Piece* pieces = reinterpret_cast<Piece*>(partial + sums_floats(args, plan));
+    int32_t* offsets = reinterpret_cast<int32_t*>(pieces + plan.max_pieces());
     fill_offsets(args, plan, panel_channels(args), offsets);
-    with_vectors<kMaxPanelVectors<S>>(static_cast<int>(plan.vectors), [&](auto count) {
-      for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-        run_strip<decltype(count)::value>(args, plan, blocks, t, strip, tile, partial, offsets);
-      }
-    });
+    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+      const int64_t image = t / strips_per_image<S>(plan);
+      const int64_t begin = t % strips_per_image<S>(plan) * plan.vectors * S::kLanes;
+      const int64_t count = smaller(plan.vectors * S::kLanes, plan.positions - begin);
+      const int64_t num_pieces = fill_pieces(args, plan, begin, pieces);
+      fill_zero(strip, strip_floats(args, plan));
+      with_vectors<kMaxPanelVectors<S>>(static_cast<int>(divide_up(count, S::kLanes)), [&](auto vectors) {
+        run_strip<decltype(vectors)::value>(args, plan, blocks, image, begin, count, pieces, num_pieces, strip, partial,
+                                            offsets);
+      });
+    }
   }
 
   template <int V>
-  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, int64_t t, float* strip,
-                        float* tile, float* partial, const int32_t* offsets) {
+  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, int64_t image, int64_t begin,
+                        int64_t count, const Piece* pieces, int64_t num_pieces, float* strip, float* partial,
+                        const int32_t* offsets) {
     constexpr int64_t W = V * S::kLanes;
     const PanelView<float>& weight = args.weight;
-    const int64_t image = t / strips_per_image<S>(plan), begin = t % strips_per_image<S>(plan) * W;
-    const int64_t count = smaller(W, plan.positions - begin);
     const bool is_direct = plan.pitch == args.out_width && count == W;
     const int64_t step = chunk_blocks(weight, W);
     for (int64_t block = blocks.begin; block < blocks.end; block += step) {
       const Range chunk{block, smaller(block + step, blocks.end)};
       run_chunk<S, V>(
-          weight, args.epilogue, chunk, tile, partial,
+          weight, args.epilogue, chunk, strip, partial,
           [&](int64_t panel) {
             const int64_t c = panel * panel_channels(args);
             const Range channels{c, smaller(c + panel_channels(args), args.channels)};
-            pack_strip<S>(args, plan, image, channels, begin, strip);
-            for (int64_t k = 0; k < channels.size() * taps(args); ++k) {
-              SPARSECORE_UNROLL
-              for (int j = 0; j < V; ++j) {
-                S::store(tile + k * W + j * S::kLanes, S::load(strip + offsets[k] + j * S::kLanes));
-              }
-            }
+            pack_strip<S>(args, plan, image, channels, pieces, num_pieces, strip);
           },
-          [](int64_t column) SPARSECORE_LAMBDA_INLINE { return column * W; },
+          [=](int64_t column) SPARSECORE_LAMBDA_INLINE { return int64_t(offsets[column]); },
           [&](int64_t n, float* sums)
               SPARSECORE_LAMBDA_INLINE { return is_direct ? output_plane(args, image, n) + begin : sums; });
       if (is_direct) continue;

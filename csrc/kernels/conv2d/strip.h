@@ -9,8 +9,15 @@
 //   0 g h i |
 //   0 0 0 0 |
 //
-// With stride s the plane is cut into its s * s phases (rows and columns modulo s); each tap lies in one phase.
-// A strip of consecutive grid positions, plus the halo that the taps reach, is packed per channel and phase.
+// A vector at an odd shift crosses a cache line, and loading it takes almost twice as long. So there is a second
+// scheme, with one plane for every kw, in which the shift by kw is already done; what is left is a shift by whole
+// rows, and that is aligned if the pitch is. It costs KW times the memory.
+//
+//   kw 0: 0 a b .    kw 1: a b c .    kw 2: b c 0 .
+//         0 d e .          d e f .          e f 0 .
+//
+// With stride s, the rows (and in the first scheme the columns) of x are cut into their s phases, each a plane.
+// A strip of consecutive grid positions, plus the halo that the taps reach, is packed for every channel and plane.
 #pragma once
 
 #include "kernels/tile.h"
@@ -19,6 +26,7 @@
 namespace sparsecore {
 namespace {
 
+// Filter taps along one axis: tap k reads input pixel (o + k * dilation / stride) * stride + phase - padding.
 SPARSECORE_INLINE bool phase_is_used(int64_t phase, int64_t stride, int64_t dilation, int64_t taps) {
   for (int64_t k = 0; k < taps; ++k) {
     if (k * dilation % stride == phase) return true;
@@ -26,35 +34,62 @@ SPARSECORE_INLINE bool phase_is_used(int64_t phase, int64_t stride, int64_t dila
   return false;
 }
 
-SPARSECORE_INLINE int64_t num_phases(int64_t stride, int64_t dilation, int64_t taps) {
+// Used phases before `phase`; how many there are in all for phase = stride.
+SPARSECORE_INLINE int64_t phases_before(int64_t phase, int64_t stride, int64_t dilation, int64_t taps) {
   int64_t count = 0;
-  for (int64_t phase = 0; phase < stride; ++phase) count += phase_is_used(phase, stride, dilation, taps);
+  for (int64_t p = 0; p < phase; ++p) count += phase_is_used(p, stride, dilation, taps);
   return count;
 }
 
 // How the output grid is cut; a function of the shape alone, so that results do not depend on the threads.
 struct Conv2dPlan {
+  bool plane_per_kw;
   int64_t pitch;         // grid columns
   int64_t halo;          // furthest tap
-  int64_t phases;        // used ones of stride_h * stride_w
+  int64_t planes_h;      // used phases of rows
+  int64_t planes_w;      // KW, or used phases of columns
   int64_t positions;     // of one image
   int64_t vectors;       // of a strip's output positions
-  int64_t strip_floats;  // per channel and phase: the positions and the halo
+  int64_t plane_floats;  // the positions and the halo
+
+  int64_t planes() const { return planes_h * planes_w; }
+  int64_t channel_floats() const { return planes() * plane_floats; }
+  int64_t max_pieces() const { return planes() * ((plane_floats - 1) / pitch + 2); }
 };
 
+// Floats in a row of the grid if there is a plane per kw. Aligned rows have up to Simd::kAlignment - 1 columns that
+// nobody needs; rows of exactly the output's width have none, but load unaligned for every kh but the first.
+template <class S>
+SPARSECORE_INLINE int64_t row_pitch(int64_t out_width, int64_t kernel_h) {
+  const int64_t aligned = divide_up(out_width, S::kAlignment) * S::kAlignment;
+  // An unaligned load takes 1.6 times an aligned one (Zen 4).
+  return 10 * kernel_h * aligned <= (16 * kernel_h - 6) * out_width ? aligned : out_width;
+}
+
 template <class S, class Args>
-SPARSECORE_INLINE Conv2dPlan make_plan(const Args& args, int64_t max_vectors) {
+SPARSECORE_INLINE Conv2dPlan make_grid(const Args& args, bool plane_per_kw) {
+  Conv2dPlan plan{};
+  plan.plane_per_kw = plane_per_kw;
   const int64_t reach_h = (args.kernel_h - 1) * args.dilation_h / args.stride_h;
-  const int64_t reach_w = (args.kernel_w - 1) * args.dilation_w / args.stride_w;
-  Conv2dPlan plan;
-  plan.pitch = args.stride_w == 1 ? larger(args.out_width, args.width + args.padding_w) : args.out_width + reach_w;
+  const int64_t reach_w = plane_per_kw ? 0 : (args.kernel_w - 1) * args.dilation_w / args.stride_w;
+  if (plane_per_kw) {
+    plan.pitch = row_pitch<S>(args.out_width, args.kernel_h);
+    plan.planes_w = args.kernel_w;
+  } else {
+    plan.pitch = args.stride_w == 1 ? larger(args.out_width, args.width + args.padding_w) : args.out_width + reach_w;
+    plan.planes_w = phases_before(args.stride_w, args.stride_w, args.dilation_w, args.kernel_w);
+  }
+  plan.planes_h = phases_before(args.stride_h, args.stride_h, args.dilation_h, args.kernel_h);
   plan.halo = reach_h * plan.pitch + reach_w;
-  plan.phases = num_phases(args.stride_h, args.dilation_h, args.kernel_h) *
-                num_phases(args.stride_w, args.dilation_w, args.kernel_w);
   plan.positions = (args.out_height - 1) * plan.pitch + args.out_width;
-  plan.vectors = balanced_vectors(divide_up(plan.positions, S::kLanes), max_vectors);
-  plan.strip_floats = plan.vectors * S::kLanes + plan.halo;
   return plan;
+}
+
+// Strips of `vectors` vectors of positions; planes start at a cache line.
+template <class S>
+SPARSECORE_INLINE void cut_grid(Conv2dPlan& plan, int64_t vectors) {
+  plan.vectors = vectors;
+  plan.plane_floats = divide_up(vectors * S::kLanes + plan.halo, 16) * 16;
 }
 
 template <class S>
@@ -65,66 +100,93 @@ SPARSECORE_INLINE int64_t strips_per_image(const Conv2dPlan& plan) {
 // Column (channel, kh, kw) -> offset in a packed strip, for the first `channels` of it.
 template <class Args>
 SPARSECORE_INLINE void fill_offsets(const Args& args, const Conv2dPlan& plan, int64_t channels, int32_t* offsets) {
-  const int64_t taps = args.kernel_h * args.kernel_w;
-  int64_t slot = 0;
+  for (int64_t kh = 0; kh < args.kernel_h; ++kh) {
+    const int64_t h = kh * args.dilation_h;
+    const int64_t plane_h = phases_before(h % args.stride_h, args.stride_h, args.dilation_h, args.kernel_h);
+    for (int64_t kw = 0; kw < args.kernel_w; ++kw) {
+      const int64_t w = kw * args.dilation_w;
+      const int64_t plane_w = plan.plane_per_kw ? kw
+                                                : phases_before(w % args.stride_w, args.stride_w, args.dilation_w,
+                                                                args.kernel_w);
+      const int64_t shift = h / args.stride_h * plan.pitch + (plan.plane_per_kw ? 0 : w / args.stride_w);
+      const int64_t first = (plane_h * plan.planes_w + plane_w) * plan.plane_floats + shift;
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t column = (c * args.kernel_h + kh) * args.kernel_w + kw;
+        offsets[column] = static_cast<int32_t>(c * plan.channel_floats() + first);
+      }
+    }
+  }
+}
+
+// A part of one row of x that a strip needs: strip[to + i] = x[from + i * stride_w] for i < length. The same for all
+// channels; what no piece covers is padding and stays zero.
+struct Piece {
+  int64_t from;
+  int32_t to;
+  int32_t length;
+};
+
+// Pieces of the strip that starts at grid position `begin`; returns how many.
+template <class Args>
+int64_t fill_pieces(const Args& args, const Conv2dPlan& plan, int64_t begin, Piece* pieces) {
+  int64_t count = 0, plane = 0;
   for (int64_t phase_h = 0; phase_h < args.stride_h; ++phase_h) {
-    for (int64_t phase_w = 0; phase_w < args.stride_w; ++phase_w) {
-      bool is_used = false;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t h = tap / args.kernel_w * args.dilation_h, w = tap % args.kernel_w * args.dilation_w;
-        if (h % args.stride_h != phase_h || w % args.stride_w != phase_w) continue;
-        is_used = true;
-        const int64_t shift = slot * plan.strip_floats + h / args.stride_h * plan.pitch + w / args.stride_w;
-        for (int64_t c = 0; c < channels; ++c) {
-          offsets[c * taps + tap] = static_cast<int32_t>(c * plan.phases * plan.strip_floats + shift);
+    if (!phase_is_used(phase_h, args.stride_h, args.dilation_h, args.kernel_h)) continue;
+    const int64_t shifts = plan.plane_per_kw ? args.kernel_w : args.stride_w;
+    for (int64_t i = 0; i < shifts; ++i) {
+      if (!plan.plane_per_kw && !phase_is_used(i, args.stride_w, args.dilation_w, args.kernel_w)) continue;
+      const int64_t shift_w = (plan.plane_per_kw ? i * args.dilation_w : i) - args.padding_w;
+      // Columns of the grid whose pixels lie in x.
+      const int64_t left = shift_w < 0 ? divide_up(-shift_w, args.stride_w) : 0;
+      const int64_t right = shift_w < args.width ? divide_up(args.width - shift_w, args.stride_w) : 0;
+      for (int64_t done = 0; done < plan.plane_floats;) {
+        const int64_t row = (begin + done) / plan.pitch, column = (begin + done) % plan.pitch;
+        const int64_t length = smaller(plan.pitch - column, plan.plane_floats - done);
+        const int64_t ih = row * args.stride_h + phase_h - args.padding_h;
+        const int64_t first = larger(column, left);
+        const int64_t last = smaller(column + length, plan.plane_per_kw ? smaller(right, args.out_width) : right);
+        if (ih >= 0 && ih < args.height && first < last) {
+          pieces[count++] = {ih * args.width + first * args.stride_w + shift_w,
+                             static_cast<int32_t>(plane * plan.plane_floats + done + first - column),
+                             static_cast<int32_t>(last - first)};
         }
+        done += length;
       }
-      slot += is_used;
+      ++plane;
     }
   }
+  return count;
 }
 
-// Positions [begin, begin + count) of one phase of one input plane; zeros outside of it.
-template <class S, class Args>
-SPARSECORE_INLINE void pack_positions(const Args& args, int64_t pitch, const float* plane, int64_t phase_h,
-                                      int64_t phase_w, int64_t begin, int64_t count, float* to) {
-  for (int64_t done = 0; done < count;) {
-    const int64_t row = (begin + done) / pitch, first = (begin + done) % pitch;
-    const int64_t length = smaller(pitch - first, count - done);
-    const int64_t ih = row * args.stride_h + phase_h - args.padding_h;
-    const int64_t iw = first * args.stride_w + phase_w - args.padding_w;
-    float* dst = to + done;
-    done += length;
-    if (ih < 0 || ih >= args.height) {
-      fill_zero(dst, length);
-      continue;
+// dst[i] = src[i * stride] for i < n; nothing past the last of them is read.
+template <class S>
+SPARSECORE_INLINE void copy_strided(const float* src, int64_t stride, float* dst, int64_t n) {
+  constexpr int L = S::kLanes;
+  if (stride == 1) {
+    copy_floats<S>(src, dst, n);
+  } else if (stride == 2) {
+    int64_t i = 0;
+    for (; i + L <= n; i += L) {
+      S::store(dst + i, S::even(S::load(src + 2 * i), S::load_n(src + 2 * i + L, L - 1)));
     }
-    // dst[i] = x[ih, iw + i * stride_w] for left <= i < right.
-    const int64_t left = smaller(iw < 0 ? divide_up(-iw, args.stride_w) : 0, length);
-    const int64_t right =
-        larger(smaller(iw < args.width ? divide_up(args.width - iw, args.stride_w) : 0, length), left);
-    const float* src = plane + ih * args.width + iw;
-    fill_zero(dst, left);
-    if (args.stride_w == 1) {
-      copy_floats<S>(src + left, dst + left, right - left);
-    } else {
-      for (int64_t i = left; i < right; ++i) dst[i] = src[i * args.stride_w];
+    if (i < n) {
+      const int count = static_cast<int>(n - i), reach = 2 * count - 1;
+      const auto low = S::load_n(src + 2 * i, reach < L ? reach : L);
+      const auto high = reach > L ? S::load_n(src + 2 * i + L, reach - L) : S::zero();
+      S::store_n(dst + i, S::even(low, high), count);
     }
-    fill_zero(dst + right, length - right);
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i] = src[i * stride];
   }
 }
 
 template <class S, class Args>
-void pack_strip(const Args& args, const Conv2dPlan& plan, int64_t image, Range channels, int64_t begin, float* strip) {
-  for (int64_t c = channels.begin; c < channels.end; ++c) {
+void pack_strip(const Args& args, const Conv2dPlan& plan, int64_t image, Range channels, const Piece* pieces,
+                int64_t num_pieces, float* strip) {
+  for (int64_t c = channels.begin; c < channels.end; ++c, strip += plan.channel_floats()) {
     const float* plane = args.x + (image * args.channels + c) * args.height * args.width;
-    for (int64_t phase_h = 0; phase_h < args.stride_h; ++phase_h) {
-      if (!phase_is_used(phase_h, args.stride_h, args.dilation_h, args.kernel_h)) continue;
-      for (int64_t phase_w = 0; phase_w < args.stride_w; ++phase_w) {
-        if (!phase_is_used(phase_w, args.stride_w, args.dilation_w, args.kernel_w)) continue;
-        pack_positions<S>(args, plan.pitch, plane, phase_h, phase_w, begin, plan.strip_floats, strip);
-        strip += plan.strip_floats;
-      }
+    for (int64_t i = 0; i < num_pieces; ++i) {
+      copy_strided<S>(plane + pieces[i].from, args.stride_w, strip + pieces[i].to, pieces[i].length);
     }
   }
 }
