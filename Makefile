@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 BUILD := build
 
-.PHONY: demo test test-all test-cpp test-sanitize test-sanitize-python bench lint format build clean
+.PHONY: demo test test-all test-cpp test-sanitize test-sanitize-python bench bench-cpp lint format build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -62,7 +62,13 @@ test-sanitize-python: build
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k "not compile" \
 	  $(addprefix $(CURDIR)/tests/,test_ops.py formats test_io.py test_bundle.py)
 
-bench: build test-cpp
+# Every kernel on single layers against other libraries; BENCH="--shapes all --threads 1 --threads 2" measures more.
+BENCH ?= --shapes quick
+bench: build
+	$(BIN)/python -m sparsecore kernels bench --out benchmarks/results $(BENCH)
+
+# The kernels alone, in C++ and without Python.
+bench-cpp: test-cpp
 	$(BUILD)/cpp/benchmarks/cpp/kernels_benchmark
 
 lint: $(VENV)/.lint

@@ -20,6 +20,8 @@ from sparsecore.nn.conv import resolve_padding
 
 #: The only classes a file can name.
 CLASSES: dict[str, type[CompressedModule]] = {
+    "BlockConv2d": compressed.BlockConv2d,
+    "BlockLinear": compressed.BlockLinear,
     "SparseLinear": compressed.SparseLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,

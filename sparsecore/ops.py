@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.formats.block_csr import unblock
 
 aten = torch.ops.aten
 
@@ -62,24 +63,28 @@ def spmm(
     weight: CsrWeight,
     bias: Tensor | None = None,
     *,
+    residual: Tensor | None = None,
     activation: str = "none",
     layout: str = "rows",
     kernel: str = "",
 ) -> Tensor:
-    """Multiply dense activations with a sparse weight: ``activation(x @ weight^T + bias)``.
+    """Multiply dense activations with a sparse weight: ``activation(x @ weight^T + bias + residual)``.
 
-    A missing entry contributes nothing: 0 * NaN is skipped. Gradients reach x and bias.
+    A missing entry contributes nothing: 0 * NaN is skipped. Sums are float32 for every dtype of x. Gradients reach
+    x, bias and residual.
 
     Args:
-        x: float32. ``[..., K]`` for layout rows; ``[batch, K, ...]`` for columns, a 1x1 convolution.
+        x: float32, bfloat16 or float16. ``[..., K]`` for layout rows; ``[batch, K, ...]`` for columns, a 1x1
+            convolution.
         weight: ``[N, K]``, float32 values.
         bias: ``[N]`` float32.
+        residual: what to add, of the result's shape and dtype.
         activation: one of ACTIVATIONS; gelu is the exact one (erf).
         layout: rows or columns.
         kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
 
     Returns:
-        float32, x's shape with N in the place of K.
+        x's dtype and shape, with N in the place of K.
 
     Raises:
         FormatError: weight is not float32 CSR.
@@ -92,7 +97,7 @@ def spmm(
     """
     _require(weight, CsrWeight, torch.float32)
     _check_features(x, 1 if layout == "columns" else -1, weight.shape[1])
-    return raw.spmm_csr(x, weight.row_ptr, weight.col_idx, weight.values, bias, activation, layout, kernel)
+    return raw.spmm_csr(x, weight.row_ptr, weight.col_idx, weight.values, bias, residual, activation, layout, kernel)
 
 
 @torch.library.register_fake("sparsecore::spmm_csr")
@@ -102,52 +107,66 @@ def _(
     col_idx: Tensor,
     values: Tensor,
     bias: Tensor | None = None,
+    residual: Tensor | None = None,
     activation: str = "none",
     layout: str = "rows",
     kernel_name: str = "",
 ) -> Tensor:
     shape = list(x.shape)
-    shape[-1 if layout == "rows" else 1] = row_ptr.shape[0] - 1
+    shape[-1 if layout == "rows" else 1] = _num_rows(row_ptr, values)
     return x.new_empty(shape)
+
+
+def _num_rows(row_ptr: Tensor, values: Tensor) -> int:
+    """N of CSR, values ``[nnz]``, or of CSR of blocks of R rows, values ``[nnz, R]``."""
+    return (row_ptr.shape[0] - 1) * (values.shape[1] if values.dim() == 2 else 1)
+
+
+def _to_csr(weight: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Row pointers, columns and values of CSR from those of CSR or of CSR of blocks."""
+    return unblock(*weight) if weight[2].dim() == 2 else weight
 
 
 def _spmm_gradients(
     ctx: Any,
     grad: Tensor,
-    csr: tuple[Tensor, Tensor, Tensor],
+    csr: Sequence[Tensor],
     x: Tensor | None,
     bias: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and bias, with the weight as CSR."""
+    residual: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, bias and residual, with the weight as CSR."""
     if x is not None:
-        pre = raw.spmm_csr(x, *csr, bias, "none", ctx.layout)
+        pre = raw.spmm_csr(x, *csr, bias, residual, "none", ctx.layout)
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         transposed = raw.transpose_csr(*csr, ctx.cols)
-        grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, "none", ctx.layout)
+        grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, None, "none", ctx.layout)
     if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
         feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
-        grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim])
-    return grad_x, grad_bias
+        grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim], dtype=bias.dtype)
+    return grad_x, grad_bias, grad if ctx.has_residual else None
 
 
-def _save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None) -> None:
+def _save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:
     ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
-    # x only to recompute what went into the activation
-    ctx.save_for_backward(x if ctx.activation != "none" else None, bias, *weight)
+    ctx.has_residual = residual is not None
+    # x and residual only to recompute what went into the activation
+    inputs = (None, None) if ctx.activation == "none" else (x, residual)
+    ctx.save_for_backward(*inputs, bias, *weight)
 
 
 def _setup_spmm_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, *weight, bias, ctx.activation, ctx.layout, _ = inputs
+    x, *weight, bias, residual, ctx.activation, ctx.layout, _ = inputs
     ctx.bias_index = 4
-    _save_spmm(ctx, x, weight, bias)
+    _save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias, *csr = ctx.saved_tensors
-    grad_x, grad_bias = _spmm_gradients(ctx, grad, tuple(csr), x, bias)
-    return grad_x, None, None, None, grad_bias, None, None, None
+    x, residual, bias, *weight = ctx.saved_tensors
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, _to_csr(weight), x, bias, residual)
+    return grad_x, None, None, None, grad_bias, grad_residual, None, None, None
 
 
 torch.library.register_autograd("sparsecore::spmm_csr", _backward_spmm_csr, setup_context=_setup_spmm_csr)
@@ -162,6 +181,7 @@ def _(
     weight: Sequence[Tensor],
     sizes: Sequence[int],
     bias: Tensor | None,
+    residual: Tensor | None,
     activation: str,
     layout: str,
     kernel_name: str,
@@ -172,16 +192,16 @@ def _(
 
 
 def _setup_spmm_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.sizes, bias, ctx.activation, ctx.layout, _ = inputs
+    x, weight, ctx.sizes, bias, residual, ctx.activation, ctx.layout, _ = inputs
     ctx.bias_index = 3
-    _save_spmm(ctx, x, weight, bias)
+    _save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias, *weight = ctx.saved_tensors
+    x, residual, bias, *weight = ctx.saved_tensors
     csr = raw.unpack_panel(weight, ctx.sizes)
-    grad_x, grad_bias = _spmm_gradients(ctx, grad, csr, x, bias)
-    return grad_x, [None] * len(weight), None, grad_bias, None, None, None
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
+    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None, None
 
 
 torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel)
@@ -200,13 +220,16 @@ def conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    residual: Tensor | None = None,
     activation: str = "none",
     kernel: str = "",
 ) -> Tensor:
-    """Convolve with sparse filters, directly and without im2col; zero padding. Gradients reach x and bias.
+    """Convolve with sparse filters, directly and without im2col; zero padding.
+
+    Sums are float32 for every dtype of x. Gradients reach x, bias and residual.
 
     Args:
-        x: ``[batch, C, H, W]`` float32.
+        x: ``[batch, C, H, W]`` float32, bfloat16 or float16.
         weight: ``[N, C / groups * KH * KW]``, float32 values: a dense filter bank flattened from dimension 1.
         bias: ``[N]`` float32.
         kernel_size: KH and KW.
@@ -214,11 +237,12 @@ def conv2d(
         padding: pixels of zeros at each end.
         dilation: distance of filter taps in pixels.
         groups: parts that channels are split into.
+        residual: what to add before the activation, of the result's shape and dtype.
         activation: one of ACTIVATIONS.
         kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
 
     Returns:
-        ``[batch, N, OH, OW]`` float32.
+        ``[batch, N, OH, OW]`` of x's dtype.
 
     Raises:
         FormatError: weight is not float32 CSR.
@@ -244,6 +268,7 @@ def conv2d(
         weight.col_idx,
         weight.values,
         bias,
+        residual,
         taps,
         _pair(stride),
         _pair(padding),
@@ -261,6 +286,7 @@ def _(
     col_idx: Tensor,
     values: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -269,7 +295,7 @@ def _(
     activation: str = "none",
     kernel_name: str = "",
 ) -> Tensor:
-    return _fake_conv2d(x, row_ptr.shape[0] - 1, kernel_size, stride, padding, dilation)
+    return _fake_conv2d(x, _num_rows(row_ptr, values), kernel_size, stride, padding, dilation)
 
 
 def _fake_conv2d(x: Tensor, N: int, *settings: Sequence[int]) -> Tensor:
@@ -279,35 +305,40 @@ def _fake_conv2d(x: Tensor, N: int, *settings: Sequence[int]) -> Tensor:
 
 
 def _conv2d_gradients(
-    ctx: Any, grad: Tensor, csr: tuple[Tensor, Tensor, Tensor], x: Tensor, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and bias through the dense filters: training on top works, but is not made faster."""
+    ctx: Any, grad: Tensor, csr: Sequence[Tensor], x: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, bias and residual through dense filters: training on top works, but is not made faster."""
     kernel_size, stride, padding, dilation, groups = ctx.settings
     if ctx.activation != "none":
-        pre = raw.conv2d_csr(x, *csr, bias, *ctx.settings, "none")
+        pre = raw.conv2d_csr(x, *csr, bias, residual, *ctx.settings, "none")
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         channels = x.shape[1] // groups
         dense = raw.unpack_csr(*csr, channels * kernel_size[0] * kernel_size[1])
-        filters = dense.view(-1, channels, *kernel_size)
+        filters = dense.view(-1, channels, *kernel_size).to(x.dtype)
         geometry = (None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])
         grad_x = aten.convolution_backward(grad, x, filters, *geometry)[0]
     if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
-        grad_bias = grad.sum([0, 2, 3])
-    return grad_x, grad_bias
+        grad_bias = grad.sum([0, 2, 3], dtype=bias.dtype)
+    return grad_x, grad_bias, grad if ctx.has_residual else None
+
+
+def _save_conv2d(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:
+    ctx.has_residual = residual is not None
+    ctx.save_for_backward(x, None if ctx.activation == "none" else residual, bias, *weight)
 
 
 def _setup_conv2d_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, row_ptr, col_idx, values, bias, *ctx.settings, ctx.activation, _ = inputs
+    x, row_ptr, col_idx, values, bias, residual, *ctx.settings, ctx.activation, _ = inputs
     ctx.bias_index = 4
-    ctx.save_for_backward(x, bias, row_ptr, col_idx, values)
+    _save_conv2d(ctx, x, (row_ptr, col_idx, values), bias, residual)
 
 
 def _backward_conv2d_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias, *csr = ctx.saved_tensors
-    grad_x, grad_bias = _conv2d_gradients(ctx, grad, tuple(csr), x, bias)
-    return grad_x, None, None, None, grad_bias, *([None] * 7)
+    x, residual, bias, *weight = ctx.saved_tensors
+    grad_x, grad_bias, grad_residual = _conv2d_gradients(ctx, grad, _to_csr(weight), x, bias, residual)
+    return grad_x, None, None, None, grad_bias, grad_residual, *([None] * 7)
 
 
 torch.library.register_autograd("sparsecore::conv2d_csr", _backward_conv2d_csr, setup_context=_setup_conv2d_csr)
@@ -319,6 +350,7 @@ def _(
     weight: Sequence[Tensor],
     sizes: Sequence[int],
     bias: Tensor | None,
+    residual: Tensor | None,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -330,17 +362,17 @@ def _(
 
 
 def _setup_conv2d_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.sizes, bias, *settings, ctx.activation, _ = inputs
+    x, weight, ctx.sizes, bias, residual, *settings, ctx.activation, _ = inputs
     ctx.settings = (*settings, 1)
     ctx.bias_index = 3
-    ctx.save_for_backward(x, bias, *weight)
+    _save_conv2d(ctx, x, weight, bias, residual)
 
 
 def _backward_conv2d_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias, *weight = ctx.saved_tensors
+    x, residual, bias, *weight = ctx.saved_tensors
     csr = raw.unpack_panel(weight, ctx.sizes)
-    grad_x, grad_bias = _conv2d_gradients(ctx, grad, csr, x, bias)
-    return grad_x, [None] * len(weight), None, grad_bias, *([None] * 6)
+    grad_x, grad_bias, grad_residual = _conv2d_gradients(ctx, grad, csr, x, bias, residual)
+    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, *([None] * 6)
 
 
 torch.library.register_autograd("sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel)
@@ -487,6 +519,13 @@ def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> Tensor:
 @torch.library.register_fake("sparsecore::transpose_csr")
 def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     return row_ptr.new_empty([cols + 1]), torch.empty_like(col_idx), torch.empty_like(values)
+
+
+@torch.library.register_fake("sparsecore::pack_block_csr")
+def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int, block_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    ends = row_ptr.new_empty([(row_ptr.shape[0] - 1) // block_rows + 1])
+    return ends, row_ptr.new_empty([nnz]), values.new_empty([nnz, block_rows])
 
 
 @torch.library.register_fake("sparsecore::pack_panel")

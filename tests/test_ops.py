@@ -78,11 +78,11 @@ def test_panel_equals_csr_bit_for_bit(panel_cols: int, M: int, K: int, N: int) -
     for kernel in kernel_names("spmm_panel"):
         linear = nn.Linear(K, N)
         linear.weight.data, linear.bias.data = csr.to_dense(), bias
-        y = raw.spmm_panel(x, *weight, bias, "gelu", "rows", kernel)
+        y = raw.spmm_panel(x, *weight, bias, None, "gelu", "rows", kernel)
         assert_within(y, *dense_reference(linear, x, "gelu"))
         other = kernel.replace("panel", "csr")
-        y = raw.spmm_panel(images, *weight, bias, "relu", "columns", kernel)
-        expected = raw.spmm_csr(images, *csr_tensors(csr), bias, "relu", "columns", other)
+        y = raw.spmm_panel(images, *weight, bias, None, "relu", "columns", kernel)
+        expected = raw.spmm_csr(images, *csr_tensors(csr), bias, None, "relu", "columns", other)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -240,12 +240,12 @@ def test_opcheck_float(activation: str) -> None:
     filters = csr_tensors(CsrWeight.from_dense(random_sparse(6, 2, 3, 3)))
     bias = torch.randn(6, requires_grad=True)
     x = torch.randn(4, 5, requires_grad=True)
-    opcheck(raw.spmm_csr.default, (x, *weight, bias, activation, "rows", ""))
+    opcheck(raw.spmm_csr.default, (x, *weight, bias, None, activation, "rows", ""))
     x = torch.randn(2, 5, 3, requires_grad=True)
-    opcheck(raw.spmm_csr.default, (x, *weight, bias, activation, "columns", ""))
+    opcheck(raw.spmm_csr.default, (x, *weight, bias, None, activation, "columns", ""))
     x = torch.randn(2, 4, 7, 6, requires_grad=True)
     settings = ([3, 3], [2, 1], [1, 1], [1, 1], 2)
-    opcheck(raw.conv2d_csr.default, (x, *filters, bias, *settings, activation, ""))
+    opcheck(raw.conv2d_csr.default, (x, *filters, bias, None, *settings, activation, ""))
 
 
 def test_opcheck_panel() -> None:
@@ -253,7 +253,7 @@ def test_opcheck_panel() -> None:
     weight = (list(packed.tensors), packed.sizes)
     bias = torch.randn(6, requires_grad=True)
     x = torch.randn(4, 5, requires_grad=True)
-    opcheck(raw.spmm_panel.default, (x, *weight, bias, "relu", "rows", ""))
+    opcheck(raw.spmm_panel.default, (x, *weight, bias, None, "relu", "rows", ""))
     opcheck(raw.unpack_panel.default, weight)
     csr = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
     opcheck(raw.pack_panel.default, (*csr, 5, 4, 2))
@@ -261,7 +261,7 @@ def test_opcheck_panel() -> None:
     weight = (list(packed.tensors), packed.sizes)
     x = torch.randn(2, 2, 7, 6, requires_grad=True)
     settings = ([3, 3], [2, 1], [1, 1], [1, 1])
-    opcheck(raw.conv2d_panel.default, (x, *weight, bias, *settings, "silu", ""))
+    opcheck(raw.conv2d_panel.default, (x, *weight, bias, None, *settings, "silu", ""))
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -290,7 +290,7 @@ def test_panel_gradients_equal_those_of_csr(activation: str) -> None:
 
 def test_damaged_panels_are_found_in_every_call() -> None:
     packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(40, 30)), 8)
-    plain = (None, "none", "rows", "")
+    plain = (None, None, "none", "rows", "")
     x = torch.randn(3, 30)
     for index, tensor in enumerate(packed.tensors[:5]):
         for value in (-1, 255, 3):
@@ -406,7 +406,7 @@ def test_damaged_indices_are_found_in_every_call(
         raw.spmm_csr_int8(x, *arrays, values.to(torch.int8), torch.ones(2))
     one = [1, 1]
     with pytest.raises(RuntimeError, match=message):
-        raw.conv2d_csr(x.view(rows, 4, 1, 1), *arrays, values, None, one, one, [0, 0], one)
+        raw.conv2d_csr(x.view(rows, 4, 1, 1), *arrays, values, None, None, one, one, [0, 0], one)
     with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
         raw.unpack_csr(*arrays, values, 4)
     with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
@@ -416,7 +416,7 @@ def test_damaged_indices_are_found_in_every_call(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ops.spmm(torch.randn(2, 4).double(), GOOD), "expected float32 x"),
+        (lambda: ops.spmm(torch.randn(2, 4).double(), GOOD), "expected float32, float16 or bfloat16 x"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(4), layout="diagonal"), "layout"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(3)), r"bias of shape \[4\]"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, torch.ones(4).half()), "float32 bias"),

@@ -27,6 +27,10 @@ SPARSECORE_INLINE int64_t chunk_blocks(const PanelView<float>& weight, int64_t W
   return larger(kPartialBytes / (W * int64_t(sizeof(float)) * weight.block_rows), 1);
 }
 
+SPARSECORE_INLINE Range rows_of(const PanelView<float>& weight, Range blocks) {
+  return {blocks.begin * weight.block_rows, smaller(blocks.end * weight.block_rows, weight.rows)};
+}
+
 // Floats that the sums of any chunk fit in, for tiles of up to W columns.
 SPARSECORE_INLINE int64_t partial_floats(const PanelView<float>& weight, int64_t W) {
   return larger(kPartialBytes / int64_t(sizeof(float)), weight.block_rows * W);
@@ -92,9 +96,9 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
   }
 }
 
-// One chunk of blocks through all panels. pack(panel) fills the tile.
+// One chunk of blocks through all panels. pack(panel) fills the tile. has_sums: what is in partial counts.
 template <class S, int V, class Pack, class Offset, class Output>
-SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, Range blocks,
+SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, bool has_sums, Range blocks,
                                  const float* tile, float* partial, Pack pack, Offset offset, Output output) {
   constexpr int64_t W = V * S::kLanes;
   const int64_t last = weight.num_panels() - 1;
@@ -107,9 +111,10 @@ SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue&
             partial + (block - blocks.begin) * weight.block_rows * W, output);
       }
     };
-    if (panel == 0 && panel == last) {
+    const bool is_first = panel == 0 && !has_sums;
+    if (is_first && panel == last) {
       run_blocks(True{}, True{});
-    } else if (panel == 0) {
+    } else if (is_first) {
       run_blocks(True{}, False{});
     } else if (panel == last) {
       run_blocks(False{}, True{});

@@ -1,5 +1,6 @@
-// The inner loop that spmm and conv2d share: one row of a CSR weight times a packed tile of activations that
-// stays in cache. Algorithm text, compiled once per instruction set; include after a wrapper that defines Simd.
+// What the kernels of spmm and conv2d share: copies between dtypes, and the inner loop of the CSR formats, one row (or
+// one block of rows) of the weight times a packed tile of activations that stays in cache. Algorithm text, compiled
+// once per instruction set; include after a wrapper that defines Simd.
 //
 // A tile holds, for each column k of the weight, W = V * lanes consecutive activations; Offset says where.
 //
@@ -37,21 +38,52 @@ inline int balanced_vectors(int64_t vectors, int64_t limit) {
   return steps == 0 ? 1 : static_cast<int>(divide_up(vectors, steps));
 }
 
-template <class S, int V, class Offset>
-SPARSECORE_INLINE void multiply_row(const CsrView<float>& weight, int64_t n, const float* tile, Offset offset,
-                                    typename S::F32 (&acc)[V]) {
-  constexpr int U = V >= kSums / 2 ? 1 : kSums / 2 / V;  // independent sums for narrow tiles
-  typename S::F32 sum[U][V];
+// Rows that are computed together: 1 in CSR.
+template <class T>
+SPARSECORE_INLINE int64_t rows_of_block(const CsrView<T>&) {
+  return 1;
+}
+template <class T>
+SPARSECORE_INLINE int64_t rows_of_block(const BlockCsrView<T>& weight) {
+  return weight.block_rows;
+}
+
+// Vectors that R rows are computed for at once: R * V sums, V activations that the rows share, and a value. A single
+// row takes its activations from memory, inside the multiply-add. A wider tile is walked in steps.
+template <class S, int R>
+constexpr int kStepVectors = R == 1 ? kMaxVectors : (S::kRegisters - 2) / (R + 1);
+
+// acc[r] += the entries of row r of block n.
+template <class S, int R, int V, class View, class Offset>
+SPARSECORE_INLINE void multiply_rows(const View& weight, int64_t n, const float* tile, Offset offset,
+                                     typename S::F32 (&acc)[R][V]) {
+  constexpr int U = R * V >= kSums / 2 ? 1 : kSums / 2 / (R * V);  // independent sums for narrow tiles
+  typename S::F32 sum[U][R][V];
   SPARSECORE_UNROLL
   for (int u = 0; u < U; ++u) {
     SPARSECORE_UNROLL
-    for (int j = 0; j < V; ++j) sum[u][j] = S::zero();
+    for (int r = 0; r < R; ++r) {
+      SPARSECORE_UNROLL
+      for (int j = 0; j < V; ++j) sum[u][r][j] = u == 0 ? acc[r][j] : S::zero();
+    }
   }
-  const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
-    const auto value = S::set1(weight.values[i]);
+  const auto accumulate = [&](int64_t i, typename S::F32(&to)[R][V]) SPARSECORE_LAMBDA_INLINE {
     const float* x = tile + offset(weight.col_idx[i]);
-    SPARSECORE_UNROLL
-    for (int j = 0; j < V; ++j) to[j] = S::fma(value, S::load(x + j * S::kLanes), to[j]);
+    if constexpr (R == 1) {
+      const auto value = S::set1(weight.values[i]);
+      SPARSECORE_UNROLL
+      for (int j = 0; j < V; ++j) to[0][j] = S::fma(value, S::load(x + j * S::kLanes), to[0][j]);
+    } else {
+      typename S::F32 shared[V];
+      SPARSECORE_UNROLL
+      for (int j = 0; j < V; ++j) shared[j] = S::load(x + j * S::kLanes);
+      SPARSECORE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto value = S::set1(weight.values[i * R + r]);
+        SPARSECORE_UNROLL
+        for (int j = 0; j < V; ++j) to[r][j] = S::fma(value, shared[j], to[r][j]);
+      }
+    }
   };
   int64_t i = weight.row_ptr[n];
   const int64_t end = weight.row_ptr[n + 1];
@@ -61,24 +93,70 @@ SPARSECORE_INLINE void multiply_row(const CsrView<float>& weight, int64_t n, con
   }
   for (; i < end; ++i) accumulate(i, sum[0]);
   SPARSECORE_UNROLL
-  for (int j = 0; j < V; ++j) {
-    acc[j] = sum[0][j];
+  for (int r = 0; r < R; ++r) {
     SPARSECORE_UNROLL
-    for (int u = 1; u < U; ++u) acc[j] = S::add(acc[j], sum[u][j]);
+    for (int j = 0; j < V; ++j) {
+      acc[r][j] = sum[0][r][j];
+      SPARSECORE_UNROLL
+      for (int u = 1; u < U; ++u) acc[r][j] = S::add(acc[r][j], sum[u][r][j]);
+    }
   }
 }
 
-// Calls function(constant V) for the V in 1 .. kMaxVectors that is asked for.
-template <int V>
-struct VectorCount {
-  static constexpr int value = V;
+template <int N>
+struct Constant {
+  static constexpr int value = N;
 };
-template <int V = kMaxVectors, class Function>
+
+// Calls function(Constant<V>) for the V in 1 .. kMax that is asked for.
+template <int kMax = kMaxVectors, class Function>
 SPARSECORE_INLINE void with_vectors(int vectors, Function function) {
-  if constexpr (V > 1) {
-    if (vectors != V) return with_vectors<V - 1>(vectors, function);
+  if constexpr (kMax > 1) {
+    if (vectors != kMax) return with_vectors<kMax - 1>(vectors, function);
   }
-  function(VectorCount<V>{});
+  function(Constant<kMax>{});
+}
+
+// Calls function(Constant<R>) for the rows of a block, which are 1, 4 or 8.
+template <class T, class Function>
+SPARSECORE_INLINE void with_rows_of_block(const CsrView<T>&, Function function) {
+  function(Constant<1>{});
+}
+template <class T, class Function>
+SPARSECORE_INLINE void with_rows_of_block(const BlockCsrView<T>& weight, Function function) {
+  if (weight.block_rows == 4) {
+    function(Constant<4>{});
+  } else {
+    function(Constant<8>{});
+  }
+}
+
+// Rows of block n, finished, for all W columns of a tile: row r goes to output(r). sums[R][W] is what they start from,
+// or null for zero.
+template <class S, int R, class View, class Offset, class Output>
+SPARSECORE_INLINE void run_block(const View& weight, const Epilogue& epilogue, int64_t n, const float* tile, int64_t W,
+                                 Offset offset, const float* sums, Output output) {
+  constexpr int L = S::kLanes;
+  for (int64_t at = 0; at < W; at += kStepVectors<S, R> * L) {
+    const int vectors = static_cast<int>(smaller((W - at) / L, kStepVectors<S, R>));
+    with_vectors<kStepVectors<S, R>>(vectors, [&](auto count) SPARSECORE_LAMBDA_INLINE {
+      constexpr int V = decltype(count)::value;
+      typename S::F32 acc[R][V];
+      SPARSECORE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        SPARSECORE_UNROLL
+        for (int j = 0; j < V; ++j) acc[r][j] = sums == nullptr ? S::zero() : S::load(sums + r * W + at + j * L);
+      }
+      multiply_rows<S, R, V>(weight, n, tile + at, offset, acc);
+      SPARSECORE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        apply_epilogue<S, V>(acc[r], epilogue.bias_of(n * R + r), epilogue.activation);
+        float* to = output(r) + at;
+        SPARSECORE_UNROLL
+        for (int j = 0; j < V; ++j) S::store(to + j * L, acc[r][j]);
+      }
+    });
+  }
 }
 
 // std::true_type and std::false_type, which are std templates.
@@ -89,9 +167,26 @@ struct False {
   static constexpr bool value = false;
 };
 
-// Copies n floats with vectors; nothing past src + n is read, nothing past dst + n written.
-template <class S>
-SPARSECORE_INLINE void copy_floats(const float* src, float* dst, int64_t n) {
+// Calls function(Type<T>) for the type that a dtype is stored as.
+template <class T>
+struct Type {
+  using type = T;
+};
+template <class Function>
+SPARSECORE_INLINE void with_dtype(Dtype dtype, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return function(Type<float>{});
+    case Dtype::kBFloat16:
+      return function(Type<BFloat16>{});
+    case Dtype::kFloat16:
+      return function(Type<Float16>{});
+  }
+}
+
+// Copies n numbers with vectors; nothing past src + n is read, nothing past dst + n written.
+template <class S, class From, class To>
+SPARSECORE_INLINE void copy_numbers(const From* src, To* dst, int64_t n) {
   int64_t i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) S::store(dst + i, S::load(src + i));
   if (i < n) S::store_n(dst + i, S::load_n(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
@@ -101,19 +196,39 @@ SPARSECORE_INLINE void fill_zero(float* dst, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = 0.0f;
 }
 
-// dst[c, r] = src[r, c] for rows x cols.
+// dst[c, r] = src[r, c] for a square of lanes, or the first rows and cols of one.
+template <class S, class From, class To>
+SPARSECORE_INLINE void transpose_part(const From* src, int64_t ld_src, int rows, int cols, To* dst, int64_t ld_dst) {
+  constexpr int L = S::kLanes;
+  float square[L * L], transposed[L * L];
+  for (int i = 0; i < L; ++i) S::store(square + i * L, i < rows ? S::load_n(src + i * ld_src, cols) : S::zero());
+  S::transpose(square, L, transposed, L);
+  for (int i = 0; i < cols; ++i) S::store_n(dst + i * ld_dst, S::load(transposed + i * L), rows);
+}
+template <class S, class From, class To>
+SPARSECORE_INLINE void transpose_square(const From* src, int64_t ld_src, To* dst, int64_t ld_dst) {
+  transpose_part<S>(src, ld_src, S::kLanes, S::kLanes, dst, ld_dst);
+}
 template <class S>
-SPARSECORE_INLINE void transpose_block(const float* src, int64_t ld_src, int64_t rows, int64_t cols, float* dst,
+SPARSECORE_INLINE void transpose_square(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+  S::transpose(src, ld_src, dst, ld_dst);
+}
+
+// dst[c, r] = src[r, c] for rows x cols.
+template <class S, class From, class To>
+SPARSECORE_INLINE void transpose_block(const From* src, int64_t ld_src, int64_t rows, int64_t cols, To* dst,
                                        int64_t ld_dst) {
   constexpr int L = S::kLanes;
   for (int64_t r = 0; r < rows; r += L) {
-    int64_t c = 0;
-    if (r + L <= rows) {
-      for (; c + L <= cols; c += L) S::transpose(src + r * ld_src + c, ld_src, dst + c * ld_dst + r, ld_dst);
-    }
-    const int64_t row_end = r + L <= rows ? r + L : rows;
-    for (; c < cols; ++c) {
-      for (int64_t i = r; i < row_end; ++i) dst[c * ld_dst + i] = src[i * ld_src + c];
+    for (int64_t c = 0; c < cols; c += L) {
+      const From* from = src + r * ld_src + c;
+      To* to = dst + c * ld_dst + r;
+      if (r + L <= rows && c + L <= cols) {
+        transpose_square<S>(from, ld_src, to, ld_dst);
+      } else {
+        transpose_part<S>(from, ld_src, static_cast<int>(smaller(rows - r, L)), static_cast<int>(smaller(cols - c, L)),
+                          to, ld_dst);
+      }
     }
   }
 }

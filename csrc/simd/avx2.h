@@ -1,11 +1,13 @@
-// float32 vectors of 8 lanes. Include inside SPARSECORE_TARGET_BEGIN("avx2,fma"), after <immintrin.h>.
+// float32 vectors of 8 lanes. Include inside SPARSECORE_TARGET_BEGIN("avx2,fma,f16c"), after <immintrin.h>.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "simd/partial.h"
 #include "simd/target.h"
+#include "sparsecore/views.h"
 
 namespace sparsecore {
 namespace {
@@ -13,6 +15,7 @@ namespace {
 struct Simd {
   using F32 = __m256;
   static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
   static constexpr int kAlignment = 8;  // floats
 
   static SPARSECORE_INLINE __m256i first_lanes(int n) {
@@ -25,6 +28,36 @@ struct Simd {
   static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
   static SPARSECORE_INLINE void store(float* p, F32 a) { _mm256_storeu_ps(p, a); }
   static SPARSECORE_INLINE void store_n(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+  static SPARSECORE_INLINE F32 load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static SPARSECORE_INLINE F32 load(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // Half to even; a NaN stays one.
+  static SPARSECORE_INLINE void store(BFloat16* p, F32 a) {
+    const __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256 nan = _mm256_castsi256_ps(_mm256_or_si256(high, _mm256_set1_epi32(0x40)));
+    const __m256i words =
+        _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), nan, _mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  static SPARSECORE_INLINE void store(Float16* p, F32 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  template <class T>
+  static SPARSECORE_INLINE F32 load_n(const T* p, int n) {
+    return load_first<Simd>(p, n);
+  }
+  template <class T>
+  static SPARSECORE_INLINE void store_n(T* p, F32 a, int n) {
+    store_first<Simd>(p, a, n);
+  }
   static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) {
     return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
   }

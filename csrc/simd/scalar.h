@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "simd/target.h"
+#include "sparsecore/views.h"
 
 namespace sparsecore {
 namespace {
@@ -13,15 +14,41 @@ namespace {
 struct Simd {
   using F32 = float;
   static constexpr int kLanes = 1;
+  static constexpr int kRegisters = 16;
   static constexpr int kAlignment = 1;  // floats: loads from multiples of it run at full rate
 
   static SPARSECORE_INLINE F32 zero() { return 0.0f; }
   static SPARSECORE_INLINE F32 set1(float a) { return a; }
   static SPARSECORE_INLINE F32 load(const float* p) { return *p; }
-  static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return n > 0 ? *p : 0.0f; }
   static SPARSECORE_INLINE void store(float* p, F32 a) { *p = a; }
-  static SPARSECORE_INLINE void store_n(float* p, F32 a, int n) {
-    if (n > 0) *p = a;
+  static SPARSECORE_INLINE F32 load(const BFloat16* p) {
+    const uint32_t bits = uint32_t(p->bits) << 16;
+    float a;
+    std::memcpy(&a, &bits, sizeof(a));
+    return a;
+  }
+  static SPARSECORE_INLINE F32 load(const Float16* p) {
+    _Float16 a;
+    std::memcpy(&a, &p->bits, sizeof(a));
+    return static_cast<float>(a);
+  }
+  static SPARSECORE_INLINE void store(BFloat16* p, F32 a) {
+    uint32_t bits;
+    std::memcpy(&bits, &a, sizeof(bits));
+    // Half to even; a NaN stays one.
+    p->bits = static_cast<uint16_t>(a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+  }
+  static SPARSECORE_INLINE void store(Float16* p, F32 a) {
+    const _Float16 half = static_cast<_Float16>(a);
+    std::memcpy(&p->bits, &half, sizeof(half));
+  }
+  template <class T>
+  static SPARSECORE_INLINE F32 load_n(const T* p, int n) {
+    return n > 0 ? load(p) : 0.0f;
+  }
+  template <class T>
+  static SPARSECORE_INLINE void store_n(T* p, F32 a, int n) {
+    if (n > 0) store(p, a);
   }
   static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) { return p[*index]; }
   static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return a + b; }

@@ -1,4 +1,5 @@
-// Opening an instruction set inside one source file: SPARSECORE_TARGET_BEGIN("avx2,fma") ... SPARSECORE_TARGET_END.
+// Opening an instruction set inside one source file: SPARSECORE_TARGET_BEGIN("avx2,fma,f16c") ...
+// SPARSECORE_TARGET_END.
 //
 // Everything between must be in an anonymous namespace and use no std template: an inline function compiled for
 // a newer CPU must never be the copy that the linker keeps for everyone.

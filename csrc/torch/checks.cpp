@@ -57,26 +57,48 @@ void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int6
   check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
 }
 
-template <class T>
-CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+namespace {
+
+// What CSR and block CSR have in common; dim: dimensions of values.
+template <class T, class View>
+void fill_csr_view(View& view, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t dim,
+                   int64_t cols) {
   check_tensor(row_ptr, "row_ptr", ScalarType::Int, 1);
   check_tensor(col_idx, "col_idx", ScalarType::Int, 1);
-  check_tensor(values, "values", kScalarType<T>, 1);
+  check_tensor(values, "values", kScalarType<T>, dim);
   check(row_ptr.numel() >= 1, "expected row_ptr with N + 1 entries, got none");
-  check(col_idx.numel() == values.numel(), "expected as many col_idx as values, got ", col_idx.numel(), " and ",
-        values.numel());
+  check(col_idx.numel() == values.size(0), "expected as many col_idx as values, got ", col_idx.numel(), " and ",
+        values.size(0));
   check(cols <= std::numeric_limits<int32_t>::max(), "expected K < 2^31, got ", cols);
-  CsrView<T> view;
   view.rows = row_ptr.numel() - 1;
   view.cols = cols;
-  view.nnz = values.numel();
+  view.nnz = col_idx.numel();
   view.row_ptr = row_ptr.const_data_ptr<int32_t>();
   view.col_idx = col_idx.const_data_ptr<int32_t>();
   view.values = values.const_data_ptr<T>();
+}
+
+}  // namespace
+
+template <class T>
+CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  CsrView<T> view;
+  fill_csr_view<T>(view, row_ptr, col_idx, values, 1, cols);
   return view;
 }
 template CsrView<float> csr_view<float>(const Tensor&, const Tensor&, const Tensor&, int64_t);
 template CsrView<int8_t> csr_view<int8_t>(const Tensor&, const Tensor&, const Tensor&, int64_t);
+
+BlockCsrView<float> block_csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
+  BlockCsrView<float> view;
+  fill_csr_view<float>(view, row_ptr, col_idx, values, 2, cols);
+  view.block_rows = values.size(1);
+  check(view.block_rows == 4 || view.block_rows == 8, "expected values in blocks of 4 or 8 rows, got ",
+        shape_text(values));
+  check(view.rows <= std::numeric_limits<int32_t>::max() / view.block_rows, "expected N < 2^31");
+  view.rows *= view.block_rows;
+  return view;
+}
 
 PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
   constexpr std::array<const char*, 6> kNames{"run_ptr", "entry_ptr", "run_row", "run_length", "panel_col", "values"};

@@ -42,6 +42,9 @@ void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int6
 template <class T>
 CsrView<T> csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols);
 
+// The same with values [nnz, block_rows]: CSR of blocks of rows. N is block_rows times the rows of row_ptr.
+BlockCsrView<float> block_csr_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols);
+
 // Tensors and sizes of the panel format as Python's PanelWeight holds them, in this order: run_ptr and entry_ptr
 // int32, run_row, run_length and panel_col uint8, values float32; N, K, block_rows, panel_cols.
 PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);

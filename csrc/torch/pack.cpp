@@ -94,6 +94,30 @@ CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Te
   return view;
 }
 
+std::tuple<Tensor, Tensor, Tensor> pack_block_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                                                  int64_t cols, int64_t block_rows) {
+  check_tensor(values, "values", ScalarType::Float, 1);
+  check(block_rows == 4 || block_rows == 8, "expected blocks of 4 or 8 rows, got ", block_rows);
+  const CsrView<float> weight = validated_view<float>(row_ptr, col_idx, values, cols);
+  check(weight.rows % block_rows == 0, "expected N that is a multiple of ", block_rows, ", got ", weight.rows);
+  const int64_t num_blocks = weight.rows / block_rows;
+  const int64_t entries_per_block = num_blocks == 0 ? 0 : weight.nnz / num_blocks;
+  const Tensor block_ptr = new_tensor(row_ptr, {num_blocks + 1}, ScalarType::Int);
+  int32_t* ends = block_ptr.mutable_data_ptr<int32_t>();
+  std::vector<int64_t> counts(static_cast<size_t>(num_blocks));
+  for_rows(num_blocks, entries_per_block,
+           [&](Range blocks) { count_block_csr<float>(weight, block_rows, blocks, counts.data()); });
+  ends[0] = 0;  // the sums cannot overflow: there are no more columns than entries
+  for (int64_t b = 0; b < num_blocks; ++b) ends[b + 1] = static_cast<int32_t>(ends[b] + counts[static_cast<size_t>(b)]);
+  const Tensor columns = new_tensor(row_ptr, {ends[num_blocks]}, ScalarType::Int);
+  const Tensor packed = new_tensor(values, {ends[num_blocks], block_rows}, ScalarType::Float);
+  for_rows(num_blocks, entries_per_block, [&](Range blocks) {
+    fill_block_csr<float>(weight, block_rows, blocks, ends, columns.mutable_data_ptr<int32_t>(),
+                          packed.mutable_data_ptr<float>());
+  });
+  return {block_ptr, columns, packed};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pack_panel(const Tensor& row_ptr, const Tensor& col_idx,
                                                                       const Tensor& values, int64_t cols,
                                                                       int64_t block_rows, int64_t panel_cols) {
@@ -168,6 +192,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def("unpack_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> Tensor");
   m.def("transpose_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "pack_block_csr(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int block_rows) -> "
+      "(Tensor row_ptr, Tensor col_idx, Tensor values)");
+  m.def(
       "pack_panel(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int block_rows, int panel_cols) -> "
       "(Tensor run_ptr, Tensor entry_ptr, Tensor run_row, Tensor run_length, Tensor panel_col, Tensor values)");
   m.def("unpack_panel(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
@@ -177,6 +204,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("pack_csr", TORCH_BOX(&pack_csr));
   m.impl("unpack_csr", TORCH_BOX(&unpack_csr));
   m.impl("transpose_csr", TORCH_BOX(&transpose_csr));
+  m.impl("pack_block_csr", TORCH_BOX(&pack_block_csr));
   m.impl("pack_panel", TORCH_BOX(&pack_panel));
   m.impl("unpack_panel", TORCH_BOX(&unpack_panel));
 }

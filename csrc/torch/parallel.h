@@ -37,6 +37,16 @@ const Kernel<Args>& choose_kernel(std::span<const Kernel<Args>> table, const std
   return *kernel;
 }
 
+// Multiply-adds per column of activations.
+template <class View>
+int64_t stored_values(const View& weight) {
+  return weight.nnz;
+}
+template <class T>
+int64_t stored_values(const BlockCsrView<T>& weight) {
+  return weight.nnz * weight.block_rows;
+}
+
 // No sparse weight: nothing to balance or to validate.
 struct DenseRows {
   static constexpr const char* kFormat = "dense";
@@ -55,6 +65,17 @@ struct CsrRows {
   // the check costs one comparison per entry beside M multiply-adds.
   const char* validate(Range range) const {
     return validate_csr(weight.cols, weight.nnz, weight.row_ptr, weight.col_idx, range);
+  }
+};
+
+template <class T>
+struct BlockCsrRows {
+  static constexpr const char* kFormat = "block CSR";
+  BlockCsrView<T> weight;
+  int64_t rows = weight.num_blocks();
+  const int32_t* row_ptr = weight.row_ptr;
+  const char* validate(Range blocks) const {
+    return validate_csr(weight.cols, weight.nnz, weight.row_ptr, weight.col_idx, blocks);
   }
 };
 

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,28 +14,6 @@
 namespace sparsecore::torch_binding {
 namespace {
 
-// Everything of spmm but the weight: shapes and pointers of x and y. Returns y.
-template <class Args>
-Tensor fill_spmm(Args& args, const Tensor& x, const std::optional<Tensor>& bias, const std::string& activation,
-                 const std::string& layout) {
-  const bool is_rows = layout == "rows";
-  std::vector<int64_t> shape = shape_of(x);
-  const size_t k_dim = is_rows ? shape.size() - 1 : 1;
-  args.layout = is_rows ? Layout::kRows : Layout::kColumns;
-  args.epilogue = make_epilogue(bias, activation, args.weight.rows);
-  shape[k_dim] = args.weight.rows;
-  const Tensor y = new_tensor(x, shape, ScalarType::Float);
-  args.batch = is_rows ? 1 : shape[0];
-  args.columns = is_rows ? product(shape, 0, k_dim) : product(shape, 2, shape.size());
-  args.ldx = is_rows ? args.weight.cols : args.columns;
-  args.ldy = is_rows ? args.weight.rows : args.columns;
-  args.x_batch_stride = args.weight.cols * args.columns;
-  args.y_batch_stride = args.weight.rows * args.columns;
-  args.x = x.const_data_ptr<float>();
-  args.y = y.mutable_data_ptr<float>();
-  return y;
-}
-
 // K, after x and layout are known to have one.
 int64_t input_features(const Tensor& x, const std::string& layout) {
   check(layout == "rows" || layout == "columns", "expected layout rows or columns, got '", layout, "'");
@@ -44,32 +23,59 @@ int64_t input_features(const Tensor& x, const std::string& layout) {
   return x.size(is_rows ? x.dim() - 1 : 1);
 }
 
-Tensor spmm_csr(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                const std::optional<Tensor>& bias, const std::string& activation, const std::string& layout,
-                const std::string& kernel) {
-  const Tensor x = float_input(x_any);
-  SpmmArgs args;
-  args.weight = csr_view<float>(row_ptr, col_idx, values, input_features(x, layout));
-  const Tensor y = fill_spmm(args, x, bias, activation, layout);
+// Everything but the weight, which args has; rows: what run's rows argument counts.
+template <class Args, class Rows>
+Tensor run_spmm(Args& args, std::span<const Kernel<Args>> kernels, const Rows& rows, const Tensor& x_any,
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::string& activation,
+                const std::string& layout, const std::string& kernel) {
+  const Tensor x = activations(x_any, args.dtype);
+  const bool is_rows = layout == "rows";
+  std::vector<int64_t> shape = shape_of(x);
+  const size_t k_dim = is_rows ? shape.size() - 1 : 1;
+  args.layout = is_rows ? Layout::kRows : Layout::kColumns;
+  args.epilogue = make_epilogue(bias, activation, args.weight.rows);
+  shape[k_dim] = args.weight.rows;
+  const Tensor y = new_tensor(x, shape, x.scalar_type());
+  Tensor kept = y;
+  args.batch = is_rows ? 1 : shape[0];
+  args.columns = is_rows ? product(shape, 0, k_dim) : product(shape, 2, shape.size());
+  args.ldx = is_rows ? args.weight.cols : args.columns;
+  args.ldy = is_rows ? args.weight.rows : args.columns;
+  args.x_batch_stride = args.weight.cols * args.columns;
+  args.y_batch_stride = args.weight.rows * args.columns;
+  args.x = x.const_data_ptr();
+  args.y = y.mutable_data_ptr();
+  args.residual = residual_input(residual, y, kept);
   if (y.numel() == 0) return y;
-  run_kernel(choose_kernel(spmm_kernels(), kernel, args), args, CsrRows<float>{args.weight},
-             args.weight.nnz * args.batch * args.columns);
+  run_kernel(choose_kernel(kernels, kernel, args), args, rows, stored_values(args.weight) * args.batch * args.columns);
   return y;
 }
 
-Tensor spmm_panel(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
-                  const std::optional<Tensor>& bias, const std::string& activation, const std::string& layout,
-                  const std::string& kernel) {
-  const Tensor x = float_input(x_any);
+// values [nnz] is CSR, [nnz, 4 or 8] is CSR of blocks of rows.
+Tensor spmm_csr(const Tensor& x, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::string& activation,
+                const std::string& layout, const std::string& kernel) {
+  const int64_t K = input_features(x, layout);
+  if (values.dim() == 2) {
+    SpmmBlockArgs args;
+    args.weight = block_csr_view(row_ptr, col_idx, values, K);
+    return run_spmm(args, spmm_block_kernels(), BlockCsrRows<float>{args.weight}, x, bias, residual, activation, layout,
+                    kernel);
+  }
+  SpmmArgs args;
+  args.weight = csr_view<float>(row_ptr, col_idx, values, K);
+  return run_spmm(args, spmm_kernels(), CsrRows<float>{args.weight}, x, bias, residual, activation, layout, kernel);
+}
+
+Tensor spmm_panel(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                  const std::string& activation, const std::string& layout, const std::string& kernel) {
   SpmmPanelArgs args;
   args.weight = panel_view(weight, sizes);
   const int64_t K = input_features(x, layout);
   check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
-  const Tensor y = fill_spmm(args, x, bias, activation, layout);
-  if (y.numel() == 0) return y;
-  run_kernel(choose_kernel(spmm_panel_kernels(), kernel, args), args, PanelRows<float>{args.weight},
-             args.weight.nnz * args.batch * args.columns);
-  return y;
+  return run_spmm(args, spmm_panel_kernels(), PanelRows<float>{args.weight}, x, bias, residual, activation, layout,
+                  kernel);
 }
 
 }  // namespace
@@ -77,11 +83,11 @@ Tensor spmm_panel(const Tensor& x_any, const std::vector<Tensor>& weight, const 
 // No defaults beside Tensor[]: PyTorch's autograd counts arguments before it fills defaults in.
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
-      "spmm_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias=None, str activation='none', "
-      "str layout='rows', str kernel_name='') -> Tensor");
+      "spmm_csr(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor? bias=None, Tensor? residual=None, "
+      "str activation='none', str layout='rows', str kernel_name='') -> Tensor");
   m.def(
-      "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, str activation, str layout, "
-      "str kernel_name) -> Tensor");
+      "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
+      "str layout, str kernel_name) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {

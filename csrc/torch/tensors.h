@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "torch/checks.h"
@@ -24,10 +25,41 @@ inline int64_t product(const std::vector<int64_t>& shape, size_t begin, size_t e
   return result;
 }
 
-inline Tensor float_input(const Tensor& x) {
+inline Tensor on_cpu(const Tensor& x) {
   check(x.is_cpu(), "expected x on the CPU; there is no CUDA kernel for this operation yet");
-  check(x.scalar_type() == ScalarType::Float, "expected float32 x; convert it with .float()");
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+inline Tensor float_input(const Tensor& x) {
+  check(x.scalar_type() == ScalarType::Float, "expected float32 x; convert it with .float()");
+  return on_cpu(x);
+}
+
+// Activations of any dtype that float kernels take, and which one.
+inline Tensor activations(const Tensor& x, Dtype& dtype) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      dtype = Dtype::kFloat32;
+      break;
+    case ScalarType::BFloat16:
+      dtype = Dtype::kBFloat16;
+      break;
+    case ScalarType::Half:
+      dtype = Dtype::kFloat16;
+      break;
+    default:
+      fail("expected float32, float16 or bfloat16 x; convert it with .float()");
+  }
+  return on_cpu(x);
+}
+
+// What is added to y: contiguous, of its shape and dtype, or null. `kept` owns it.
+inline const void* residual_input(const std::optional<Tensor>& residual, const Tensor& y, Tensor& kept) {
+  if (!residual) return nullptr;
+  check(residual->scalar_type() == y.scalar_type() && shape_of(*residual) == shape_of(y),
+        "expected a residual of the output's dtype and shape ", shape_text(y), ", got shape ", shape_text(*residual));
+  kept = on_cpu(*residual);
+  return kept.const_data_ptr();
 }
 
 }  // namespace sparsecore::torch_binding

@@ -1,10 +1,12 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
 from sparsecore.nn.base import CompressedModule, put_layer
-from sparsecore.nn.conv import Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.linear import Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
+from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
+from sparsecore.nn.linear import BlockLinear, Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
 
 __all__ = [
+    "BlockConv2d",
+    "BlockLinear",
     "CompressedModule",
     "Int8Conv2d",
     "Int8Linear",

@@ -41,6 +41,7 @@ class CompressedModule(nn.Module):
     """
 
     buffer_names: ClassVar[tuple[str, ...]]
+    takes_16_bits: ClassVar[bool] = False  # its operations take bfloat16 and float16 activations
     keywords: ClassVar[tuple[str, ...]] = ("activation", "kernel")
     dense_type: ClassVar[type[nn.Module]]
     bias: nn.Parameter | None
@@ -99,7 +100,7 @@ class CompressedModule(nn.Module):
         raise NotImplementedError
 
     def _run(self, x: Tensor) -> Tensor:
-        """Do the layer on float32 activations."""
+        """Do the layer on float32 activations, or on 16-bit ones if it takes them."""
         raise NotImplementedError
 
     def to_dense_module(self) -> nn.Module:
@@ -186,7 +187,7 @@ class CompressedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        if x.dtype == torch.float32:
+        if x.dtype == torch.float32 or self.takes_16_bits:
             return self._run(x)
         return self._run(widen(x)).to(x.dtype)
 

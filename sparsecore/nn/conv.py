@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.formats.block_csr import BLOCK_ROWS
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
+from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
 Pair = tuple[int, int]
 
@@ -117,11 +118,37 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
     def _convolve(self, x: Tensor) -> Tensor:
         arguments = self._arguments()
         if self.is_product:
-            y = raw.spmm_csr(x, *arguments, self.activation, "columns", self.kernel)
+            y = raw.spmm_csr(x, *arguments, None, self.activation, "columns", self.kernel)
         else:
             settings = tuple(getattr(self, name) for name in Conv2dGeometry.keywords)
-            y = raw.conv2d_csr(x, *arguments, *settings, self.activation, self.kernel)
+            y = raw.conv2d_csr(x, *arguments, None, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
+
+
+class BlockConv2d(SparseConv2d, BlockStorage):
+    """SparseConv2d for a weight that was pruned in blocks of 4 or 8 rows; the outputs are equal.
+
+    Example:
+        >>> layer = BlockConv2d.from_dense(nn.Conv2d(3, 8, 3, padding="same"))
+        >>> layer(torch.randn(2, 3, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        block_rows: int = BLOCK_ROWS[0],
+        groups: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(weight, bias, groups=groups, block_rows=block_rows, **options)
+        if self.out_channels // self.groups % block_rows:
+            raise UnsupportedError(
+                f"expected groups of whole blocks of {block_rows} rows, got {self.out_channels} rows in {groups} "
+                f"groups; use SparseConv2d"
+            )
 
 
 class PanelConv2d(Conv2dGeometry, PanelStorage):
@@ -166,10 +193,10 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
     def _convolve(self, x: Tensor) -> Tensor:
         arguments = self._arguments()
         if self.is_product:
-            y = raw.spmm_panel(x, *arguments, self.activation, "columns", self.kernel)
+            y = raw.spmm_panel(x, *arguments, None, self.activation, "columns", self.kernel)
         else:
             settings = (self.kernel_size, self.stride, self.padding, self.dilation)
-            y = raw.conv2d_panel(x, *arguments, *settings, self.activation, self.kernel)
+            y = raw.conv2d_panel(x, *arguments, None, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
 
 

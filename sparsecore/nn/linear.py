@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsecore._native import raw
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
+from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
 
 class LinearGeometry(CompressedModule):
@@ -52,8 +52,19 @@ class SparseLinear(LinearGeometry, CsrStorage):
     """
 
     def _run(self, x: Tensor) -> Tensor:
-        settings = (self.activation, "rows", self.kernel)
+        settings = (None, self.activation, "rows", self.kernel)
         return cast(Tensor, raw.spmm_csr(x, *self._arguments(), *settings))
+
+
+class BlockLinear(SparseLinear, BlockStorage):
+    """SparseLinear for a weight that was pruned in blocks of 4 or 8 rows; the outputs are equal.
+
+    Example:
+        >>> import torch
+        >>> layer = BlockLinear.from_dense(nn.Linear(8, 4))
+        >>> layer(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
 
 
 class PanelLinear(LinearGeometry, PanelStorage):
@@ -84,7 +95,7 @@ class PanelLinear(LinearGeometry, PanelStorage):
         return {"panel_cols": fit_panel_cols(min(max(rows, 1), TILE_COLUMNS))}
 
     def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, raw.spmm_panel(x, *self._arguments(), self.activation, "rows", self.kernel))
+        return cast(Tensor, raw.spmm_panel(x, *self._arguments(), None, self.activation, "rows", self.kernel))
 
 
 class Int8Linear(LinearGeometry, Int8Storage):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import CsrWeight, Int8Weight
-from sparsecore.formats.panel import TENSOR_NAMES, PanelWeight
+from sparsecore.formats import BlockCsrWeight, CsrWeight, Int8Weight, PanelWeight, block_csr, panel
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
@@ -21,6 +20,7 @@ MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csr
 class CsrStorage(CompressedModule):
     """Float CSR."""
 
+    takes_16_bits: ClassVar[bool] = True
     buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values")
     row_ptr: Tensor
     col_idx: Tensor
@@ -40,52 +40,40 @@ class CsrStorage(CompressedModule):
         return row_ptr, col_idx, widen(values), None if bias is None else widen(bias)
 
 
-class PanelStorage(CsrStorage):
-    """Float CSR, packed for kernels that keep a panel of activations in the first-level cache.
+class PackedStorage(CsrStorage):
+    """Float CSR, packed for kernels that want it in another order.
 
     In memory there is the packed form alone; ``state_dict()``, ``tensors()`` and bundles hold CSR.
-
-    Args:
-        panel_cols: columns of a panel.
     """
 
-    keywords: ClassVar[tuple[str, ...]] = ("panel_cols",)
-    panel_cols: int
+    packed_names: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        weight: WeightFormat,
-        bias: Tensor | None = None,
-        *,
-        panel_cols: int,
-        **options: Any,
-    ) -> None:
-        self.__dict__["panel_cols"] = panel_cols  # before nn.Module is set up: _hold() needs it
-        super().__init__(weight, bias, **options)
+    def _pack(self, weight: CsrWeight) -> PanelWeight | BlockCsrWeight:
+        """Pack the weight, with values widened to float32 (they are read as often as there are activations)."""
+        raise NotImplementedError
+
+    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Give row_ptr, col_idx and values back."""
+        raise NotImplementedError
 
     def _hold(self, weight: WeightFormat) -> None:
         assert isinstance(weight, CsrWeight)
-        packed = PanelWeight.pack(weight, self.panel_cols)
-        self.sizes = packed.sizes
-        for name, tensor in zip(TENSOR_NAMES, packed.tensors, strict=True):
+        packed = self._pack(weight)
+        for name, tensor in zip(self.packed_names, packed.tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _packed(self) -> list[Tensor]:
         buffers = cast("dict[str, Tensor]", self._buffers)
-        return [buffers[name] for name in TENSOR_NAMES]
+        return [buffers[name] for name in self.packed_names]
 
     def _stored(self) -> dict[str, Tensor]:
-        arrays = raw.unpack_panel(self._packed(), self.sizes)
-        return dict(zip(self.buffer_names, arrays, strict=True))
-
-    def _arguments(self) -> tuple[Any, ...]:
-        bias = self._parameters["bias"]
-        return self._packed(), self.sizes, None if bias is None else widen(bias)
+        return dict(zip(self.buffer_names, self._unpack_stored(), strict=True))
 
     def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
+        assert isinstance(self, PackedStorage)
         packed = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name in TENSOR_NAMES:  # model.half() leaves the packed float32 values to their kernels
+        for name in self.packed_names:  # model.half() leaves the packed float32 values to their kernels
             tensor = self._buffers[name]
             if tensor is not None and tensor.dtype != packed[name].dtype:  # type: ignore[union-attr]
                 self._buffers[name] = packed[name].to(tensor.device)  # type: ignore[union-attr]
@@ -106,6 +94,74 @@ class PanelStorage(CsrStorage):
         nn.Module._load_from_state_dict(self, rest, prefix, local_metadata, *args)
         missing_keys = args[1]  # after strict
         missing_keys.extend(prefix + name for name in self.buffer_names if name not in names)
+
+
+class PanelStorage(PackedStorage):
+    """Float CSR, packed for kernels that keep a panel of activations in the first-level cache.
+
+    Args:
+        panel_cols: columns of a panel.
+    """
+
+    keywords: ClassVar[tuple[str, ...]] = ("panel_cols",)
+    packed_names: ClassVar[tuple[str, ...]] = panel.TENSOR_NAMES
+    panel_cols: int
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        panel_cols: int,
+        **options: Any,
+    ) -> None:
+        self.__dict__["panel_cols"] = panel_cols  # before nn.Module is set up: _hold() needs it
+        super().__init__(weight, bias, **options)
+
+    def _pack(self, weight: CsrWeight) -> PanelWeight:
+        packed = PanelWeight.pack(weight.to(torch.float32), self.panel_cols)
+        self.sizes = packed.sizes
+        return packed
+
+    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        return raw.unpack_panel(self._packed(), self.sizes)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        bias = self._parameters["bias"]
+        return self._packed(), self.sizes, None if bias is None else widen(bias)
+
+
+class BlockStorage(PackedStorage):
+    """Float CSR of blocks of rows, for weights that were pruned in them (``pattern="4x1"``).
+
+    Args:
+        block_rows: 4 or 8.
+    """
+
+    keywords: ClassVar[tuple[str, ...]] = ("block_rows",)
+    packed_names: ClassVar[tuple[str, ...]] = block_csr.TENSOR_NAMES
+    block_rows: int
+
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        block_rows: int = block_csr.BLOCK_ROWS[0],
+        **options: Any,
+    ) -> None:
+        self.__dict__["block_rows"] = block_rows  # before nn.Module is set up: _hold() needs it
+        super().__init__(weight, bias, **options)
+
+    def _pack(self, weight: CsrWeight) -> BlockCsrWeight:
+        return BlockCsrWeight.pack(weight.to(torch.float32), self.block_rows)
+
+    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        return block_csr.unblock(*self._packed())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        bias = self._parameters["bias"]
+        return *self._packed(), None if bias is None else widen(bias)
 
 
 class QuantizedStorage(CompressedModule):

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from sparsecore import _C
+from sparsecore.errors import UnsupportedError
 from sparsecore.nn import (
+    BlockConv2d,
+    BlockLinear,
     CompressedModule,
     Int8Conv2d,
     Int8Linear,
@@ -36,6 +39,22 @@ def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
 
 def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> _Maker:
     return lambda layer, shape: kind.from_dense(layer, **(kind.fit(layer, shape) if shape else {}))
+
+
+# Weights that were pruned in blocks, but for a zero here and there. Others would multiply with many zeros.
+LEAST_BLOCK_FILL = 0.9
+
+
+def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> _Maker:
+    def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        if weight_statistics(layer).N % block_rows:
+            raise UnsupportedError(f"expected N that is a multiple of {block_rows}; use panels")
+        block = kind.from_dense(layer, block_rows=block_rows)
+        if weight_statistics(block).nnz < LEAST_BLOCK_FILL * block.values.numel():
+            raise UnsupportedError(f"expected a weight that was pruned in blocks of {block_rows} rows; use panels")
+        return block
+
+    return make
 
 
 _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
@@ -66,11 +85,15 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     nn.Linear: {
         DENSE: _same,
         "panel": _panel(PanelLinear),
+        "4x1": _blocks(BlockLinear, 4),
+        "8x1": _blocks(BlockLinear, 8),
         "csr": _any_shape(SparseLinear.from_dense),
     },
     nn.Conv2d: {
         DENSE: _same,
         "panel": _panel(PanelConv2d),
+        "4x1": _blocks(BlockConv2d, 4),
+        "8x1": _blocks(BlockConv2d, 8),
         "csr": _any_shape(SparseConv2d.from_dense),
     },
     Int8Linear: {
@@ -87,6 +110,8 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     },
     PanelLinear: {DENSE: _dense, "panel": _same},
     PanelConv2d: {DENSE: _dense, "panel": _same},
+    BlockLinear: {DENSE: _dense, "block": _same},
+    BlockConv2d: {DENSE: _dense, "block": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
     SparseConv2d: {DENSE: _dense, "csr": _same},
     SparseInt8Linear: {DENSE: _dense, "csr int8": _same},
@@ -99,6 +124,8 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     SparseConv2d: ("csr", "conv2d"),
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
+    BlockLinear: ("block", "spmm_block"),
+    BlockConv2d: ("block", "conv2d_block"),
     Int8Linear: ("int8", "gemm_int8"),
     Int8Conv2d: ("int8", "gemm_int8"),
     SparseInt8Linear: ("csr int8", "spmm_int8"),
@@ -128,7 +155,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
     """Count the non-zeros of a layer's weight."""
     if isinstance(layer, CompressedModule):
         N, K = layer.weight_shape
-        stored = layer.get_buffer("values" if hasattr(layer, "values") else "q")
+        stored = layer.get_buffer("values" if "values" in layer._buffers else "q")
         return WeightStatistics(N, K, int(torch.count_nonzero(stored)))
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
@@ -136,7 +163,9 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``csr``, ``int8`` or ``csr int8``."""
+    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``csr``, ``int8`` or ``csr int8``."""
+    if isinstance(layer, BlockLinear | BlockConv2d):
+        return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]
 
 

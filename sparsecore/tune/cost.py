@@ -7,7 +7,7 @@ from sparsecore.tune.candidates import DENSE, WeightStatistics
 # Shares of the FMA peak as measured (benchmarks/NOTES.md), at many columns of activations. Their ratio decides; the
 # peak itself cancels out.
 DENSE_SHARE = 0.75
-SHARES = {"csr": 0.3, "csr int8": 0.3, "panel": 0.45}
+SHARES = {"csr": 0.3, "csr int8": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6}
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
 DENSE_BYTES = 4.0
 SPARSE_BYTES = 8.0

@@ -12,8 +12,9 @@
 
 namespace sparsecore {
 
-// Sparse weight x dense activations, float32 accumulation in CSR order with fused multiply-add.
-// Only stored entries contribute: 0 * NaN of a missing entry is skipped.
+// Sparse weight x dense activations, float32 sums with fused multiply-add: y = activation(W x + bias + residual).
+// Only stored entries contribute: 0 * NaN of a missing entry is skipped. x, y and the residual are of one dtype; its
+// numbers are widened exactly on the way in and rounded to nearest even on the way out.
 enum class Layout {
   kRows,     // x[M, K], y[M, N]: linear layers
   kColumns,  // x[batch, K, P], y[batch, N, P]: 1x1 convolutions
@@ -25,21 +26,25 @@ struct SpmmOf {
   Layout layout = Layout::kRows;
   int64_t batch = 1;    // kRows: 1
   int64_t columns = 0;  // kRows: M; kColumns: P
-  const float* x = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;
   int64_t ldx = 0;  // kRows: distance of rows of x; kColumns: of its K planes
   int64_t x_batch_stride = 0;
-  float* y = nullptr;
+  void* y = nullptr;
   int64_t ldy = 0;
   int64_t y_batch_stride = 0;
+  const void* residual = nullptr;  // strides of y, or null
   Epilogue epilogue;
 };
 using SpmmArgs = SpmmOf<CsrView<float>>;
-using SpmmPanelArgs = SpmmOf<PanelView<float>>;  // the rows argument of run counts blocks
+using SpmmBlockArgs = SpmmOf<BlockCsrView<float>>;  // block_rows 4 or 8; the rows argument of run counts blocks
+using SpmmPanelArgs = SpmmOf<PanelView<float>>;     // the rows argument of run counts blocks
 std::span<const Kernel<SpmmArgs>> spmm_kernels();
+std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels();
 std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
 
-// Direct sparse convolution, float32: x[batch, C, H, W], weight[N, C/groups * KH * KW], y[batch, N, OH, OW], dense.
-// Accumulates in CSR order. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).
+// Direct sparse convolution: x[batch, C, H, W], weight[N, C/groups * KH * KW], y and residual[batch, N, OH, OW], all
+// contiguous. Numbers as in spmm. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).
 template <class Weight>
 struct Conv2dOf {
   Weight weight;
@@ -50,13 +55,17 @@ struct Conv2dOf {
   int64_t padding_h = 0, padding_w = 0;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t groups = 1;
-  const float* x = nullptr;
-  float* y = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;
+  void* y = nullptr;
+  const void* residual = nullptr;
   Epilogue epilogue;
 };
 using Conv2dArgs = Conv2dOf<CsrView<float>>;
-using Conv2dPanelArgs = Conv2dOf<PanelView<float>>;  // one group; panels of whole channels; rows of run are blocks
+using Conv2dBlockArgs = Conv2dOf<BlockCsrView<float>>;  // no block in two groups
+using Conv2dPanelArgs = Conv2dOf<PanelView<float>>;     // one group; panels of whole channels; rows of run are blocks
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels();
+std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels();
 std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
 
 // Rows of float32 activations to integers, the zero point already taken off:

@@ -30,6 +30,16 @@ void unpack_csr(const CsrView<T>& weight, Range rows, T* dense);
 template <class T>
 void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
 
+// Blocks of block_rows (at most 8) rows of a CSR weight, in two passes like the above: counts[block] columns that any
+// of its rows has, then those columns with the values of all its rows, zero where a row has none. row_ptr is the
+// running sum of the counts.
+inline constexpr int64_t kMaxBlockCsrRows = 8;
+template <class T>
+void count_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, int64_t* counts);
+template <class T>
+void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, const int32_t* row_ptr,
+                    int32_t* col_idx, T* values);
+
 // Sizes that a PanelView of a CSR weight needs, then its arrays; block_rows in 1 .. 256, panel_cols in 1 .. 255.
 // Linear in nnz + rows * panels. The order of a row's entries stays that of CSR.
 inline constexpr int64_t kMaxBlockRows = 256;

@@ -11,6 +11,15 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+// What activations are stored as; kernels compute in float32.
+enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
 // weight[N, K] in CSR order; col_idx is strictly ascending inside a row.
 //
 //   [ 5 . 7 ]   row_ptr 0 2 2 3      rows + 1 entries, row_ptr[n] .. row_ptr[n + 1] are row n
@@ -26,7 +35,26 @@ struct CsrView {
   const T* values = nullptr;
 };
 
-// The same weight cut into blocks of block_rows rows and panels of panel_cols columns, so that the activations of
+// CSR of block rows: entries are columns of block_rows neighbouring rows that are all stored.
+//
+//   [ 5 . 7 ]   block_rows 2      entry i is values[2 i], values[2 i + 1]
+//   [ 1 . 0 ]   row_ptr 0 2
+//               col_idx 0 2
+//               values  5 1 7 0
+template <class T>
+struct BlockCsrView {
+  int64_t rows = 0;  // N, a multiple of block_rows
+  int64_t cols = 0;  // K
+  int64_t nnz = 0;   // entries: columns of a block, zeros in it included once each
+  int64_t block_rows = 1;
+  const int32_t* row_ptr = nullptr;  // [N / block_rows + 1]
+  const int32_t* col_idx = nullptr;  // [nnz]
+  const T* values = nullptr;         // [nnz, block_rows]
+
+  int64_t num_blocks() const { return rows / block_rows; }
+};
+
+// A CSR weight cut into blocks of block_rows rows and panels of panel_cols columns, so that the activations of
 // one panel stay in the first-level cache while all rows run over them. Private to the panel kernels.
 //
 // A segment is one block in one panel; segment (b, p) is number p * num_blocks + b. It is a list of runs, the entries

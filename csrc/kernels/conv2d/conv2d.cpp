@@ -6,6 +6,9 @@ namespace sparsecore {
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar();
+Kernel<Conv2dBlockArgs> conv2d_block_f32_avx512();
+Kernel<Conv2dBlockArgs> conv2d_block_f32_avx2();
+Kernel<Conv2dBlockArgs> conv2d_block_f32_scalar();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx512();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
@@ -17,6 +20,17 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
       conv2d_csr_f32_avx2(),
 #endif
       conv2d_csr_f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels() {
+  static const Kernel<Conv2dBlockArgs> table[] = {
+#if defined(__x86_64__)
+      conv2d_block_f32_avx512(),
+      conv2d_block_f32_avx2(),
+#endif
+      conv2d_block_f32_scalar(),
   };
   return table;
 }

@@ -3,7 +3,7 @@
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx2,fma")
+SPARSECORE_TARGET_BEGIN("avx2,fma,f16c")
 #include "simd/avx2.h"
 // The algorithm text needs a wrapper before it.
 #include "kernels/conv2d/conv2d_csr_f32.h"
@@ -11,7 +11,11 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 namespace sparsecore {
 
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2() {
-  return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_avx2", Isa::kAvx2);
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dArgs>, Conv2dArgs>("conv2d_csr_f32_avx2", Isa::kAvx2);
+}
+
+Kernel<Conv2dBlockArgs> conv2d_block_f32_avx2() {
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dBlockArgs>, Conv2dBlockArgs>("conv2d_block_f32_avx2", Isa::kAvx2);
 }
 
 }  // namespace sparsecore

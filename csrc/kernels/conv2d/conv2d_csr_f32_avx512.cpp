@@ -11,7 +11,11 @@ SPARSECORE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace sparsecore {
 
 Kernel<Conv2dArgs> conv2d_csr_f32_avx512() {
-  return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_avx512", Isa::kAvx512);
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dArgs>, Conv2dArgs>("conv2d_csr_f32_avx512", Isa::kAvx512);
+}
+
+Kernel<Conv2dBlockArgs> conv2d_block_f32_avx512() {
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dBlockArgs>, Conv2dBlockArgs>("conv2d_block_f32_avx512", Isa::kAvx512);
 }
 
 }  // namespace sparsecore

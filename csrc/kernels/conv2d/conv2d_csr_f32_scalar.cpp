@@ -5,7 +5,11 @@
 namespace sparsecore {
 
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar() {
-  return make_kernel<Conv2dCsrF32<Simd>, Conv2dArgs>("conv2d_csr_f32_scalar", Isa::kScalar);
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dArgs>, Conv2dArgs>("conv2d_csr_f32_scalar", Isa::kScalar);
+}
+
+Kernel<Conv2dBlockArgs> conv2d_block_f32_scalar() {
+  return make_kernel<Conv2dCsrF32<Simd, Conv2dBlockArgs>, Conv2dBlockArgs>("conv2d_block_f32_scalar", Isa::kScalar);
 }
 
 }  // namespace sparsecore

@@ -58,42 +58,38 @@ struct Conv2dPanelF32 {
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       const int64_t image = t / strips_per_image<S>(plan);
       const int64_t begin = t % strips_per_image<S>(plan) * plan.vectors * S::kLanes;
-      const int64_t count = smaller(plan.vectors * S::kLanes, plan.positions - begin);
+      const StripOutput output{image, begin, smaller(plan.vectors * S::kLanes, plan.positions - begin)};
       const int64_t num_pieces = fill_pieces(args, plan, begin, pieces);
       fill_zero(strip, strip_floats(args, plan));
-      with_vectors<kMaxPanelVectors<S>>(static_cast<int>(divide_up(count, S::kLanes)), [&](auto vectors) {
-        run_strip<decltype(vectors)::value>(args, plan, blocks, image, begin, count, pieces, num_pieces, strip, partial,
-                                            offsets);
+      with_vectors<kMaxPanelVectors<S>>(static_cast<int>(divide_up(output.count, S::kLanes)), [&](auto count) {
+        run_strip<decltype(count)::value>(args, plan, blocks, output, pieces, num_pieces, strip, partial, offsets);
       });
     }
   }
 
   template <int V>
-  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, int64_t image, int64_t begin,
-                        int64_t count, const Piece* pieces, int64_t num_pieces, float* strip, float* partial,
-                        const int32_t* offsets) {
+  static void run_strip(const Conv2dPanelArgs& args, const Conv2dPlan& plan, Range blocks, const StripOutput& output,
+                        const Piece* pieces, int64_t num_pieces, float* strip, float* partial, const int32_t* offsets) {
     constexpr int64_t W = V * S::kLanes;
     const PanelView<float>& weight = args.weight;
-    const bool is_direct = plan.pitch == args.out_width && count == W;
+    float* direct = direct_output(args, plan, output, W);
+    const int64_t row_floats = args.out_height * args.out_width;
     const int64_t step = chunk_blocks(weight, W);
     for (int64_t block = blocks.begin; block < blocks.end; block += step) {
       const Range chunk{block, smaller(block + step, blocks.end)};
+      const Range rows = rows_of(weight, chunk);
+      if (args.residual != nullptr) load_residual<S>(args, plan, output, rows, W, partial);
       run_chunk<S, V>(
-          weight, args.epilogue, chunk, strip, partial,
+          weight, args.epilogue, args.residual != nullptr, chunk, strip, partial,
           [&](int64_t panel) {
             const int64_t c = panel * panel_channels(args);
             const Range channels{c, smaller(c + panel_channels(args), args.channels)};
-            pack_strip<S>(args, plan, image, channels, pieces, num_pieces, strip);
+            pack_strip<S>(args, plan, output.image, channels, pieces, num_pieces, strip);
           },
           [=](int64_t column) SPARSECORE_LAMBDA_INLINE { return int64_t(offsets[column]); },
-          [&](int64_t n, float* sums)
-              SPARSECORE_LAMBDA_INLINE { return is_direct ? output_plane(args, image, n) + begin : sums; });
-      if (is_direct) continue;
-      const int64_t n = chunk.begin * weight.block_rows;
-      const int64_t n_end = smaller(chunk.end * weight.block_rows, weight.rows);
-      for (int64_t i = n; i < n_end; ++i) {
-        store_positions<S>(args, plan.pitch, partial + (i - n) * W, begin, count, output_plane(args, image, i));
-      }
+          [=](int64_t n, float* sums)
+              SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * row_floats : sums; });
+      if (direct == nullptr) store_strip<S>(args, plan, output, rows, W, partial);
     }
   }
 };

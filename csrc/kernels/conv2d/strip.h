@@ -105,9 +105,8 @@ SPARSECORE_INLINE void fill_offsets(const Args& args, const Conv2dPlan& plan, in
     const int64_t plane_h = phases_before(h % args.stride_h, args.stride_h, args.dilation_h, args.kernel_h);
     for (int64_t kw = 0; kw < args.kernel_w; ++kw) {
       const int64_t w = kw * args.dilation_w;
-      const int64_t plane_w = plan.plane_per_kw ? kw
-                                                : phases_before(w % args.stride_w, args.stride_w, args.dilation_w,
-                                                                args.kernel_w);
+      const int64_t plane_w =
+          plan.plane_per_kw ? kw : phases_before(w % args.stride_w, args.stride_w, args.dilation_w, args.kernel_w);
       const int64_t shift = h / args.stride_h * plan.pitch + (plan.plane_per_kw ? 0 : w / args.stride_w);
       const int64_t first = (plane_h * plan.planes_w + plane_w) * plan.plane_floats + shift;
       for (int64_t c = 0; c < channels; ++c) {
@@ -159,11 +158,11 @@ int64_t fill_pieces(const Args& args, const Conv2dPlan& plan, int64_t begin, Pie
 }
 
 // dst[i] = src[i * stride] for i < n; nothing past the last of them is read.
-template <class S>
-SPARSECORE_INLINE void copy_strided(const float* src, int64_t stride, float* dst, int64_t n) {
+template <class S, class T>
+SPARSECORE_INLINE void copy_strided(const T* src, int64_t stride, float* dst, int64_t n) {
   constexpr int L = S::kLanes;
   if (stride == 1) {
-    copy_floats<S>(src, dst, n);
+    copy_numbers<S>(src, dst, n);
   } else if (stride == 2) {
     int64_t i = 0;
     for (; i + L <= n; i += L) {
@@ -176,19 +175,22 @@ SPARSECORE_INLINE void copy_strided(const float* src, int64_t stride, float* dst
       S::store_n(dst + i, S::even(low, high), count);
     }
   } else {
-    for (int64_t i = 0; i < n; ++i) dst[i] = src[i * stride];
+    for (int64_t i = 0; i < n; ++i) S::store_n(dst + i, S::load_n(src + i * stride, 1), 1);
   }
 }
 
 template <class S, class Args>
 void pack_strip(const Args& args, const Conv2dPlan& plan, int64_t image, Range channels, const Piece* pieces,
                 int64_t num_pieces, float* strip) {
-  for (int64_t c = channels.begin; c < channels.end; ++c, strip += plan.channel_floats()) {
-    const float* plane = args.x + (image * args.channels + c) * args.height * args.width;
-    for (int64_t i = 0; i < num_pieces; ++i) {
-      copy_strided<S>(plane + pieces[i].from, args.stride_w, strip + pieces[i].to, pieces[i].length);
+  with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
+    using T = typename decltype(tag)::type;
+    for (int64_t c = channels.begin; c < channels.end; ++c, strip += plan.channel_floats()) {
+      const T* plane = static_cast<const T*>(args.x) + (image * args.channels + c) * args.height * args.width;
+      for (int64_t i = 0; i < num_pieces; ++i) {
+        copy_strided<S>(plane + pieces[i].from, args.stride_w, strip + pieces[i].to, pieces[i].length);
+      }
     }
-  }
+  });
 }
 
 template <class Args>
@@ -196,22 +198,62 @@ SPARSECORE_INLINE bool is_empty(const Args& args) {
   return args.batch == 0 || args.out_height == 0 || args.out_width == 0;
 }
 
+// Where row n of an image begins in y and in the residual.
 template <class Args>
-SPARSECORE_INLINE float* output_plane(const Args& args, int64_t image, int64_t n) {
-  return args.y + (image * args.weight.rows + n) * args.out_height * args.out_width;
+SPARSECORE_INLINE int64_t output_offset(const Args& args, int64_t image, int64_t n) {
+  return (image * args.weight.rows + n) * args.out_height * args.out_width;
 }
 
-// Drops the grid positions right of the last output column.
-template <class S, class Args>
-SPARSECORE_INLINE void store_positions(const Args& args, int64_t pitch, const float* out, int64_t begin, int64_t count,
-                                       float* plane) {
-  for (int64_t done = 0; done < count;) {
-    const int64_t oh = (begin + done) / pitch, ow = (begin + done) % pitch;
-    const int64_t length = smaller(pitch - ow, count - done);
-    const int64_t kept = smaller(args.out_width - ow, length);
-    if (kept > 0) copy_floats<S>(out + done, plane + oh * args.out_width + ow, kept);
-    done += length;
+// Grid positions [begin, begin + count) of rows n, without those right of the last output column.
+struct StripOutput {
+  int64_t image;
+  int64_t begin;
+  int64_t count;
+
+  // function(offset of a part of row n in y, offset in the strip's row, length)
+  template <class Args, class Function>
+  SPARSECORE_INLINE void for_each_part(const Args& args, int64_t pitch, int64_t n, Function function) const {
+    for (int64_t done = 0; done < count;) {
+      const int64_t oh = (begin + done) / pitch, ow = (begin + done) % pitch;
+      const int64_t length = smaller(pitch - ow, count - done);
+      const int64_t kept = smaller(args.out_width - ow, length);
+      if (kept > 0) function(output_offset(args, image, n) + oh * args.out_width + ow, done, kept);
+      done += length;
+    }
   }
+};
+
+// Rows n of y from rows[n.size()][W], and of the residual to it.
+template <class S, class Args>
+void store_strip(const Args& args, const Conv2dPlan& plan, const StripOutput& output, Range n, int64_t W,
+                 const float* rows) {
+  with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = n.begin; i < n.end; ++i, rows += W) {
+      output.for_each_part(args, plan.pitch, i, [&](int64_t to, int64_t at, int64_t length) SPARSECORE_LAMBDA_INLINE {
+        copy_numbers<S>(rows + at, static_cast<T*>(args.y) + to, length);
+      });
+    }
+  });
+}
+template <class S, class Args>
+void load_residual(const Args& args, const Conv2dPlan& plan, const StripOutput& output, Range n, int64_t W,
+                   float* rows) {
+  with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = n.begin; i < n.end; ++i, rows += W) {
+      output.for_each_part(args, plan.pitch, i, [&](int64_t from, int64_t at, int64_t length) SPARSECORE_LAMBDA_INLINE {
+        copy_numbers<S>(static_cast<const T*>(args.residual) + from, rows + at, length);
+      });
+    }
+  });
+}
+
+// Where the strip of row 0 lies in y if it is consecutive there and float32; else null.
+template <class Args>
+SPARSECORE_INLINE float* direct_output(const Args& args, const Conv2dPlan& plan, const StripOutput& output, int64_t W) {
+  if (plan.pitch != args.out_width || output.count != W || args.dtype != Dtype::kFloat32) return nullptr;
+  return static_cast<float*>(args.y) + output_offset(args, output.image, 0) + output.begin;
 }
 
 }  // namespace

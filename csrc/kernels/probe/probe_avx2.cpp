@@ -3,7 +3,7 @@
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx2,fma")
+SPARSECORE_TARGET_BEGIN("avx2,fma,f16c")
 #include "simd/avx2.h"
 // The algorithm text needs a wrapper before it.
 #include "kernels/probe/probe.h"

@@ -3,7 +3,7 @@
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx2,fma")
+SPARSECORE_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/quantize/quantize_f32s16.h"
 #include "simd/avx2.h"
 

@@ -6,6 +6,9 @@ namespace sparsecore {
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_scalar();
+Kernel<SpmmBlockArgs> spmm_block_f32_avx512();
+Kernel<SpmmBlockArgs> spmm_block_f32_avx2();
+Kernel<SpmmBlockArgs> spmm_block_f32_scalar();
 Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
@@ -29,6 +32,17 @@ std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
       spmm_csr_s16s8f32_avx2(),
 #endif
       spmm_csr_s16s8f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels() {
+  static const Kernel<SpmmBlockArgs> table[] = {
+#if defined(__x86_64__)
+      spmm_block_f32_avx512(),
+      spmm_block_f32_avx2(),
+#endif
+      spmm_block_f32_scalar(),
   };
   return table;
 }

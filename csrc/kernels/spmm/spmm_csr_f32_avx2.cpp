@@ -3,7 +3,7 @@
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx2,fma")
+SPARSECORE_TARGET_BEGIN("avx2,fma,f16c")
 #include "simd/avx2.h"
 // The algorithm text needs a wrapper before it.
 #include "kernels/spmm/spmm_csr_f32.h"
@@ -11,7 +11,11 @@ SPARSECORE_TARGET_BEGIN("avx2,fma")
 namespace sparsecore {
 
 Kernel<SpmmArgs> spmm_csr_f32_avx2() {
-  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx2", Isa::kAvx2);
+  return make_kernel<SpmmCsrF32<Simd, SpmmArgs>, SpmmArgs>("spmm_csr_f32_avx2", Isa::kAvx2);
+}
+
+Kernel<SpmmBlockArgs> spmm_block_f32_avx2() {
+  return make_kernel<SpmmCsrF32<Simd, SpmmBlockArgs>, SpmmBlockArgs>("spmm_block_f32_avx2", Isa::kAvx2);
 }
 
 }  // namespace sparsecore

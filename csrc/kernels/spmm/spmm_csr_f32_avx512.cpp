@@ -11,7 +11,11 @@ SPARSECORE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace sparsecore {
 
 Kernel<SpmmArgs> spmm_csr_f32_avx512() {
-  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_avx512", Isa::kAvx512);
+  return make_kernel<SpmmCsrF32<Simd, SpmmArgs>, SpmmArgs>("spmm_csr_f32_avx512", Isa::kAvx512);
+}
+
+Kernel<SpmmBlockArgs> spmm_block_f32_avx512() {
+  return make_kernel<SpmmCsrF32<Simd, SpmmBlockArgs>, SpmmBlockArgs>("spmm_block_f32_avx512", Isa::kAvx512);
 }
 
 }  // namespace sparsecore

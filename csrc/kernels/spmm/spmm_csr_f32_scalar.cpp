@@ -5,7 +5,11 @@
 namespace sparsecore {
 
 Kernel<SpmmArgs> spmm_csr_f32_scalar() {
-  return make_kernel<SpmmCsrF32<Simd>, SpmmArgs>("spmm_csr_f32_scalar", Isa::kScalar);
+  return make_kernel<SpmmCsrF32<Simd, SpmmArgs>, SpmmArgs>("spmm_csr_f32_scalar", Isa::kScalar);
+}
+
+Kernel<SpmmBlockArgs> spmm_block_f32_scalar() {
+  return make_kernel<SpmmCsrF32<Simd, SpmmBlockArgs>, SpmmBlockArgs>("spmm_block_f32_scalar", Isa::kScalar);
 }
 
 }  // namespace sparsecore

@@ -10,7 +10,7 @@
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx2,fma")
+SPARSECORE_TARGET_BEGIN("avx2,fma,f16c")
 #include "simd/avx2.h"
 // The algorithm text needs a wrapper before it.
 #include "kernels/tile.h"
@@ -135,7 +135,7 @@ struct SpmmInt8Avx2 {
         float* out = static_cast<float*>(scratch);
         float* x_scale = out + Simd::kLanes * W;
         int16_t* tile = reinterpret_cast<int16_t*>(x_scale + W);
-        copy_floats<Simd>(args.x_scale + begin, x_scale, width);
+        copy_numbers<Simd>(args.x_scale + begin, x_scale, width);
         fill_zero(x_scale + width, W - width);
         pack_tile(args, begin, width, W, tile);
         run_tile<V>(args, rows, begin, width, tile, x_scale, out);

@@ -28,11 +28,11 @@ struct SpmmPanelF32 {
   }
 
   static void run(const SpmmPanelArgs& args, Range blocks, Range tiles, void* scratch) {
-    const int64_t width = tile_vectors(args) * S::kLanes;
+    const int64_t W = tile_vectors(args) * S::kLanes;
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-      const int64_t columns = smaller(width, num_columns(args) - t * width);
-      with_vectors<kMaxPanelVectors<S>>(static_cast<int>(divide_up(columns, S::kLanes)), [&](auto count) {
-        run_tile<decltype(count)::value>(args, blocks, t * width, columns, static_cast<float*>(scratch));
+      const int64_t begin = t * W, width = smaller(W, num_columns(args) - begin);
+      with_vectors<kMaxPanelVectors<S>>(static_cast<int>(divide_up(width, S::kLanes)), [&](auto count) {
+        run_tile<decltype(count)::value>(args, blocks, begin, width, static_cast<float*>(scratch));
       });
     }
   }
@@ -40,33 +40,25 @@ struct SpmmPanelF32 {
   template <int V>
   static void run_tile(const SpmmPanelArgs& args, Range blocks, int64_t begin, int64_t width, float* tile) {
     constexpr int64_t W = V * S::kLanes;
+    const TileColumns columns{begin, width, W};
     const PanelView<float>& weight = args.weight;
     float* partial = tile + weight.panel_cols * W;
-    float* direct = direct_output(args, begin, width, W);
+    float* direct = direct_output(args, columns);
     const int64_t step = chunk_blocks(weight, W);
     for (int64_t block = blocks.begin; block < blocks.end; block += step) {
       const Range chunk{block, smaller(block + step, blocks.end)};
+      const Range rows = rows_of(weight, chunk);
+      if (args.residual != nullptr) load_residual<S>(args, columns, rows, partial);
       run_chunk<S, V>(
-          weight, args.epilogue, chunk, tile, partial,
+          weight, args.epilogue, args.residual != nullptr, chunk, tile, partial,
           [&](int64_t panel) {
             const int64_t k = panel * weight.panel_cols;
-            pack_tile<S>(args, begin, width, {k, smaller(k + weight.panel_cols, weight.cols)}, W, tile);
+            pack_tile<S>(args, columns, {k, smaller(k + weight.panel_cols, weight.cols)}, tile);
           },
           [](int64_t column) SPARSECORE_LAMBDA_INLINE { return column * W; },
           [=](int64_t n, float* sums)
               SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * args.ldy : sums; });
-      if (direct == nullptr) store_chunk(args, chunk, begin, width, W, partial);
-    }
-  }
-
-  static void store_chunk(const SpmmPanelArgs& args, Range blocks, int64_t begin, int64_t width, int64_t W,
-                          const float* finished) {
-    const int64_t n = blocks.begin * args.weight.block_rows;
-    const int64_t rows = smaller(blocks.end * args.weight.block_rows, args.weight.rows) - n;
-    if (args.layout == Layout::kRows) {
-      transpose_block<S>(finished, W, rows, width, args.y + begin * args.ldy + n, args.ldy);
-    } else {
-      for (int64_t i = 0; i < rows; ++i) store_columns<S>(args, n + i, begin, width, finished + i * W);
+      if (direct == nullptr) store_rows<S>(args, columns, rows, partial);
     }
   }
 };

@@ -1,0 +1,7 @@
+"""Every kernel on single layers, measured against every peer: ``sparsecore kernels bench``.
+
+The way through: ``layers`` names the layers and ``weights`` makes a ``problem`` of each. ``run`` gives it to one
+process per library (``team``, ``process``; in there ``worker``, ``libraries``, ``turn``), compares outputs with the
+``exact`` one and lets the candidates take turns (``rounds``). ``compare`` draws conclusions, ``tables`` and ``plot``
+show them, and ``files`` keeps them.
+"""

@@ -1,0 +1,60 @@
+"""sparsecore: every format in ``tune``'s table, and dense PyTorch, which layers stay where it is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore.bench import probes
+from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT8, Builders, Candidate
+from sparsecore.bench.kernels.libraries.pytorch import dense_layer, numpy_of, prepare
+from sparsecore.bench.kernels.problem import Problem
+from sparsecore.nn import Int8Conv2d, Int8Linear
+from sparsecore.tune.candidates import DENSE, format_of, kernel_of
+from sparsecore.tune.candidates import candidates as formats_of
+
+__all__ = ["candidates", "fma_gflops", "prepare"]
+
+Maker = Callable[[nn.Module, tuple[int, ...] | None], nn.Module]
+
+
+def candidates(problem: Problem) -> Builders:
+    """Every format of a float layer, and those that only an int8 layer has."""
+    layer = dense_layer(problem)
+    x = torch.from_numpy(problem.x)
+    int8 = (Int8Conv2d if problem.is_conv else Int8Linear).from_dense
+    builders: dict[str, Callable[[], Candidate]] = {}
+    for make_source, makers in (
+        (lambda: layer, formats_of(layer)),
+        (lambda: int8(layer), _int8_formats(problem)),
+    ):
+        for name, make in makers.items():
+            builders.setdefault(name, partial(_candidate, make_source, make, x))
+    return builders
+
+
+def _int8_formats(problem: Problem) -> Mapping[str, Maker]:
+    """Formats of an int8 layer, found without making one of the problem's size."""
+    tiny = Int8Conv2d.from_dense(nn.Conv2d(1, 1, 1)) if problem.is_conv else Int8Linear.from_dense(nn.Linear(1, 1))
+    return formats_of(tiny)
+
+
+def _candidate(make_source: Callable[[], nn.Module], make: Maker, x: Tensor) -> Candidate:
+    layer = make(make_source(), tuple(x.shape))
+    call = partial(layer, x)
+    name = format_of(layer)
+    return Candidate(
+        call,
+        lambda: numpy_of(call()),
+        dtype=INT8 if "int8" in name else FLOAT32,
+        sparse=name not in (DENSE, "int8"),
+        note=kernel_of(layer),
+    )
+
+
+def fma_gflops(threads: int, seconds: float) -> float:
+    """The float32 multiply-add peak, 10^9 operations per second."""
+    return probes.fma_gflops(threads, seconds)

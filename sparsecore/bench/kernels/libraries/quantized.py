@@ -1,0 +1,84 @@
+"""int8 for peers: symmetric weights per output, one scale and zero point for activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecore.bench.kernels.problem import Floats, Problem
+
+LEVELS = 255  # of uint8 activations
+
+
+@dataclass(frozen=True)
+class UInt8Scale:
+    """real = scale * (q - zero_point)."""
+
+    scale: np.float32
+    zero_point: np.uint8
+
+    @classmethod
+    def of(cls, values: Floats) -> UInt8Scale:
+        """Cover the values and 0."""
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        scale = (high - low) / LEVELS or 1.0
+        return cls(np.float32(scale), np.uint8(round(-low / scale)))
+
+    def quantize(self, values: Floats) -> NDArray[np.uint8]:
+        return np.clip(np.rint(values / self.scale) + self.zero_point, 0, LEVELS).astype(np.uint8)
+
+    def dequantize(self, q: NDArray[np.uint8]) -> Floats:
+        return (q.astype(np.float32) - np.float32(self.zero_point)) * self.scale
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest real number."""
+        low = -float(self.zero_point) * float(self.scale)
+        return low, low + LEVELS * float(self.scale)
+
+
+def quantize_weight(problem: Problem) -> tuple[NDArray[np.int8], Floats]:
+    """Quantize the weight with one scale per output.
+
+    Without VNNI, x86 libraries add two int8 products in a saturating 16 bits; 7-bit weights keep them exact.
+
+    Returns:
+        int8 of the weight's shape, and scales ``[N]``.
+    """
+    largest = 127 if is_exact_at_8_bits() else 63
+    scale = np.abs(problem.matrix).max(axis=1) / largest
+    scale[scale == 0] = 1.0
+    q = np.rint(problem.matrix / scale[:, None]).astype(np.int8)
+    return q.reshape(problem.weight.shape), scale.astype(np.float32)
+
+
+def quantize_bias(problem: Problem, scales: Floats) -> NDArray[np.int32]:
+    """Quantize the bias to the scale of the sums, ``[N]``."""
+    return np.rint(problem.bias / scales).astype(np.int32)
+
+
+def weight_note() -> str:
+    """Bits of the weights, for a candidate's note."""
+    return "8-bit weights" if is_exact_at_8_bits() else "7-bit weights (no VNNI)"
+
+
+def is_exact_at_8_bits() -> bool:
+    """Whether uint8 times int8 does not saturate in the usual kernels: not x86, or x86 with VNNI."""
+    return is_exact_with(_cpu_flags())
+
+
+def is_exact_with(flags: set[str] | None) -> bool:
+    """The same for given x86 CPU flags, None for another CPU."""
+    return flags is None or bool(flags & {"avx512_vnni", "avx_vnni"})
+
+
+def _cpu_flags() -> set[str] | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()  # unknown: be careful
+    flags = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
+    return set(flags[0]) if flags else None

@@ -1,0 +1,193 @@
+"""The whole run: layers, sparsities, and one process per library."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from sparsecore.bench import probes
+from sparsecore.bench.kernels.compare import conclusions
+from sparsecore.bench.kernels.exact import check_output, exact_output
+from sparsecore.bench.kernels.layers import Layer
+from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
+from sparsecore.bench.kernels.libraries.candidate import FLOAT32
+from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.kernels.rounds import take_rounds
+from sparsecore.bench.kernels.team import Team
+from sparsecore.bench.kernels.weights import make_problem
+from sparsecore.bench.timing import Timing
+from sparsecore.errors import MissingExtraError
+
+SCHEMA = 1
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+TURN_SECONDS = 0.02
+PROBE_SECONDS = 0.005
+MIN_ROUNDS = 7
+PROBE = ("", "FMA probe")  # takes its turns like a candidate
+
+Key = tuple[str, str]  # library, candidate
+Row = Mapping[str, Any]
+# progress(done, total, cell): after every layer; None before the first.
+Progress = Callable[[int, int, Row | None], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        layers: Which layers.
+        sparsities: Shares of zeros.
+        threads: Threads of every library.
+        mask: A name of ``weights.MASKS``.
+        peers: Who competes with sparsecore.
+        seconds: Time of the turns of each candidate of a layer together, beside a first call in each; there are
+            `MIN_ROUNDS` rounds at least.
+        seed: Of weights and orders.
+    """
+
+    layers: Sequence[Layer]
+    sparsities: Sequence[float] = SPARSITIES
+    threads: int = 1
+    mask: str = "magnitude"
+    peers: Sequence[Library] = ()
+    seconds: float = MIN_ROUNDS * TURN_SECONDS
+    seed: int = 0
+
+    @property
+    def rounds(self) -> int:
+        return max(MIN_ROUNDS, round(self.seconds / TURN_SECONDS))
+
+
+def find_peers(names: str) -> tuple[list[Library], list[str]]:
+    """Read ``--peers``.
+
+    Args:
+        names: ``"auto"`` (all that are installed), ``"none"``, or names with commas between them.
+
+    Returns:
+        The libraries, and a line for each that ``"auto"`` did not find.
+
+    Raises:
+        ValueError: There is no such peer.
+        MissingExtraError: A peer that was named is not installed.
+    """
+    if names == "none":
+        return [], []
+    wanted = list(PEERS) if names == "auto" else [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in PEERS]:
+        raise ValueError(f"expected auto, none, or some of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    peers = [PEERS[name] for name in dict.fromkeys(wanted)]
+    missing = [peer for peer in peers if peer.versions() is None]
+    lines = [f'{peer.name} is not installed: pip install "sparsecore[peers]"' for peer in missing]
+    if lines and names != "auto":
+        raise MissingExtraError("; ".join(lines))
+    return [peer for peer in peers if peer not in missing], lines
+
+
+def measure(plan: Plan, progress: Progress = lambda done, total, cell: None) -> dict[str, Any]:
+    """Measure every layer at every sparsity, all libraries in turns.
+
+    Args:
+        plan: What to measure.
+        progress: Called after every layer.
+
+    Returns:
+        The report, ready for JSON: ``machine``, ``versions`` of the peers, ``mask``, ``rounds``, ``cells``, one
+        for each layer and sparsity, and what ``compare.conclusions`` draws from them. A cell has the layer, the
+        ``candidates`` with their times and errors, the FMA peak of its rounds, and ``failures``, the lines that say
+        what went wrong.
+    """
+    libraries = (OURS, *plan.peers)
+    total = len(plan.layers) * len(plan.sparsities)
+    cells: list[dict[str, Any]] = []
+    progress(0, total, None)
+    with tempfile.TemporaryDirectory(prefix="sparsecore-") as folder, Team(plan.threads, Path(folder)) as team:
+        for sparsity in plan.sparsities:
+            for layer in plan.layers:
+                cells.append(_measure_cell(plan, layer, sparsity, libraries, team))
+                progress(len(cells), total, cells[-1])
+    return {
+        "schema": SCHEMA,
+        "machine": probes.machine() | {"threads": plan.threads},
+        "versions": {library.name: library.versions() for library in libraries},
+        "mask": plan.mask,
+        "rounds": plan.rounds,
+        "cells": cells,
+        **conclusions(cells),
+    }
+
+
+def _measure_cell(
+    plan: Plan, layer: Layer, sparsity: float, libraries: Sequence[Library], team: Team
+) -> dict[str, Any]:
+    problem = make_problem(layer, sparsity, plan.mask, plan.seed)
+    candidates = _load(problem, libraries, team)
+    turns: dict[Key, Callable[[], Row | None]] = {
+        key: _turn(team, *key) for key, candidate in candidates.items() if not candidate["wrong"]
+    }
+    turns[PROBE] = lambda: team.ask(OURS.name, "probe", seconds=PROBE_SECONDS)
+    results = take_rounds(turns, plan.rounds, plan.seed)
+    peaks = [turn["fma_gflops"] for turn in results.pop(PROBE, [])]
+    nnz = int(np.count_nonzero(problem.weight))
+    for key, taken in results.items():
+        candidates[key] |= _statistics(taken, peaks, 2.0 * nnz * problem.num_columns)
+    return {
+        "layer": layer.describe(),
+        "sparsity": sparsity,
+        "nnz": nnz,
+        "fma_gflops": median(peaks) if peaks else None,
+        "candidates": list(candidates.values()),
+        "failures": team.take_failures(),
+    }
+
+
+def _load(problem: Problem, libraries: Sequence[Library], team: Team) -> dict[Key, dict[str, Any]]:
+    """Let every library build its candidates, and check their outputs."""
+    exact, bound = exact_output(problem)
+    path = team.folder / "problem.npz"
+    problem.save(path)
+    candidates: dict[Key, dict[str, Any]] = {}
+    for library in libraries:
+        answer = team.load(library, problem=str(path), folder=str(team.folder))
+        for name, reason in answer["failed"].items():
+            team.failures.append(f"{library.name} {name}: {reason}")
+        for name, description in answer["candidates"].items():
+            found = np.load(description.pop("output"), allow_pickle=False)
+            error, is_within = check_output(found, exact, bound)
+            wrong = description["dtype"] == FLOAT32 and not is_within
+            if wrong:
+                team.failures.append(f"{library.name} {name}: wrong by {error:.1e} of the largest output; not timed")
+            identity = {"library": library.name, "name": name}
+            candidates[library.name, name] = identity | description | {"error": _finite(error), "wrong": wrong}
+    return candidates
+
+
+def _finite(number: float) -> float | None:
+    """JSON knows no infinity."""
+    return number if math.isfinite(number) else None
+
+
+def _turn(team: Team, library: str, candidate: str) -> Callable[[], Row | None]:
+    return lambda: team.ask(library, "run", candidate=candidate, seconds=TURN_SECONDS)
+
+
+def _statistics(turns: Sequence[Row], peaks: Sequence[float], operations: float) -> dict[str, Any]:
+    """Times over the rounds; the share of the FMA peak is that of each round, then the median."""
+    shares = [
+        operations / turn["median_us"] / 1e3 / peak
+        for turn, peak in zip(turns, peaks, strict=False)
+        if turn["median_us"]
+    ]
+    return {
+        "us": Timing(tuple(turn["median_us"] for turn in turns)).to_dict(),
+        "first_us": Timing(tuple(turn["first_us"] for turn in turns)).to_dict(),
+        "share_of_peak": median(shares) if shares else None,
+    }

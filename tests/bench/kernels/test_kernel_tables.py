@@ -1,0 +1,103 @@
+"""Reports as Markdown, for the terminal, as SVG and as files."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from made_up import cell
+
+from sparsecore.bench.kernels import files, plot, tables
+from sparsecore.errors import FormatError, MissingExtraError
+
+Report = dict[str, Any]
+
+
+def test_markdown(report: Report) -> None:
+    text = tables.markdown(report)
+    assert "cpu Some CPU, isa avx2, threads 2" in text
+    assert "torch 2.13.0" in text
+    assert "## 90% zeros, 2 threads" in text
+    assert (
+        "| linear 768x768, 128 | 100 us torch | 25 us panel | 4.00x | 2.00x | 40% | 3.20x onnxruntime int8 |"
+    ) in text.splitlines()
+    assert "| 70% | all, 16 columns and more | 2 | 0.94x | 0.75x | 9% |" in text.splitlines()
+    assert "- 70% conv 3x3 37->53 @19: 80 us onnxruntime int8, ours 125 us panel (0.64x)" in text.splitlines()
+    assert "- 90% conv 3x3 37->53 @19: openvino: killed by SIGKILL during load" in text.splitlines()
+    assert "- linear: <= 70%" in text.splitlines()
+    assert "- conv kxk: 74%" in text.splitlines()
+    assert "MALLOC_TOP_PAD_" in text
+
+
+def test_every_row_of_a_markdown_table_has_as_many_cells(report: Report) -> None:
+    for table in (*tables.layer_tables(report), tables.mean_table(report)):
+        assert len({line.count("|") for line in table.markdown().splitlines()}) == 1
+
+
+def test_a_layer_that_nobody_computed(report: Report) -> None:
+    report["cells"] = [cell(candidates=[])]
+    assert "| linear 768x768, 128 | - | - | - | - | - | - |" in tables.markdown(report)
+    assert tables.sections(report) == []
+
+
+def test_terminal(report: Report) -> None:
+    console = pytest.importorskip("rich.console").Console(width=200, record=True, file=io.StringIO())
+    for table in tables.layer_tables(report):
+        console.print(table.rich())
+    text = console.export_text()
+    assert "70% zeros, 2 threads" in text
+    assert "0.64x onnxruntime int8" in text
+
+
+def test_svg(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    for path in paths:
+        plot.draw([report, report], path)
+    root = ElementTree.parse(paths[0]).getroot()
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"linear, from <= 70%", "conv kxk, from 74%", "Some CPU, avx2, 2 threads", "90%", "1x"} <= texts
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_svg_of_nothing_is_refused(report: Report, tmp_path: Path) -> None:
+    report["cells"] = [cell(candidates=[])]
+    with pytest.raises(ValueError, match="got none"):
+        plot.draw([report], tmp_path / "a.svg")
+
+
+def test_svg_without_matplotlib(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"sparsecore\[bench\]"):
+        plot.draw([report], tmp_path / "a.svg")
+
+
+def test_files(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = [path.name for path in files.write(report, tmp_path / "new")]
+    assert names == [f"kernels-avx2-2-threads.{suffix}" for suffix in ("json", "md", "svg")]
+    assert files.read(tmp_path / "new" / names[0]) == [report]
+
+    report["cells"] = []
+    assert [path.suffix for path in files.write(report, tmp_path / "empty")] == [".json", ".md"]
+
+
+def test_a_file_may_hold_several(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "reports.json"
+    path.write_text(json.dumps({"reports": [report, report]}), encoding="utf-8")
+    assert files.read(path) == [report, report]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{}", '{"reports": []}', '{"reports": [{"schema": 0}]}', '{"schema": 2}']
+)
+def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError, match=r"expected a report of sparsecore kernels bench.*other\.json"):
+        files.read(path)
