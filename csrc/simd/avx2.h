@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using F32 = __m256;
   static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
   static constexpr int kAlignment = 8;  // floats
 
   static SPARSECORE_INLINE __m256i first_lanes(int n) {

@@ -14,6 +14,7 @@ namespace {
 struct Simd {
   using F32 = __m512;
   static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
   // Floats. Half a vector: a load that crosses a cache line there costs nothing on Zen 4 (measured), whose vectors are
   // two halves.
   static constexpr int kAlignment = 8;

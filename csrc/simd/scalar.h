@@ -13,6 +13,7 @@ namespace {
 struct Simd {
   using F32 = float;
   static constexpr int kLanes = 1;
+  static constexpr int kRegisters = 16;
   static constexpr int kAlignment = 1;  // floats: loads from multiples of it run at full rate
 
   static SPARSECORE_INLINE F32 zero() { return 0.0f; }

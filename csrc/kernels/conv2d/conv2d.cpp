@@ -5,9 +5,11 @@ namespace sparsecore {
 
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_neon();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx512();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
+Kernel<Conv2dArgs> conv2d_csr_f32_neon();
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
 
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
@@ -15,6 +17,8 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
 #if defined(__x86_64__)
       conv2d_csr_f32_avx512(),
       conv2d_csr_f32_avx2(),
+#elif defined(__aarch64__)
+      conv2d_csr_f32_neon(),
 #endif
       conv2d_csr_f32_scalar(),
   };
@@ -26,6 +30,8 @@ std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels() {
 #if defined(__x86_64__)
       conv2d_panel_f32_avx512(),
       conv2d_panel_f32_avx2(),
+#elif defined(__aarch64__)
+      conv2d_panel_f32_neon(),
 #endif
       conv2d_panel_f32_scalar(),
   };

@@ -5,11 +5,14 @@ namespace sparsecore {
 
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
+Kernel<SpmmPanelArgs> spmm_panel_f32_neon();
 Kernel<SpmmPanelArgs> spmm_panel_f32_scalar();
 Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
+Kernel<SpmmArgs> spmm_csr_f32_neon();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
 Kernel<SpmmInt8Args> spmm_csr_s16s8f32_avx2();
+Kernel<SpmmInt8Args> spmm_csr_s16s8f32_neon();
 Kernel<SpmmInt8Args> spmm_csr_s16s8f32_scalar();
 
 std::span<const Kernel<SpmmArgs>> spmm_kernels() {
@@ -17,6 +20,8 @@ std::span<const Kernel<SpmmArgs>> spmm_kernels() {
 #if defined(__x86_64__)
       spmm_csr_f32_avx512(),
       spmm_csr_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_csr_f32_neon(),
 #endif
       spmm_csr_f32_scalar(),
   };
@@ -27,6 +32,8 @@ std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
   static const Kernel<SpmmInt8Args> table[] = {
 #if defined(__x86_64__)
       spmm_csr_s16s8f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_csr_s16s8f32_neon(),
 #endif
       spmm_csr_s16s8f32_scalar(),
   };
@@ -38,6 +45,8 @@ std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels() {
 #if defined(__x86_64__)
       spmm_panel_f32_avx512(),
       spmm_panel_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_panel_f32_neon(),
 #endif
       spmm_panel_f32_scalar(),
   };
