@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 BUILD := build
 
-.PHONY: demo test test-all test-cpp test-sanitize test-sanitize-python bench bench-cpp lint format build clean
+.PHONY: demo test test-all test-cpp test-neon test-sanitize test-sanitize-python bench bench-cpp lint format build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -39,7 +39,7 @@ demo: build
 test: build
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: build lint test-cpp test-sanitize test-sanitize-python
+test-all: build lint test-cpp test-neon test-sanitize test-sanitize-python
 	$(BIN)/python -m pytest -q
 	SPARSECORE_ISA=scalar $(BIN)/python -m pytest -q -m "not slow" tests/test_ops.py tests/nn
 
@@ -48,6 +48,15 @@ test-cpp: $(VENV)/.tools
 	$(BIN)/cmake -S . -B $(BUILD)/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_BENCHMARKS=ON
 	$(BIN)/cmake --build $(BUILD)/cpp
 	$(BIN)/ctest --test-dir $(BUILD)/cpp --output-on-failure
+
+# The NEON kernels on any machine: cross-compiled, run in qemu.
+test-neon: $(VENV)/.tools
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool >/dev/null \
+	  || { echo "sparsecore: test-neon expected $$tool; \`apt install g++-aarch64-linux-gnu qemu-user-static libgtest-dev\`"; exit 1; }; done
+	$(BIN)/cmake -S . -B $(BUILD)/neon -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
+	$(BIN)/cmake --build $(BUILD)/neon
+	$(BIN)/ctest --test-dir $(BUILD)/neon --output-on-failure --parallel $$(nproc)
 
 test-sanitize: $(VENV)/.tools
 	$(BIN)/cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_SANITIZE=ON

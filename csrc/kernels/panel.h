@@ -18,9 +18,10 @@ namespace {
 constexpr int64_t kPanelBytes = 26 * 1024;
 // Sums of one chunk of rows; they share a 512 KB second-level cache with the weights that stream through.
 constexpr int64_t kPartialBytes = 192 * 1024;
-// Vectors of a tile, at most.
+// Vectors of a tile, at most: 128 columns, or three quarters of the registers as accumulators. The rest is for the
+// value and for activations that are loaded ahead: on NEON, GCC 12 spills from 26 of 32 on.
 template <class S>
-constexpr int kMaxPanelVectors = S::kLanes == 16 ? 8 : kMaxVectors;
+constexpr int kMaxPanelVectors = 128 / S::kLanes < S::kRegisters * 3 / 4 ? 128 / S::kLanes : S::kRegisters * 3 / 4;
 
 // Rows of a chunk, in whole blocks, for tiles of W columns.
 SPARSECORE_INLINE int64_t chunk_blocks(const PanelView<float>& weight, int64_t W) {
@@ -55,7 +56,7 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
     if (!kIsFirst && run + 4 < run_end) {  // rows come by length, an order that no prefetcher guesses
       const float* ahead = partial + weight.run_row[run + 4] * W;
       SPARSECORE_UNROLL
-      for (int j = 0; j < V; ++j) __builtin_prefetch(ahead + j * S::kLanes);
+      for (int j = 0; j < V; j += S::kLanes < 8 ? 8 / S::kLanes : 1) __builtin_prefetch(ahead + j * S::kLanes);
     }
     const int64_t length = weight.run_length[run];
     const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {

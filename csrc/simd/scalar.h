@@ -11,6 +11,13 @@
 namespace sparsecore {
 namespace {
 
+// The compiler's own float16, under the name that it has on this architecture.
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 struct Simd {
   using F32 = float;
   static constexpr int kLanes = 1;
@@ -28,7 +35,7 @@ struct Simd {
     return a;
   }
   static SPARSECORE_INLINE F32 load(const Float16* p) {
-    _Float16 a;
+    Half a;
     std::memcpy(&a, &p->bits, sizeof(a));
     return static_cast<float>(a);
   }
@@ -39,7 +46,7 @@ struct Simd {
     p->bits = static_cast<uint16_t>(a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
   }
   static SPARSECORE_INLINE void store(Float16* p, F32 a) {
-    const _Float16 half = static_cast<_Float16>(a);
+    const Half half = static_cast<Half>(a);
     std::memcpy(&p->bits, &half, sizeof(half));
   }
   template <class T>

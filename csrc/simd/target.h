@@ -23,5 +23,5 @@
 #if defined(__clang__)
 #define SPARSECORE_UNROLL _Pragma("unroll")
 #else
-#define SPARSECORE_UNROLL _Pragma("GCC unroll 16")
+#define SPARSECORE_UNROLL _Pragma("GCC unroll 32")
 #endif

@@ -53,8 +53,10 @@ class BlockCsrWeight:
             raise FormatError(
                 f"expected blocks of 4 or 8 rows and N a multiple of them, got {block_rows} and N = {weight.shape[0]}"
             )
-        tensors = raw.pack_block_csr(weight.row_ptr, weight.col_idx, weight.values, weight.shape[1], block_rows)
-        return cls(*tensors, weight.shape)
+        block_ptr, block_col, values = raw.pack_block_csr(
+            weight.row_ptr, weight.col_idx, weight.values, weight.shape[1], block_rows
+        )
+        return cls(block_ptr, block_col, values, weight.shape)
 
     def unpack(self) -> CsrWeight:
         """Return the CSR weight."""

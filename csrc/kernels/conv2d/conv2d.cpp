@@ -5,12 +5,15 @@ namespace sparsecore {
 
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
+Kernel<Conv2dPanelArgs> conv2d_panel_f32_neon();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_scalar();
 Kernel<Conv2dBlockArgs> conv2d_block_f32_avx512();
 Kernel<Conv2dBlockArgs> conv2d_block_f32_avx2();
+Kernel<Conv2dBlockArgs> conv2d_block_f32_neon();
 Kernel<Conv2dBlockArgs> conv2d_block_f32_scalar();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx512();
 Kernel<Conv2dArgs> conv2d_csr_f32_avx2();
+Kernel<Conv2dArgs> conv2d_csr_f32_neon();
 Kernel<Conv2dArgs> conv2d_csr_f32_scalar();
 
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
@@ -18,6 +21,8 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels() {
 #if defined(__x86_64__)
       conv2d_csr_f32_avx512(),
       conv2d_csr_f32_avx2(),
+#elif defined(__aarch64__)
+      conv2d_csr_f32_neon(),
 #endif
       conv2d_csr_f32_scalar(),
   };
@@ -30,6 +35,9 @@ std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels() {
       conv2d_block_f32_avx512(),
       conv2d_block_f32_avx2(),
 #endif
+#if defined(__aarch64__)
+      conv2d_block_f32_neon(),
+#endif
       conv2d_block_f32_scalar(),
   };
   return table;
@@ -40,6 +48,8 @@ std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels() {
 #if defined(__x86_64__)
       conv2d_panel_f32_avx512(),
       conv2d_panel_f32_avx2(),
+#elif defined(__aarch64__)
+      conv2d_panel_f32_neon(),
 #endif
       conv2d_panel_f32_scalar(),
   };

@@ -4,12 +4,15 @@
 namespace sparsecore {
 
 Kernel<GemmInt8Args> gemm_s16s8f32_avx2();
+Kernel<GemmInt8Args> gemm_s16s8f32_neon();
 Kernel<GemmInt8Args> gemm_s16s8f32_scalar();
 
 std::span<const Kernel<GemmInt8Args>> gemm_int8_kernels() {
   static const Kernel<GemmInt8Args> table[] = {
 #if defined(__x86_64__)
       gemm_s16s8f32_avx2(),
+#elif defined(__aarch64__)
+      gemm_s16s8f32_neon(),
 #endif
       gemm_s16s8f32_scalar(),
   };

@@ -5,6 +5,7 @@ namespace sparsecore {
 
 Probe probe_avx512();
 Probe probe_avx2();
+Probe probe_neon();
 Probe probe_scalar();
 
 std::span<const Probe> probes() {
@@ -12,6 +13,8 @@ std::span<const Probe> probes() {
 #if defined(__x86_64__)
       probe_avx512(),
       probe_avx2(),
+#elif defined(__aarch64__)
+      probe_neon(),
 #endif
       probe_scalar(),
   };

@@ -4,12 +4,15 @@
 namespace sparsecore {
 
 Kernel<QuantizeArgs> quantize_f32s16_avx2();
+Kernel<QuantizeArgs> quantize_f32s16_neon();
 Kernel<QuantizeArgs> quantize_f32s16_scalar();
 
 std::span<const Kernel<QuantizeArgs>> quantize_kernels() {
   static const Kernel<QuantizeArgs> table[] = {
 #if defined(__x86_64__)
       quantize_f32s16_avx2(),
+#elif defined(__aarch64__)
+      quantize_f32s16_neon(),
 #endif
       quantize_f32s16_scalar(),
   };

@@ -5,14 +5,18 @@ namespace sparsecore {
 
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
+Kernel<SpmmPanelArgs> spmm_panel_f32_neon();
 Kernel<SpmmPanelArgs> spmm_panel_f32_scalar();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx512();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx2();
+Kernel<SpmmBlockArgs> spmm_block_f32_neon();
 Kernel<SpmmBlockArgs> spmm_block_f32_scalar();
 Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
+Kernel<SpmmArgs> spmm_csr_f32_neon();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
 Kernel<SpmmInt8Args> spmm_csr_s16s8f32_avx2();
+Kernel<SpmmInt8Args> spmm_csr_s16s8f32_neon();
 Kernel<SpmmInt8Args> spmm_csr_s16s8f32_scalar();
 
 std::span<const Kernel<SpmmArgs>> spmm_kernels() {
@@ -20,6 +24,8 @@ std::span<const Kernel<SpmmArgs>> spmm_kernels() {
 #if defined(__x86_64__)
       spmm_csr_f32_avx512(),
       spmm_csr_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_csr_f32_neon(),
 #endif
       spmm_csr_f32_scalar(),
   };
@@ -30,6 +36,8 @@ std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
   static const Kernel<SpmmInt8Args> table[] = {
 #if defined(__x86_64__)
       spmm_csr_s16s8f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_csr_s16s8f32_neon(),
 #endif
       spmm_csr_s16s8f32_scalar(),
   };
@@ -42,6 +50,9 @@ std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels() {
       spmm_block_f32_avx512(),
       spmm_block_f32_avx2(),
 #endif
+#if defined(__aarch64__)
+      spmm_block_f32_neon(),
+#endif
       spmm_block_f32_scalar(),
   };
   return table;
@@ -52,6 +63,8 @@ std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels() {
 #if defined(__x86_64__)
       spmm_panel_f32_avx512(),
       spmm_panel_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_panel_f32_neon(),
 #endif
       spmm_panel_f32_scalar(),
   };
