@@ -135,16 +135,18 @@ struct Packed<PanelView<float>> {
     view.nnz = csr.view.nnz;
     view.block_rows = kBlockRows;
     view.panel_cols = std::max<int64_t>(kPanelCols / taps, 1) * taps;
-    view.num_runs = count_panel_runs(csr.view, view.block_rows, view.panel_cols);
     rows = view.num_blocks();
     run_ptr.resize(static_cast<size_t>(view.num_segments()) + 1);
     entry_ptr.resize(run_ptr.size());
+    count_panel(csr.view, view.block_rows, view.panel_cols, {0, rows}, run_ptr.data(), entry_ptr.data());
+    running_sum(entry_ptr.data(), view.num_segments());
+    view.num_runs = running_sum(run_ptr.data(), view.num_segments());
     run_row.resize(static_cast<size_t>(view.num_runs));
     run_length.resize(run_row.size());
     panel_col.resize(static_cast<size_t>(view.nnz));
     values.resize(panel_col.size());
     fill_panel<float>(
-        csr.view, view.block_rows, view.panel_cols,
+        csr.view, view.block_rows, view.panel_cols, {0, rows},
         {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
     view.run_ptr = run_ptr.data();
     view.entry_ptr = entry_ptr.data();

@@ -34,19 +34,19 @@ void for_each_column(const CsrView<T>& weight, int64_t block_rows, int64_t block
 }  // namespace
 
 template <class T>
-void count_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, int64_t* counts) {
+void count_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, int32_t* block_ptr) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    int64_t count = 0;
+    int32_t count = 0;
     for_each_column(weight, block_rows, block, [&](int32_t, const auto&) { ++count; });
-    counts[block] = count;
+    block_ptr[block + 1] = count;
   }
 }
 
 template <class T>
-void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, const int32_t* row_ptr,
+void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, const int32_t* block_ptr,
                     int32_t* col_idx, T* values) {
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    int64_t i = row_ptr[block];
+    int64_t i = block_ptr[block];
     for_each_column(weight, block_rows, block, [&](int32_t column, const auto& entries) {
       col_idx[i] = column;
       for (int64_t r = 0; r < block_rows; ++r) {
@@ -58,7 +58,7 @@ void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, 
   }
 }
 
-template void count_block_csr<float>(const CsrView<float>&, int64_t, Range, int64_t*);
+template void count_block_csr<float>(const CsrView<float>&, int64_t, Range, int32_t*);
 template void fill_block_csr<float>(const CsrView<float>&, int64_t, Range, const int32_t*, int32_t*, float*);
 
 }  // namespace sparsecore

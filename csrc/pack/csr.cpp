@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 
 #include "sparsecore/pack.h"
@@ -6,17 +7,39 @@
 namespace sparsecore {
 namespace {
 
-// float16 and bfloat16 travel as bits; both are zero when all but the sign bit are.
+// What to keep, as functions of the place in weight that give 0 or 1. By bits, because a float compare would take
+// the smallest numbers for zero where the user has set flush-to-zero. float16 and bfloat16 travel as bits; like float32
+// they are zero when all but the sign bit are.
 template <class T>
-bool is_nonzero(T value) {
-  if constexpr (std::is_same_v<T, uint16_t>) {
-    return (value & 0x7fff) != 0;
-  } else {
-    return value != T(0);
+auto nonzeros(const T* weight) {
+  return [=](int64_t k) -> uint8_t {
+    if constexpr (std::is_same_v<T, float>) {
+      return (std::bit_cast<uint32_t>(weight[k]) << 1) != 0;
+    } else if constexpr (std::is_same_v<T, uint16_t>) {
+      return (weight[k] & 0x7fff) != 0;
+    } else {
+      return weight[k] != 0;
+    }
+  };
+}
+
+// Bytes other than 0 and 1, which a bool tensor can hold, are true.
+auto trues(const bool* mask) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(mask);
+  return [=](int64_t k) -> uint8_t { return bytes[k] != 0; };
+}
+
+template <class Keep>
+void count_rows(int64_t cols, Range rows, int64_t* counts, Keep keep) {
+  for (int64_t n = rows.begin; n < rows.end; ++n) {
+    int32_t count = 0;
+    for (int64_t k = n * cols; k < (n + 1) * cols; ++k) count += keep(k);
+    counts[n] = count;
   }
 }
 
-// Without a branch on the data, so that packing runs at one speed for any sparsity.
+// Without a branch on the data, so that packing runs at one speed for any sparsity. Two things that were no faster:
+// writing only the columns here and gathering the values, and finding 8 kept places at a time in a table.
 template <class T, class Keep>
 void fill_rows(const T* weight, int64_t cols, Range rows, const int32_t* row_ptr, int32_t* col_idx, T* values,
                Keep keep) {
@@ -26,7 +49,7 @@ void fill_rows(const T* weight, int64_t cols, Range rows, const int32_t* row_ptr
     for (int64_t k = 0; k < cols && i < end; ++k) {
       col_idx[i] = static_cast<int32_t>(k);
       values[i] = weight[n * cols + k];
-      i += keep(n * cols + k) ? 1 : 0;
+      i += keep(n * cols + k);
     }
   }
 }
@@ -46,12 +69,18 @@ const char* validate_csr(int64_t cols, int64_t nnz, const int32_t* row_ptr, cons
   return nullptr;
 }
 
+int64_t running_sum(int32_t* ptr, int64_t size) {
+  int64_t sum = ptr[0] = 0;
+  for (int64_t i = 1; i <= size; ++i) ptr[i] = static_cast<int32_t>(sum += ptr[i]);
+  return sum;
+}
+
 template <class T>
 void count_kept(const T* weight, const bool* mask, int64_t cols, Range rows, int64_t* counts) {
-  for (int64_t n = rows.begin; n < rows.end; ++n) {
-    int64_t count = 0;
-    for (int64_t k = n * cols; k < (n + 1) * cols; ++k) count += (mask != nullptr ? mask[k] : is_nonzero(weight[k]));
-    counts[n] = count;
+  if (mask != nullptr) {
+    count_rows(cols, rows, counts, trues(mask));
+  } else {
+    count_rows(cols, rows, counts, nonzeros(weight));
   }
 }
 
@@ -59,9 +88,9 @@ template <class T>
 void fill_csr(const T* weight, const bool* mask, int64_t cols, Range rows, const int32_t* row_ptr, int32_t* col_idx,
               T* values) {
   if (mask != nullptr) {
-    fill_rows(weight, cols, rows, row_ptr, col_idx, values, [=](int64_t k) { return mask[k]; });
+    fill_rows(weight, cols, rows, row_ptr, col_idx, values, trues(mask));
   } else {
-    fill_rows(weight, cols, rows, row_ptr, col_idx, values, [=](int64_t k) { return is_nonzero(weight[k]); });
+    fill_rows(weight, cols, rows, row_ptr, col_idx, values, nonzeros(weight));
   }
 }
 

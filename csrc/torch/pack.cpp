@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -31,11 +32,22 @@ void with_packed_type(ScalarType dtype, Function function) {
   }
 }
 
-// Rows are independent in both passes of packing; about 100 rows of 1000 columns are worth a thread.
+// Calls function(range) on torch's threads for parts of [0, count). Rows, or blocks of them, are independent in every
+// pass of packing; work: numbers that each of them reads.
 template <class Function>
-void for_rows(int64_t rows, int64_t cols, Function function) {
-  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(cols, 1), 1);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+void for_parts(int64_t count, int64_t work, Function function) {
+  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(work, 1), 1);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+}
+
+// The first text that validate(range) returns for a part of [0, count); null if all are in order.
+template <class Validate>
+const char* find_problem(int64_t count, int64_t work, Validate validate) {
+  std::atomic<const char*> problem = nullptr;
+  for_parts(count, work, [&](Range part) {
+    if (const char* text = validate(part)) problem = text;
+  });
+  return problem;
 }
 
 std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::optional<Tensor>& mask) {
@@ -54,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::opt
     using T = decltype(zero);
     const T* dense = static_cast<const T*>(weight.const_data_ptr());
     std::vector<int64_t> counts(static_cast<size_t>(N));
-    for_rows(N, K, [&](Range rows) { count_kept<T>(dense, kept, K, rows, counts.data()); });
+    for_parts(N, K, [&](Range rows) { count_kept<T>(dense, kept, K, rows, counts.data()); });
     int32_t* ends = row_ptr.mutable_data_ptr<int32_t>();
     int64_t nnz = 0;
     ends[0] = 0;
@@ -67,12 +79,12 @@ std::tuple<Tensor, Tensor, Tensor> pack_csr(const Tensor& weight, const std::opt
     values = new_tensor(weight, {nnz}, weight.scalar_type());
     int32_t* columns = col_idx.mutable_data_ptr<int32_t>();
     T* packed = static_cast<T*>(values.mutable_data_ptr());
-    for_rows(N, K, [&](Range rows) { fill_csr<T>(dense, kept, K, rows, ends, columns, packed); });
+    for_parts(N, K, [&](Range rows) { fill_csr<T>(dense, kept, K, rows, ends, columns, packed); });
   });
   return {row_ptr, col_idx, values};
 }
 
-// A view with validated contents, for passes that are not worth splitting by work.
+// A view with validated contents.
 template <class T>
 CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
   check_tensor(row_ptr, "row_ptr", ScalarType::Int, 1);
@@ -86,7 +98,9 @@ CsrView<T> validated_view(const Tensor& row_ptr, const Tensor& col_idx, const Te
                         row_ptr.const_data_ptr<int32_t>(),
                         col_idx.const_data_ptr<int32_t>(),
                         static_cast<const T*>(values.const_data_ptr())};
-  const char* text = validate_csr(cols, view.nnz, view.row_ptr, view.col_idx, {0, view.rows});
+  const char* text = find_problem(view.rows, view.nnz / std::max<int64_t>(view.rows, 1), [&](Range rows) {
+    return validate_csr(cols, view.nnz, view.row_ptr, view.col_idx, rows);
+  });
   if (text == nullptr && (view.row_ptr[0] != 0 || view.row_ptr[view.rows] != view.nnz)) {
     text = "row_ptr must rise from 0 to nnz";
   }
@@ -104,18 +118,21 @@ std::tuple<Tensor, Tensor, Tensor> pack_block_csr(const Tensor& row_ptr, const T
   const int64_t entries_per_block = num_blocks == 0 ? 0 : weight.nnz / num_blocks;
   const Tensor block_ptr = new_tensor(row_ptr, {num_blocks + 1}, ScalarType::Int);
   int32_t* ends = block_ptr.mutable_data_ptr<int32_t>();
-  std::vector<int64_t> counts(static_cast<size_t>(num_blocks));
-  for_rows(num_blocks, entries_per_block,
-           [&](Range blocks) { count_block_csr<float>(weight, block_rows, blocks, counts.data()); });
-  ends[0] = 0;  // the sums cannot overflow: there are no more columns than entries
-  for (int64_t b = 0; b < num_blocks; ++b) ends[b + 1] = static_cast<int32_t>(ends[b] + counts[static_cast<size_t>(b)]);
-  const Tensor columns = new_tensor(row_ptr, {ends[num_blocks]}, ScalarType::Int);
-  const Tensor packed = new_tensor(values, {ends[num_blocks], block_rows}, ScalarType::Float);
-  for_rows(num_blocks, entries_per_block, [&](Range blocks) {
+  for_parts(num_blocks, entries_per_block,
+            [&](Range blocks) { count_block_csr<float>(weight, block_rows, blocks, ends); });
+  const int64_t entries = running_sum(ends, num_blocks);  // no more than nnz
+  const Tensor columns = new_tensor(row_ptr, {entries}, ScalarType::Int);
+  const Tensor packed = new_tensor(values, {entries, block_rows}, ScalarType::Float);
+  for_parts(num_blocks, entries_per_block, [&](Range blocks) {
     fill_block_csr<float>(weight, block_rows, blocks, ends, columns.mutable_data_ptr<int32_t>(),
                           packed.mutable_data_ptr<float>());
   });
   return {block_ptr, columns, packed};
+}
+
+// Entries of a block, and its rows once per panel.
+int64_t work_of_block(const PanelView<float>& weight) {
+  return weight.nnz / std::max<int64_t>(weight.num_blocks(), 1) + weight.block_rows * weight.num_panels();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pack_panel(const Tensor& row_ptr, const Tensor& col_idx,
@@ -130,34 +147,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pack_panel(const Tens
   PanelView<float> shape;
   shape.rows = weight.rows;
   shape.cols = weight.cols;
+  shape.nnz = weight.nnz;
   shape.block_rows = block_rows;
   shape.panel_cols = panel_cols;
-  const int64_t runs = count_panel_runs(weight, block_rows, panel_cols), ends = shape.num_segments() + 1;
+  const int64_t num_segments = shape.num_segments();
+  const Tensor run_ptr = new_tensor(row_ptr, {num_segments + 1}, ScalarType::Int);
+  const Tensor entry_ptr = new_tensor(row_ptr, {num_segments + 1}, ScalarType::Int);
+  int32_t* runs_before = run_ptr.mutable_data_ptr<int32_t>();
+  int32_t* entries_before = entry_ptr.mutable_data_ptr<int32_t>();
+  for_parts(shape.num_blocks(), work_of_block(shape), [&](Range blocks) {
+    count_panel<float>(weight, block_rows, panel_cols, blocks, runs_before, entries_before);
+  });
+  running_sum(entries_before, num_segments);
+  const int64_t runs = running_sum(runs_before, num_segments);
   check(runs <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 runs; take wider panels");
-  const Tensor run_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
-  const Tensor entry_ptr = new_tensor(row_ptr, {ends}, ScalarType::Int);
   const Tensor run_row = new_tensor(row_ptr, {runs}, ScalarType::Byte);
   const Tensor run_length = new_tensor(row_ptr, {runs}, ScalarType::Byte);
   const Tensor panel_col = new_tensor(row_ptr, {weight.nnz}, ScalarType::Byte);
   const Tensor packed = torch::stable::empty_like(values);
-  fill_panel<float>(weight, block_rows, panel_cols,
-                    {run_ptr.mutable_data_ptr<int32_t>(), entry_ptr.mutable_data_ptr<int32_t>(),
-                     run_row.mutable_data_ptr<uint8_t>(), run_length.mutable_data_ptr<uint8_t>(),
-                     panel_col.mutable_data_ptr<uint8_t>(), packed.mutable_data_ptr<float>()});
+  const PanelArrays<float> arrays{runs_before,
+                                  entries_before,
+                                  run_row.mutable_data_ptr<uint8_t>(),
+                                  run_length.mutable_data_ptr<uint8_t>(),
+                                  panel_col.mutable_data_ptr<uint8_t>(),
+                                  packed.mutable_data_ptr<float>()};
+  for_parts(shape.num_blocks(), work_of_block(shape),
+            [&](Range blocks) { fill_panel<float>(weight, block_rows, panel_cols, blocks, arrays); });
   return {run_ptr, entry_ptr, run_row, run_length, panel_col, packed};
 }
 
 std::tuple<Tensor, Tensor, Tensor> unpack_panel(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
   const PanelView<float> view = panel_view(weight, sizes);
-  const char* text = validate_panel(view, {0, view.num_blocks()});
+  const int64_t num_blocks = view.num_blocks(), work = work_of_block(view);
+  const char* text = find_problem(num_blocks, work, [&](Range blocks) { return validate_panel(view, blocks); });
   if (text != nullptr) fail("invalid panel weight: ", text);
   check(view.entry_ptr[0] == 0 && view.entry_ptr[view.num_segments()] == view.nnz,
         "invalid panel weight: its segments must hold all entries");
   const Tensor row_ptr = new_tensor(weight[0], {view.rows + 1}, ScalarType::Int);
   const Tensor col_idx = new_tensor(weight[0], {view.nnz}, ScalarType::Int);
   const Tensor values = torch::stable::empty_like(weight[5]);
-  sparsecore::unpack_panel<float>(view, row_ptr.mutable_data_ptr<int32_t>(), col_idx.mutable_data_ptr<int32_t>(),
-                                  values.mutable_data_ptr<float>());
+  int32_t* ends = row_ptr.mutable_data_ptr<int32_t>();
+  int32_t* columns = col_idx.mutable_data_ptr<int32_t>();
+  float* unpacked = values.mutable_data_ptr<float>();
+  for_parts(num_blocks, work, [&](Range blocks) { count_unpacked<float>(view, blocks, ends); });
+  running_sum(ends, view.rows);
+  for_parts(num_blocks, work,
+            [&](Range blocks) { sparsecore::unpack_panel<float>(view, blocks, ends, columns, unpacked); });
   return {row_ptr, col_idx, values};
 }
 
@@ -167,7 +202,7 @@ Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& va
     using T = decltype(zero);
     const CsrView<T> view = validated_view<T>(row_ptr, col_idx, values, cols);
     T* out = static_cast<T*>(dense.mutable_data_ptr());
-    for_rows(view.rows, cols, [&](Range rows) { sparsecore::unpack_csr<T>(view, rows, out); });
+    for_parts(view.rows, cols, [&](Range rows) { sparsecore::unpack_csr<T>(view, rows, out); });
   });
   return dense;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <variant>
+#include <vector>
 
 #include "csr.h"
 #include "guarded.h"
@@ -55,7 +56,10 @@ class PackedWeight<PanelView<T>> {
     PanelView<T> sizes{.rows = csr.rows, .cols = csr.cols, .nnz = csr.nnz()};
     sizes.block_rows = packing.block_rows;
     sizes.panel_cols = packing.panel_cols;
-    sizes.num_runs = count_panel_runs(csr.view(), packing.block_rows, packing.panel_cols);
+    std::vector<int32_t> run_ptr(static_cast<size_t>(sizes.num_segments()) + 1), entry_ptr(run_ptr);
+    count_panel(csr.view(), packing.block_rows, packing.panel_cols, {0, sizes.num_blocks()}, run_ptr.data(),
+                entry_ptr.data());
+    sizes.num_runs = running_sum(run_ptr.data(), sizes.num_segments());
     return sizes;
   }
 
@@ -68,8 +72,12 @@ class PackedWeight<PanelView<T>> {
         values(sizes.nnz, guard),
         sizes_(sizes) {
     const GuardedCsr<T> source(csr, guard);
+    const Range blocks{0, sizes.num_blocks()};
+    count_panel(source.view(), sizes.block_rows, sizes.panel_cols, blocks, run_ptr.data(), entry_ptr.data());
+    running_sum(run_ptr.data(), sizes.num_segments());
+    running_sum(entry_ptr.data(), sizes.num_segments());
     fill_panel<T>(
-        source.view(), sizes.block_rows, sizes.panel_cols,
+        source.view(), sizes.block_rows, sizes.panel_cols, blocks,
         {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
   }
 

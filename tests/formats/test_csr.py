@@ -135,6 +135,22 @@ def test_non_contiguous_arrays_become_contiguous() -> None:
     assert weight.col_idx.tolist() == [0, 2, 1]
 
 
+def test_masks_of_any_bytes() -> None:
+    mask = torch.tensor([[2, 0], [255, 1]], dtype=torch.uint8).view(torch.bool)
+    weight = CsrWeight.from_dense(torch.tensor([[1.0, 2], [3, 4]]), mask)
+    assert weight.to_dense().tolist() == [[1, 0], [3, 4]]
+
+
+def test_the_smallest_numbers_are_kept_when_arithmetic_flushes_them() -> None:
+    dense = torch.tensor([[1e-45, 0.0, -1e-40, -0.0]])
+    torch.set_flush_denormal(True)
+    try:
+        weight = CsrWeight.from_dense(dense)
+    finally:
+        torch.set_flush_denormal(False)
+    assert weight.col_idx.tolist() == [0, 2]
+
+
 def test_gradients_are_cut() -> None:
     dense = torch.eye(2, requires_grad=True)
     assert not CsrWeight.from_dense(dense).values.requires_grad

@@ -1,4 +1,4 @@
-// Dense + mask -> CSR and back, and the only check of untrusted index arrays.
+// Dense + mask -> CSR -> panels and back, and the only check of untrusted index arrays.
 #pragma once
 
 #include <cstdint>
@@ -30,37 +30,51 @@ void unpack_csr(const CsrView<T>& weight, Range rows, T* dense);
 template <class T>
 void transpose_csr(const CsrView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
 
-// Blocks of block_rows (at most 8) rows of a CSR weight, in two passes like the above: counts[block] columns that any
-// of its rows has, then those columns with the values of all its rows, zero where a row has none. row_ptr is the
-// running sum of the counts.
+// ptr[1 .. size] hold counts; makes them the running sum that starts at ptr[0] = 0, and returns the total. If that is
+// 2^31 or more, ptr is of no use.
+int64_t running_sum(int32_t* ptr, int64_t size);
+
+// Blocks of block_rows (at most 8) rows of a CSR weight, in two passes: the columns that any row of a block has,
+// counted to block_ptr[block + 1]; then, after running_sum(), those columns with the values of all its rows, zero where
+// a row has none.
 inline constexpr int64_t kMaxBlockCsrRows = 8;
 template <class T>
-void count_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, int64_t* counts);
+void count_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, int32_t* block_ptr);
 template <class T>
-void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, const int32_t* row_ptr,
+void fill_block_csr(const CsrView<T>& weight, int64_t block_rows, Range blocks, const int32_t* block_ptr,
                     int32_t* col_idx, T* values);
 
-// Sizes that a PanelView of a CSR weight needs, then its arrays; block_rows in 1 .. 256, panel_cols in 1 .. 255.
-// Linear in nnz + rows * panels. The order of a row's entries stays that of CSR.
+// CSR to panels in two passes over ranges of blocks, which are independent of each other: count_panel(), running_sum()
+// of both arrays, then fill_panel(). The order of a row's entries stays that of CSR.
+// Linear in nnz + rows * panels. weight must be valid; block_rows in 1 .. 256, panel_cols in 1 .. 255.
 inline constexpr int64_t kMaxBlockRows = 256;
 inline constexpr int64_t kMaxPanelCols = 255;
+
+// Runs and entries of the blocks' segments, to run_ptr[segment + 1] and entry_ptr[segment + 1].
 template <class T>
-int64_t count_panel_runs(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols);
+void count_panel(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols, Range blocks, int32_t* run_ptr,
+                 int32_t* entry_ptr);
+
+// The arrays of a PanelView; the first two are complete before the others are written.
 template <class T>
 struct PanelArrays {
-  int32_t* run_ptr;
-  int32_t* entry_ptr;
+  const int32_t* run_ptr;
+  const int32_t* entry_ptr;
   uint8_t* run_row;
   uint8_t* run_length;
   uint8_t* panel_col;
   T* values;
 };
 template <class T>
-void fill_panel(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols, const PanelArrays<T>& out);
+void fill_panel(const CsrView<T>& weight, int64_t block_rows, int64_t panel_cols, Range blocks,
+                const PanelArrays<T>& out);
 
-// The exact inverse: row_ptr [rows + 1], col_idx and values [nnz].
+// The exact inverse, again in two passes over ranges of blocks with running_sum() of row_ptr [rows + 1] between them:
+// entries of the blocks' rows to row_ptr[n + 1], then col_idx and values [nnz]. weight must be valid.
 template <class T>
-void unpack_panel(const PanelView<T>& weight, int32_t* row_ptr, int32_t* col_idx, T* values);
+void count_unpacked(const PanelView<T>& weight, Range blocks, int32_t* row_ptr);
+template <class T>
+void unpack_panel(const PanelView<T>& weight, Range blocks, const int32_t* row_ptr, int32_t* col_idx, T* values);
 
 // What is wrong with the segments of blocks [blocks.begin, blocks.end) in all panels, or null if kernels can run.
 template <class T>

@@ -225,6 +225,32 @@ TEST(Pack, NanAndTheSmallestNumbersAreNotZero) {
   EXPECT_EQ(count, 4);
 }
 
+// A bool tensor made from bytes holds any of them; counting and filling must agree on what is kept.
+TEST(Pack, AnyByteOfAMaskButZeroIsTrue) {
+  const uint8_t bytes[] = {2, 0, 255, 1, 0x80};
+  const auto* mask = reinterpret_cast<const bool*>(bytes);
+  const float dense[] = {1, 2, 3, 4, 5};
+  int64_t count = 0;
+  count_kept<float>(dense, mask, 5, {0, 1}, &count);
+  ASSERT_EQ(count, 4);
+  const int32_t row_ptr[] = {0, 4};
+  std::vector<int32_t> col_idx(4);
+  std::vector<float> values(4);
+  fill_csr<float>(dense, mask, 5, {0, 1}, row_ptr, col_idx.data(), values.data());
+  EXPECT_EQ(col_idx, (std::vector<int32_t>{0, 2, 3, 4}));
+  EXPECT_EQ(values, (std::vector<float>{1, 3, 4, 5}));
+}
+
+TEST(Pack, RunningSumReturnsTotalsThatInt32CannotHold) {
+  std::vector<int32_t> ptr{77, 3, 0, 5};
+  EXPECT_EQ(running_sum(ptr.data(), 3), 8);
+  EXPECT_EQ(ptr, (std::vector<int32_t>{0, 3, 3, 8}));
+  EXPECT_EQ(running_sum(ptr.data(), 0), 0);
+  constexpr int32_t kMax = std::numeric_limits<int32_t>::max();
+  ptr = {0, kMax, kMax, kMax};
+  EXPECT_EQ(running_sum(ptr.data(), 3), 3 * int64_t{kMax});
+}
+
 // --- validate_csr ---
 
 // The same rule, written from the contract: is row n safe for a kernel?

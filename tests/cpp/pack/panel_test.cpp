@@ -84,6 +84,19 @@ void check_structure(const Csr<float>& csr, const PanelView<float>& view) {
   }
 }
 
+// Calls function for ranges that together are all blocks, in random order.
+template <class Function>
+void for_block_parts(Random& random, int64_t num_blocks, Function function) {
+  std::vector<Range> parts;
+  for (int64_t block = 0; block < num_blocks;) {
+    const int64_t end = random.integer(block + 1, num_blocks);
+    const int64_t place = random.integer(0, static_cast<int64_t>(parts.size()));
+    parts.insert(parts.begin() + place, Range{block, end});
+    block = end;
+  }
+  for (const Range& part : parts) function(part);
+}
+
 TEST(Panel, PacksAsTheHeaderSaysAndBack) {
   for (uint64_t seed = 0; seed < 600; ++seed) {
     Random random(seed);
@@ -100,11 +113,49 @@ TEST(Panel, PacksAsTheHeaderSaysAndBack) {
 
     Buffer<int32_t> row_ptr(csr.rows + 1, guard), col_idx(csr.nnz(), guard);
     Buffer<float> values(csr.nnz(), guard);
-    unpack_panel(packed.view(), row_ptr.data(), col_idx.data(), values.data());
+    for_block_parts(random, packed.num_rows(),
+                    [&](Range blocks) { count_unpacked(packed.view(), blocks, row_ptr.data()); });
+    ASSERT_EQ(running_sum(row_ptr.data(), csr.rows), csr.nnz());
+    for_block_parts(random, packed.num_rows(), [&](Range blocks) {
+      unpack_panel(packed.view(), blocks, row_ptr.data(), col_idx.data(), values.data());
+    });
     ASSERT_EQ(content(row_ptr), csr.row_ptr);
     ASSERT_EQ(content(col_idx), csr.col_idx);
     ASSERT_EQ(csr.nnz() == 0 ? 0 : std::memcmp(values.data(), csr.values.data(), csr.values.size() * sizeof(float)), 0);
     if (::testing::Test::HasFailure()) return;
+  }
+}
+
+// So that any number of threads makes the same bits.
+TEST(Panel, AnySplitOfTheBlocksGivesTheSameArrays) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    Random random(seed);
+    const Sizes sizes = random_sizes(random);
+    const Case trace(describe(seed, sizes));
+    const Guard guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
+    const Csr<float> csr = random_csr<float>(random, sizes.rows, sizes.cols, random.pick(kAllFills));
+    const Packed whole(csr, sizes.packing, guard);
+    const PanelView<float> view = whole.view();
+    const int64_t block_rows = view.block_rows, panel_cols = view.panel_cols;
+    Buffer<int32_t> run_ptr(view.num_segments() + 1, guard), entry_ptr(view.num_segments() + 1, guard);
+    Buffer<uint8_t> run_row(view.num_runs, guard), run_length(view.num_runs, guard), panel_col(view.nnz, guard);
+    Buffer<float> values(view.nnz, guard);
+    for_block_parts(random, whole.num_rows(), [&](Range blocks) {
+      count_panel(csr.view(), block_rows, panel_cols, blocks, run_ptr.data(), entry_ptr.data());
+    });
+    ASSERT_EQ(running_sum(run_ptr.data(), view.num_segments()), view.num_runs);
+    ASSERT_EQ(running_sum(entry_ptr.data(), view.num_segments()), view.nnz);
+    for_block_parts(random, whole.num_rows(), [&](Range blocks) {
+      fill_panel<float>(
+          csr.view(), block_rows, panel_cols, blocks,
+          {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
+    });
+    ASSERT_EQ(content(run_ptr), content(whole.run_ptr));
+    ASSERT_EQ(content(entry_ptr), content(whole.entry_ptr));
+    ASSERT_EQ(content(run_row), content(whole.run_row));
+    ASSERT_EQ(content(run_length), content(whole.run_length));
+    ASSERT_EQ(content(panel_col), content(whole.panel_col));
+    ASSERT_EQ(content(values), content(whole.values));
   }
 }
 
