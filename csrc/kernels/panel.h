@@ -61,7 +61,7 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
     const int64_t length = weight.run_length[run];
     const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
       const auto value = S::set1(values[i]);
-      const float* x = tile + offset(columns[i]);
+      const float* x = one_address(tile + offset(columns[i]));
       SPARSECORE_UNROLL
       for (int j = 0; j < V; ++j) to[j] = S::fma(value, S::load(x + j * S::kLanes), to[j]);
     };
