@@ -14,6 +14,9 @@ EXTRAS = [
     "pydantic",
     "yaml",
     "onnxruntime",
+    "onnx",
+    "openvino",
+    "matplotlib",
 ]
 
 

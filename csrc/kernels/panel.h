@@ -53,11 +53,6 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
     typename S::F32 acc[V];
     SPARSECORE_UNROLL
     for (int j = 0; j < V; ++j) acc[j] = kIsFirst ? S::zero() : S::load(sums + j * S::kLanes);
-    if (!kIsFirst && run + 4 < run_end) {  // rows come by length, an order that no prefetcher guesses
-      const float* ahead = partial + weight.run_row[run + 4] * W;
-      SPARSECORE_UNROLL
-      for (int j = 0; j < V; j += S::kLanes < 8 ? 8 / S::kLanes : 1) __builtin_prefetch(ahead + j * S::kLanes);
-    }
     const int64_t length = weight.run_length[run];
     const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
       const auto value = S::set1(values[i]);

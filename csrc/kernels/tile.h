@@ -48,10 +48,11 @@ SPARSECORE_INLINE int64_t rows_of_block(const BlockCsrView<T>& weight) {
   return weight.block_rows;
 }
 
-// Vectors that R rows are computed for at once: R * V sums, V activations that the rows share, and a value. A single
-// row takes its activations from memory, inside the multiply-add. A wider tile is walked in steps.
+// Vectors that R rows are computed for at once: R * V sums, V activations that the rows share, and room for values (on
+// NEON, GCC 12 spills with 24 sums). A single row takes its activations from memory, inside the multiply-add. A wider
+// tile is walked in steps.
 template <class S, int R>
-constexpr int kStepVectors = R == 1 ? kMaxVectors : (S::kRegisters - 2) / (R + 1);
+constexpr int kStepVectors = R == 1 ? kMaxVectors : (S::kRegisters - 6) / (R + 1);
 
 // p, as one address from which all vectors of a row of the tile are loaded. GCC 12 for 64-bit Arm otherwise makes one
 // for each: 54 instructions instead of 26 for an entry of conv2d_csr with 12 vectors.

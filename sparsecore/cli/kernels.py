@@ -84,10 +84,10 @@ def _find_peers(names: str) -> Any:
 )
 @click.option(
     "--mask",
-    type=click.Choice(["magnitude", "random"]),
+    type=click.Choice(["magnitude", "random", "4x1", "8x1"]),
     default="magnitude",
     show_default=True,
-    help="Zeros where a trained layer would have them, or anywhere.",
+    help="Zeros where a trained layer would have them, anywhere, or in blocks of rows by magnitude.",
 )
 @click.option(
     "--peers",

@@ -103,6 +103,12 @@ class PanelWeight:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+def tile_floats(columns: int) -> int:
+    """Activations per column of the weight that the kernels hold at once, for an input of that many columns."""
+    vector = 16  # the widest, in floats; kernels compute whole ones
+    return min(-(-max(columns, 1) // vector) * vector, TILE_COLUMNS)
+
+
 def fit_panel_cols(floats_per_group: int, group: int = 1) -> int:
     """How many columns of the weight to put in a panel.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.block_csr import BLOCK_ROWS
-from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
+from sparsecore.formats.panel import fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
 from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
@@ -183,7 +183,7 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         kernel_h, kernel_w = dense.kernel_size
         if kernel_h == kernel_w == 1:
             pixels = math.prod(input_shape[-2:]) // math.prod(dense.stride) * math.prod(input_shape[:-3])
-            return {"panel_cols": fit_panel_cols(min(max(pixels, 1), TILE_COLUMNS))}
+            return {"panel_cols": fit_panel_cols(tile_floats(pixels))}
         # A strip holds its pixels and the rows below that a filter reaches, once per column of the filter.
         rows_below = (kernel_h - 1) * dense.dilation[0] // dense.stride[0]
         width = input_shape[-1] // dense.stride[1]
@@ -268,7 +268,7 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
 
 
 # Output pixels of a strip: more than the columns of a matrix product, since more of them share the rows below.
-STRIP_PIXELS = 96
+STRIP_PIXELS = 128
 # Floats per channel and column of the filter where the input's shape is not known: two rows of 28 below.
 TYPICAL_PLANE = STRIP_PIXELS + 2 * 28
 

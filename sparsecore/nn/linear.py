@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols
+from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
 from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
 
@@ -91,8 +91,7 @@ class PanelLinear(LinearGeometry, PanelStorage):
     @classmethod
     def fit(cls, dense: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         """Return the options of ``from_dense()`` that suit inputs of a shape."""
-        rows = math.prod(input_shape[:-1])
-        return {"panel_cols": fit_panel_cols(min(max(rows, 1), TILE_COLUMNS))}
+        return {"panel_cols": fit_panel_cols(tile_floats(math.prod(input_shape[:-1])))}
 
     def _run(self, x: Tensor) -> Tensor:
         return cast(Tensor, raw.spmm_panel(x, *self._arguments(), None, self.activation, "rows", self.kernel))

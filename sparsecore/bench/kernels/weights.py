@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -51,14 +52,19 @@ def _random(module: nn.Module, sparsity: float) -> None:
     prune(module, sparsity, criterion=lambda _, weight: torch.rand_like(weight))
 
 
-def _magnitude(module: nn.Module, sparsity: float) -> None:
+def _magnitude(module: nn.Module, sparsity: float, pattern: str = "unstructured") -> None:
     """Rows and inputs of different scale, as training leaves them, so that magnitudes leave them unequally full."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     for dim in (0, 1):
         scales = weight.new_empty(weight.shape[dim]).log_normal_(std=SCALE_SIGMA)
         weight.mul_(scales.reshape([-1 if i == dim else 1 for i in range(weight.dim())]))
-    prune(module, sparsity)
+    prune(module, sparsity, pattern=pattern)
 
 
-MASKS: dict[str, Callable[[nn.Module, float], None]] = {"magnitude": _magnitude, "random": _random}
+MASKS: dict[str, Callable[[nn.Module, float], None]] = {
+    "magnitude": _magnitude,
+    "random": _random,
+    "4x1": partial(_magnitude, pattern="4x1"),
+    "8x1": partial(_magnitude, pattern="8x1"),
+}

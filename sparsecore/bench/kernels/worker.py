@@ -31,6 +31,7 @@ import numpy as np
 from sparsecore.bench.kernels.libraries.candidate import Candidate
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.kernels.turn import take_turn
+from sparsecore.errors import UnsupportedError
 
 # The calls before the timed ones: libraries choose kernels and allocate in the first few.
 WARM_UP_CALLS = 2
@@ -67,6 +68,8 @@ class Worker:
                 np.save(path, candidate.output(), allow_pickle=False)
                 for _ in range(WARM_UP_CALLS):
                     candidate.call()
+            except UnsupportedError:  # a format that this layer does not fit, as blocks of rows where there are none
+                continue
             except Exception as error:
                 failed[name] = one_line(error)
                 continue

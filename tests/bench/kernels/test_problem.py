@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.kernels.weights import MASKS, make_problem
+from sparsecore.prune import fits_pattern
 
 LINEAR = Layer("", 5, 7, 3)
 POINTWISE = Layer("", 5, 7, 4, kernel=1, batch=3)
@@ -45,12 +47,20 @@ def test_other_convolutions_are_no_product() -> None:
         problem.columns()
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", ["magnitude", "random"])
 @pytest.mark.parametrize("layer", [LINEAR, SPATIAL])
 def test_masks_leave_as_many_as_asked_for(layer: Layer, mask: str) -> None:
     problem = make_problem(layer, 0.8, mask)
     assert np.count_nonzero(problem.weight) == problem.weight.size - round(0.8 * problem.weight.size)
     assert problem.weight.dtype == problem.bias.dtype == problem.x.dtype == np.float32
+
+
+@pytest.mark.parametrize("mask", ["4x1", "8x1"])
+def test_masks_of_blocks(mask: str) -> None:
+    weight = torch.from_numpy(make_problem(Layer("", 16, 32, 3), 0.75, mask).weight)
+    assert mask in MASKS
+    assert fits_pattern(weight, mask)
+    assert weight.count_nonzero() == weight.numel() // 4
 
 
 def test_the_same_numbers_at_every_sparsity_and_others_for_another_seed() -> None:
