@@ -92,19 +92,23 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
   }
 }
 
-// One chunk of blocks through all panels. pack(panel) fills the tile. has_sums: what is in partial counts.
-template <class S, int V, class Pack, class Offset, class Output>
+// One chunk of blocks through all panels. pack(panel) fills the tile; has_sums: what is in partial counts;
+// finish(rows, sums) comes after the last panel of a block, while its sums are still in first-level cache.
+template <class S, int V, class Pack, class Offset, class Output, class Finish>
 SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, bool has_sums, Range blocks,
-                                 const float* tile, float* partial, Pack pack, Offset offset, Output output) {
+                                 const float* tile, float* partial, Pack pack, Offset offset, Output output,
+                                 Finish finish) {
   constexpr int64_t W = V * S::kLanes;
   const int64_t last = weight.num_panels() - 1;
   for (int64_t panel = 0; panel <= last; ++panel) {
     pack(panel);
     const auto run_blocks = [&](auto is_first, auto is_last) SPARSECORE_LAMBDA_INLINE {
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        float* sums = partial + (block - blocks.begin) * weight.block_rows * W;
         run_segment<S, V, decltype(is_first)::value, decltype(is_last)::value>(
-            weight, epilogue, panel * weight.num_blocks() + block, block * weight.block_rows, tile, offset,
-            partial + (block - blocks.begin) * weight.block_rows * W, output);
+            weight, epilogue, panel * weight.num_blocks() + block, block * weight.block_rows, tile, offset, sums,
+            output);
+        if constexpr (decltype(is_last)::value) finish(rows_of(weight, {block, block + 1}), sums);
       }
     };
     const bool is_first = panel == 0 && !has_sums;

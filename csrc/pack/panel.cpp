@@ -160,22 +160,22 @@ const char* validate_panel(const PanelView<T>& weight, Range blocks) {
         return "segments must rise inside the runs and entries";
       }
       const int64_t height = std::min(weight.block_rows, weight.rows - block * weight.block_rows);
-      int64_t length = 0, num_rows = 0;
+      if (run_end - run > height) return "a row must have one run in a segment";
+      // In every call, and with few activations a tenth of its time: so simple that the compiler vectorizes it.
+      int32_t length = 0;
       uint8_t last_row = 0, last_col = 0;
-      std::array<bool, kMaxBlockRows> is_seen{};
-      for (int64_t i = run; i < run_end; ++i) {
-        length += weight.run_length[i];
-        last_row = std::max(last_row, weight.run_row[i]);
-        num_rows += !is_seen[weight.run_row[i]];
-        is_seen[weight.run_row[i]] = true;
-      }
+      for (int64_t i = run; i < run_end; ++i) length += weight.run_length[i];
+      for (int64_t i = run; i < run_end; ++i) last_row = std::max(last_row, weight.run_row[i]);
       for (int64_t i = entry; i < entry_end; ++i) last_col = std::max(last_col, weight.panel_col[i]);
       if (length != entry_end - entry) return "runs must cover the entries of their segment";
       if (run < run_end && last_row >= height) return "run_row must be inside its block";
       if (entry < entry_end && last_col >= width) return "panel_col must be inside its panel";
-      const bool is_edge = panel == 0 || panel + 1 == num_panels;
-      if (num_rows != run_end - run) return "a row must have one run in a segment";
-      if (is_edge && num_rows != height) return "every row must have a run in the first and the last panel";
+      if (panel > 0 && panel + 1 < num_panels) continue;
+      // A row that is left out here would be read before it is written, or never be stored.
+      std::array<bool, kMaxBlockRows> is_seen{};
+      for (int64_t i = run; i < run_end; ++i) is_seen[weight.run_row[i]] = true;
+      const int64_t num_rows = std::count(is_seen.begin(), is_seen.begin() + height, true);
+      if (num_rows != height) return "every row must have a run in the first and the last panel";
     }
   }
   return nullptr;

@@ -88,8 +88,10 @@ struct Conv2dPanelF32 {
           },
           [=](int64_t column) SPARSECORE_LAMBDA_INLINE { return int64_t(offsets[column]); },
           [=](int64_t n, float* sums)
-              SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * row_floats : sums; });
-      if (direct == nullptr) store_strip<S>(args, plan, output, rows, W, partial);
+              SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * row_floats : sums; },
+          [&](Range n, const float* sums) {
+            if (direct == nullptr) store_strip<S>(args, plan, output, n, W, sums);
+          });
     }
   }
 };

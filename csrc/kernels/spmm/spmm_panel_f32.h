@@ -57,8 +57,10 @@ struct SpmmPanelF32 {
           },
           [](int64_t column) SPARSECORE_LAMBDA_INLINE { return column * W; },
           [=](int64_t n, float* sums)
-              SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * args.ldy : sums; });
-      if (direct == nullptr) store_rows<S>(args, columns, rows, partial);
+              SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * args.ldy : sums; },
+          [&](Range n, const float* sums) {
+            if (direct == nullptr) store_rows<S>(args, columns, n, sums);
+          });
     }
   }
 };
