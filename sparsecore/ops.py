@@ -45,6 +45,13 @@ def _require(weight: object, kind: type, dtype: torch.dtype) -> None:
         raise FormatError(f"expected {dtype} values, got {came}; call weight.{way}")
 
 
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    # The fakes also run when one argument is on the meta device and the others hold numbers.
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"expected all tensors on one device, got {x.device} and {other.device}")
+
+
 def _check_features(x: Tensor, dim: int, expected: int) -> None:
     # Index arrays alone would take any x that is wide enough.
     if x.dim() > max(dim, 0) and x.shape[dim] != expected:
@@ -88,7 +95,7 @@ def spmm(
 
     Raises:
         FormatError: weight is not float32 CSR.
-        RuntimeError: dtype, shape or device of x or bias does not fit.
+        RuntimeError: dtype, shape or device of x, bias or residual does not fit.
 
     Example:
         >>> weight = CsrWeight.from_dense(torch.eye(3))
@@ -112,6 +119,7 @@ def _(
     layout: str = "rows",
     kernel_name: str = "",
 ) -> Tensor:
+    _check_devices(x, row_ptr, col_idx, values, bias, residual)
     shape = list(x.shape)
     shape[-1 if layout == "rows" else 1] = _num_rows(row_ptr, values)
     return x.new_empty(shape)
@@ -122,26 +130,38 @@ def _num_rows(row_ptr: Tensor, values: Tensor) -> int:
     return (row_ptr.shape[0] - 1) * (values.shape[1] if values.dim() == 2 else 1)
 
 
+@torch.library.custom_op("sparsecore::unpack_block_csr", mutates_args=())
+def _unpack_block_csr(block_ptr: Tensor, block_col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return unblock(block_ptr, block_col, values)
+
+
+@_unpack_block_csr.register_fake
+def _(block_ptr: Tensor, block_col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    row_ptr = block_ptr.new_empty([_num_rows(block_ptr, values) + 1])
+    return row_ptr, block_col.new_empty([nnz]), values.new_empty([nnz])
+
+
 def _to_csr(weight: Sequence[Tensor]) -> Sequence[Tensor]:
     """Row pointers, columns and values of CSR from those of CSR or of CSR of blocks."""
-    return unblock(*weight) if weight[2].dim() == 2 else weight
+    return raw.unpack_block_csr(*weight) if weight[2].dim() == 2 else weight
 
 
 def _spmm_gradients(
     ctx: Any,
     grad: Tensor,
-    csr: Sequence[Tensor],
+    weight: Sequence[Tensor],
     x: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, bias and residual, with the weight as CSR."""
+    """Gradients of x, bias and residual, with the weight as CSR or CSR of blocks."""
     if x is not None:
-        pre = raw.spmm_csr(x, *csr, bias, residual, "none", ctx.layout)
+        pre = raw.spmm_csr(x, *weight, bias, residual, "none", ctx.layout)
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        transposed = raw.transpose_csr(*csr, ctx.cols)
+        transposed = raw.transpose_csr(*_to_csr(weight), ctx.cols)
         grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, None, "none", ctx.layout)
     if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
         feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
@@ -165,7 +185,7 @@ def _setup_spmm_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward_spmm_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, residual, bias, *weight = ctx.saved_tensors
-    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, _to_csr(weight), x, bias, residual)
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, weight, x, bias, residual)
     return grad_x, None, None, None, grad_bias, grad_residual, None, None, None
 
 
@@ -186,6 +206,7 @@ def _(
     layout: str,
     kernel_name: str,
 ) -> Tensor:
+    _check_devices(x, *weight, bias, residual)
     shape = list(x.shape)
     shape[-1 if layout == "rows" else 1] = sizes[0]
     return x.new_empty(shape)
@@ -295,6 +316,7 @@ def _(
     activation: str = "none",
     kernel_name: str = "",
 ) -> Tensor:
+    _check_devices(x, row_ptr, col_idx, values, bias, residual)
     return _fake_conv2d(x, _num_rows(row_ptr, values), kernel_size, stride, padding, dilation)
 
 
@@ -305,17 +327,17 @@ def _fake_conv2d(x: Tensor, N: int, *settings: Sequence[int]) -> Tensor:
 
 
 def _conv2d_gradients(
-    ctx: Any, grad: Tensor, csr: Sequence[Tensor], x: Tensor, bias: Tensor | None, residual: Tensor | None
+    ctx: Any, grad: Tensor, weight: Sequence[Tensor], x: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, bias and residual through dense filters: training on top works, but is not made faster."""
     kernel_size, stride, padding, dilation, groups = ctx.settings
     if ctx.activation != "none":
-        pre = raw.conv2d_csr(x, *csr, bias, residual, *ctx.settings, "none")
+        pre = raw.conv2d_csr(x, *weight, bias, residual, *ctx.settings, "none")
         grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         channels = x.shape[1] // groups
-        dense = raw.unpack_csr(*csr, channels * kernel_size[0] * kernel_size[1])
+        dense = raw.unpack_csr(*_to_csr(weight), channels * kernel_size[0] * kernel_size[1])
         filters = dense.view(-1, channels, *kernel_size).to(x.dtype)
         geometry = (None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])
         grad_x = aten.convolution_backward(grad, x, filters, *geometry)[0]
@@ -337,7 +359,7 @@ def _setup_conv2d_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _backward_conv2d_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, residual, bias, *weight = ctx.saved_tensors
-    grad_x, grad_bias, grad_residual = _conv2d_gradients(ctx, grad, _to_csr(weight), x, bias, residual)
+    grad_x, grad_bias, grad_residual = _conv2d_gradients(ctx, grad, weight, x, bias, residual)
     return grad_x, None, None, None, grad_bias, grad_residual, *([None] * 7)
 
 
@@ -358,6 +380,7 @@ def _(
     activation: str,
     kernel_name: str,
 ) -> Tensor:
+    _check_devices(x, *weight, bias, residual)
     return _fake_conv2d(x, sizes[0], kernel_size, stride, padding, dilation)
 
 
@@ -430,6 +453,7 @@ def _(
     activation: str = "none",
     kernel_name: str = "",
 ) -> Tensor:
+    _check_devices(x, weight, scale, bias)
     return x.new_empty([*x.shape[:-1], weight.shape[0]])
 
 
@@ -488,6 +512,7 @@ def _(
     activation: str = "none",
     kernel_name: str = "",
 ) -> Tensor:
+    _check_devices(x, row_ptr, col_idx, values, scale, bias)
     return x.new_empty([*x.shape[:-1], row_ptr.shape[0] - 1])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.library import opcheck
 
 import sparsecore
 from sparsecore import _C, CsrWeight, Int8Weight, ops
-from sparsecore.formats import PanelWeight
+from sparsecore.formats import BlockCsrWeight, PanelWeight
 
 raw = torch.ops.sparsecore
 
@@ -37,6 +38,64 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+# --- the formats of a float weight, called alike ---
+
+FORMS = ("csr", "4x1", "8x1", "panel")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def block_tensors(weight: CsrWeight, block_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    return BlockCsrWeight.pack(weight, block_rows).tensors
+
+
+def packed(form: str, weight: CsrWeight, panel_cols: int) -> tuple[Any, ...]:
+    """What the operations take for a weight."""
+    if form == "panel":
+        panel = PanelWeight.pack(weight, panel_cols)
+        return list(panel.tensors), panel.sizes
+    return csr_tensors(weight) if form == "csr" else block_tensors(weight, int(form[0]))
+
+
+def form_kernels(operation: str, form: str) -> list[str]:
+    return kernel_names(operation + {"csr": "", "panel": "_panel"}.get(form, "_block"))
+
+
+def run_spmm(
+    form: str,
+    x: Tensor,
+    weight: CsrWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    layout: str = "rows",
+    kernel: str = "",
+) -> Tensor:
+    operation = raw.spmm_panel if form == "panel" else raw.spmm_csr
+    return operation(x, *packed(form, weight, 16), bias, residual, activation, layout, kernel)
+
+
+def run_conv2d(
+    form: str,
+    x: Tensor,
+    weight: CsrWeight,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    kernel: str = "",
+    **settings: Any,
+) -> Tensor:
+    """Settings as of a nn.Conv2d; groups only where the format has them."""
+    pairs = [
+        ops._pair(settings.get(name, usual))
+        for name, usual in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+    ]
+    if form == "panel":
+        panel_cols = 5 * pairs[0][0] * pairs[0][1]
+        return raw.conv2d_panel(x, *packed(form, weight, panel_cols), bias, residual, *pairs, activation, kernel)
+    groups = settings.get("groups", 1)
+    return raw.conv2d_csr(x, *packed(form, weight, 0), bias, residual, *pairs, groups, activation, kernel)
 
 
 # --- results ---
@@ -132,6 +191,87 @@ def test_conv2d(kernel: str, activation: str, settings: dict[str, object]) -> No
     assert_within(y, *dense_reference(conv, x, activation))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 8), (3, 1, 16), (37, 70, 40), (97, 200, 8)])
+def test_spmm_of_every_format_and_dtype_with_residual(form: str, dtype: torch.dtype, M: int, K: int, N: int) -> None:
+    linear = nn.Linear(K, N)
+    linear.weight.data = random_sparse(N, K)
+    weight = CsrWeight.from_dense(linear.weight)
+    x, residual = torch.randn(M, K).to(dtype), torch.randn(M, N).to(dtype)
+    for kernel in form_kernels("spmm", form):
+        y = run_spmm(form, x, weight, linear.bias, residual, "gelu", "rows", kernel)
+        assert y.dtype == dtype
+        assert_within(y, *dense_reference(linear, x, "gelu", residual))
+        y = run_spmm(form, x.T[None], weight, linear.bias, residual.T[None], "relu", "columns", kernel)
+        exact, bound = dense_reference(linear, x, "relu", residual)
+        assert_within(y[0], exact.T, bound.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (1, 5), "padding": (0, 2), "stride": (2, 1)},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 2},
+        {"kernel_size": 3, "dilation": (2, 3), "padding": 3},
+        {"kernel_size": 1, "stride": 3},
+        {"kernel_size": 2, "padding": 4, "groups": 4},
+    ],
+    ids=str,
+)
+def test_conv2d_of_every_format_and_dtype_with_residual(
+    form: str, dtype: torch.dtype, settings: dict[str, Any]
+) -> None:
+    if form == "panel":
+        settings = settings | {"groups": 1}
+    conv = nn.Conv2d(8, 32, **settings)
+    conv.weight.data = random_sparse(*conv.weight.shape)
+    weight = CsrWeight.from_dense(conv.weight)
+    x = torch.randn(2, 8, 13, 10).to(dtype)
+    residual = torch.randn_like(conv(x.float())).to(dtype)
+    for kernel in form_kernels("conv2d", form):
+        y = run_conv2d(form, x, weight, conv.bias, residual, "silu", kernel, **settings)
+        assert y.dtype == dtype
+        assert_within(y, *dense_reference(conv, x, "silu", residual))
+
+
+def test_residual_of_the_public_functions() -> None:
+    linear, conv = nn.Linear(6, 5), nn.Conv2d(6, 5, 3, padding=1)
+    x, images = torch.randn(4, 6), torch.randn(2, 6, 7, 7)
+    residual, maps = torch.randn(5, 4).T, torch.randn(2, 5, 7, 7).to(memory_format=torch.channels_last)
+    assert not residual.is_contiguous()
+    assert not maps.is_contiguous()
+    y = ops.spmm(x, CsrWeight.from_dense(linear.weight), linear.bias, residual=residual, activation="relu")
+    assert_within(y, *dense_reference(linear, x, "relu", residual))
+    y = ops.conv2d(images, CsrWeight.from_dense(conv.weight), conv.bias, kernel_size=3, padding=1, residual=maps)
+    assert_within(y, *dense_reference(conv, images, "none", maps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_16_bit_results_are_the_float32_ones_rounded(form: str, dtype: torch.dtype) -> None:
+    weight, bias = CsrWeight.from_dense(random_sparse(16, 30) * 1e4), torch.randn(16)
+    for M in (1, 5, 50):  # one row takes another path in float32
+        x, residual = torch.randn(M, 30).to(dtype), torch.randn(M, 16).to(dtype)
+        wide = run_spmm(form, torch.cat([x] * 2).float(), weight, bias, torch.cat([residual] * 2).float())[:M]
+        narrow = run_spmm(form, torch.cat([x] * 2), weight, bias, torch.cat([residual] * 2))[:M]
+        assert torch.equal(narrow, wide.to(dtype))
+    assert bool(narrow.isinf().any()) == (dtype == torch.float16), "past the largest float16 is infinity"
+
+
+def test_nan_that_a_block_does_not_store_is_skipped() -> None:
+    dense = torch.zeros(8, 3)
+    dense[:4, 0], dense[4:, 2] = 2.0, 3.0
+    x = torch.tensor([[float("nan"), 1.0, 1.0]] * 5)
+    y = run_spmm("4x1", x, CsrWeight.from_dense(dense))
+    assert y[:, :4].isnan().all()
+    assert (y[:, 4:] == 3).all()
+    assert run_spmm("8x1", x, CsrWeight.from_dense(dense)).isnan().all(), "its zeros are stored"
+
+
 def int8_reference(x: Tensor, weight: Int8Weight, x_scale: float | None, x_zero_point: int) -> Tensor:
     """Exact integers in int64, then the contract's float32 arithmetic; scales are powers of two."""
     scale = torch.tensor(x_scale) if x_scale else x.abs().amax(1, keepdim=True) / 127
@@ -218,6 +358,28 @@ def test_same_bits_for_any_number_of_threads(threads: None) -> None:
         assert all(map(torch.equal, run(), expected)), f"{count} threads"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits_for_any_number_of_threads_in_every_format(form: str, dtype: torch.dtype, threads: None) -> None:
+    linear = CsrWeight.from_dense(random_sparse(304, 257))
+    filters = CsrWeight.from_dense(random_sparse(64, 16, 3, 3))
+    x, residual = torch.randn(130, 257).to(dtype), torch.randn(130, 304).to(dtype)
+    images, maps = torch.randn(3, 16, 33, 31).to(dtype), torch.randn(3, 64, 33, 31).to(dtype)
+
+    def run() -> list[Tensor]:
+        return [
+            run_spmm(form, x, linear, None, residual, "gelu"),
+            run_spmm(form, x[:1], linear, None, residual[:1]),
+            run_conv2d(form, images, filters, None, maps, "relu", kernel_size=3, padding=1),
+        ]
+
+    torch.set_num_threads(1)
+    expected = run()
+    for count in (2, 3, 7):
+        torch.set_num_threads(count)
+        assert all(map(torch.equal, run(), expected)), f"{count} threads"
+
+
 def test_strided_input() -> None:
     weight = CsrWeight.from_dense(random_sparse(6, 5))
     x = torch.randn(5, 4).T
@@ -248,20 +410,36 @@ def test_opcheck_float(activation: str) -> None:
     opcheck(raw.conv2d_csr.default, (x, *filters, bias, None, *settings, activation, ""))
 
 
-def test_opcheck_panel() -> None:
-    packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(6, 5)), 2)
-    weight = (list(packed.tensors), packed.sizes)
-    bias = torch.randn(6, requires_grad=True)
-    x = torch.randn(4, 5, requires_grad=True)
-    opcheck(raw.spmm_panel.default, (x, *weight, bias, None, "relu", "rows", ""))
-    opcheck(raw.unpack_panel.default, weight)
-    csr = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
+# Each form once, without a residual in the one that stands for all of its text.
+@pytest.mark.parametrize(
+    ("form", "dtype", "has_residual"),
+    [
+        ("csr", torch.float32, True),
+        ("4x1", torch.float32, False),
+        ("8x1", torch.bfloat16, True),
+        ("panel", torch.float32, False),
+        ("panel", torch.float16, True),
+    ],
+    ids=str,
+)
+def test_opcheck_formats_and_residual(form: str, dtype: torch.dtype, has_residual: bool) -> None:
+    weight, filters = CsrWeight.from_dense(random_sparse(8, 5)), CsrWeight.from_dense(random_sparse(8, 2, 3, 3))
+    bias = torch.randn(8, requires_grad=True)
+    x = torch.randn(4, 5).to(dtype).requires_grad_()
+    residual = torch.randn(4, 8).to(dtype).requires_grad_() if has_residual else None
+    spmm, conv2d = (raw.spmm_panel, raw.conv2d_panel) if form == "panel" else (raw.spmm_csr, raw.conv2d_csr)
+    opcheck(spmm.default, (x, *packed(form, weight, 2), bias, residual, "relu", "rows", ""))
+    x = torch.randn(2, 2, 7, 6).to(dtype).requires_grad_()
+    residual = torch.randn(2, 8, 4, 6).to(dtype).requires_grad_() if has_residual else None
+    settings = ([3, 3], [2, 1], [1, 1], [1, 1], *([] if form == "panel" else [1]))
+    opcheck(conv2d.default, (x, *packed(form, filters, 9), bias, residual, *settings, "none", ""))
+
+
+def test_opcheck_packing_of_formats() -> None:
+    csr = csr_tensors(CsrWeight.from_dense(random_sparse(8, 5)))
+    opcheck(raw.pack_block_csr.default, (*csr, 5, 4))
     opcheck(raw.pack_panel.default, (*csr, 5, 4, 2))
-    packed = PanelWeight.pack(CsrWeight.from_dense(random_sparse(6, 2, 3, 3)), 9)
-    weight = (list(packed.tensors), packed.sizes)
-    x = torch.randn(2, 2, 7, 6, requires_grad=True)
-    settings = ([3, 3], [2, 1], [1, 1], [1, 1])
-    opcheck(raw.conv2d_panel.default, (x, *weight, bias, None, *settings, "silu", ""))
+    opcheck(raw.unpack_panel.default, packed("panel", CsrWeight.from_dense(random_sparse(8, 5)), 2))
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -360,6 +538,46 @@ def test_gradients_equal_the_dense_ones(activation: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+# Rounding to 16 bits moves an input over the knees of relu6 and hardswish, where the gradient jumps.
+@pytest.mark.parametrize(
+    ("dtype", "activation"),
+    [(torch.float32, activation) for activation in ops.ACTIVATIONS]
+    + [(dtype, activation) for dtype in DTYPES[1:] for activation in ("none", "relu", "gelu", "silu")],
+    ids=str,
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_x_bias_and_residual_equal_those_in_float64(
+    form: str, dtype: torch.dtype, activation: str
+) -> None:
+    function = ACTIVATIONS[activation][0]
+    dense, filters, bias = random_sparse(16, 9), random_sparse(16, 2, 3, 3), torch.randn(16)
+    settings = {"stride": 2, "padding": 1, "groups": 1 if form == "panel" else 2}
+    channels = 2 * settings["groups"]
+    for x, weight, residual, ours, exact in (
+        (torch.randn(4, 9), dense, torch.randn(4, 16), run_spmm, F.linear),
+        (
+            torch.randn(2, channels, 7, 6),
+            filters,
+            torch.randn(2, 16, 4, 3),
+            lambda *a: run_conv2d(*a, kernel_size=3, **settings),
+            lambda *a: F.conv2d(*a, **settings),
+        ),
+    ):
+        inputs = [x.to(dtype).requires_grad_(), bias.clone().requires_grad_(), residual.to(dtype).requires_grad_()]
+        wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        y = ours(form, inputs[0], CsrWeight.from_dense(weight), *inputs[1:], activation)
+        expected_y = function(exact(wide[0], weight.double(), wide[1]) + wide[2])
+        grad = torch.randn(y.shape).to(dtype)
+        found = torch.autograd.grad(y, inputs, grad)
+        expected = torch.autograd.grad(expected_y, wide, grad.double())
+        # In 16 bits every step of the gradient is rounded, and its input is: a few steps of what is added up.
+        eps = torch.finfo(dtype).eps
+        tolerance = 1e-4 if dtype == torch.float32 else 4 * eps
+        for name, a, b in zip(("x", "bias", "residual"), found, expected, strict=True):
+            assert a.dtype == (torch.float32 if name == "bias" else dtype)
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
+
+
 def test_int8_backward_is_a_clear_error() -> None:
     x = torch.randn(2, 5, requires_grad=True)
     y = ops.gemm_int8(x, Int8Weight.from_dense(torch.randn(6, 5)))
@@ -381,6 +599,13 @@ def test_compile_fullgraph() -> None:
 # --- bad input ---
 
 GOOD = CsrWeight.from_dense(torch.eye(4))
+POINTWISE = ([1, 1], [1, 1], [0, 0], [1, 1])
+
+
+def blocks_of(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One block with four columns."""
+    row_ptr, col_idx = torch.tensor([0, 4], dtype=torch.int32), torch.arange(4, dtype=torch.int32)
+    return row_ptr, col_idx, torch.ones(4, rows)
 
 
 @pytest.mark.parametrize(
@@ -404,9 +629,12 @@ def test_damaged_indices_are_found_in_every_call(
         raw.spmm_csr(x, *arrays, values)
     with pytest.raises(RuntimeError, match=message):
         raw.spmm_csr_int8(x, *arrays, values.to(torch.int8), torch.ones(2))
-    one = [1, 1]
-    with pytest.raises(RuntimeError, match=message):
-        raw.conv2d_csr(x.view(rows, 4, 1, 1), *arrays, values, None, None, one, one, [0, 0], one)
+    images = x.view(rows, 4, 1, 1)
+    for form in (values, torch.ones(len(col_idx), 4), torch.ones(len(col_idx), 8)):
+        with pytest.raises(RuntimeError, match=message):
+            raw.spmm_csr(x, *arrays, form)
+        with pytest.raises(RuntimeError, match=message):
+            raw.conv2d_csr(images, *arrays, form, None, None, *POINTWISE)
     with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
         raw.unpack_csr(*arrays, values, 4)
     with pytest.raises(RuntimeError, match=r"row_ptr|col_idx"):
@@ -445,6 +673,23 @@ def test_damaged_indices_are_found_in_every_call(
         ),
         (lambda: ops.spmm_int8(torch.randn(2, 4), GOOD), "call weight.quantize"),
         (lambda: ops.spmm(torch.randn(2, 4), torch.eye(4)), "expected a CsrWeight"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, residual=torch.ones(2, 3)), r"residual of .* shape \[2, 4\], got"),
+        (lambda: ops.spmm(torch.randn(2, 4), GOOD, residual=torch.ones(2, 4).half()), "residual of the output's dtype"),
+        (lambda: ops.spmm(torch.randn(2, 4).half(), GOOD, residual=torch.ones(2, 4)), "residual of the output's dtype"),
+        (
+            lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, residual=torch.ones(1, 4, 1, 1)),
+            r"residual of .* shape \[1, 4, 2, 2\], got",
+        ),
+        (lambda: ops.conv2d(torch.randn(1, 4, 2, 2).double(), GOOD, kernel_size=1), "float16 or bfloat16 x"),
+        (lambda: raw.spmm_csr(torch.randn(2, 4), *blocks_of(3)), r"blocks of 4 or 8 rows, got \[4, 3\]"),
+        (lambda: raw.spmm_csr(torch.randn(2, 4), *blocks_of(0)), r"blocks of 4 or 8 rows, got \[4, 0\]"),
+        (lambda: raw.spmm_csr(torch.randn(2, 3), *blocks_of(4)), "col_idx must be inside"),
+        (
+            lambda: raw.conv2d_csr(torch.randn(1, 8, 2, 2), *blocks_of(8), None, None, *POINTWISE, 2),
+            "blocks inside of groups",
+        ),
+        (lambda: raw.pack_block_csr(*csr_tensors(GOOD), 4, 3), "block"),
+        (lambda: raw.pack_block_csr(*csr_tensors(GOOD), 4, 8), "N"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(call: object, message: str) -> None:
@@ -461,3 +706,15 @@ def test_numpy_module_agrees() -> None:
         assert torch.equal(y, ops.spmm(x, CsrWeight.from_dense(dense), kernel=kernel))
     with pytest.raises(ValueError, match="strictly ascending"):
         _C.spmm_csr(x.numpy(), arrays[0], arrays[1][::-1].copy(), arrays[2])
+
+
+def test_an_argument_on_the_meta_device_is_an_error() -> None:
+    x, weight, bias = torch.randn(2, 6), CsrWeight.from_dense(torch.randn(8, 6)), torch.randn(8)
+    for arguments in (
+        {"bias": bias.to("meta")},
+        {"bias": bias, "residual": torch.empty(2, 8, device="meta")},
+    ):
+        with pytest.raises(RuntimeError, match="one device"):
+            ops.spmm(x, weight, **arguments)
+    with pytest.raises(RuntimeError, match="one device"):
+        sparsecore.nn.PanelLinear(weight, bias).to("meta")(x)

@@ -83,20 +83,22 @@ std::vector<float> random_floats(int64_t size) {
   return result;
 }
 
-// Unstructured: every entry is kept with the same probability.
+// Every entry, or column of block_rows neighbouring entries, is kept with the same probability.
 template <class T>
 struct Csr {
   std::vector<int32_t> row_ptr{0}, col_idx;
   std::vector<T> values;
   CsrView<T> view;
 
-  Csr(int64_t N, int64_t K, double sparsity) {
+  Csr(int64_t N, int64_t K, double sparsity, int64_t block_rows = 1) {
     std::mt19937 random(2);
     std::bernoulli_distribution keep(1.0 - sparsity);
     std::uniform_int_distribution<int> value(-127, 127);
+    std::vector<bool> kept(static_cast<size_t>(K));
     for (int64_t n = 0; n < N; ++n) {
+      if (n % block_rows == 0) std::generate(kept.begin(), kept.end(), [&] { return keep(random); });
       for (int64_t k = 0; k < K; ++k) {
-        if (!keep(random)) continue;
+        if (!kept[static_cast<size_t>(k)]) continue;
         col_idx.push_back(static_cast<int32_t>(k));
         values.push_back(static_cast<T>(value(random)));
       }
@@ -105,6 +107,11 @@ struct Csr {
     view = {N, K, static_cast<int64_t>(values.size()), row_ptr.data(), col_idx.data(), values.data()};
   }
   double flops(int64_t columns) const { return 2.0 * double(view.nnz) * double(columns); }
+};
+
+// Columns of a panel are a multiple of taps.
+struct Packing {
+  int64_t taps = 1, block_rows = 1;
 };
 
 // A weight in the form that a kernel takes; rows: what the rows argument of run counts.
@@ -116,7 +123,32 @@ struct Packed<CsrView<float>> {
   CsrView<float> view;
   int64_t rows;
 
-  Packed(const Csr<float>& csr, int64_t) : view(csr.view), rows(csr.view.rows) {}
+  Packed(const Csr<float>& csr, Packing) : view(csr.view), rows(csr.view.rows) {}
+};
+
+template <>
+struct Packed<BlockCsrView<float>> {
+  BlockCsrView<float> view;
+  int64_t rows;
+  std::vector<int32_t> block_ptr, block_col;
+  std::vector<float> values;
+
+  Packed(const Csr<float>& csr, Packing packing) {
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.block_rows = packing.block_rows;
+    rows = view.num_blocks();
+    block_ptr.resize(static_cast<size_t>(rows) + 1);
+    count_block_csr(csr.view, view.block_rows, {0, rows}, block_ptr.data());
+    view.nnz = running_sum(block_ptr.data(), rows);
+    block_col.resize(static_cast<size_t>(view.nnz));
+    values.resize(static_cast<size_t>(view.nnz * view.block_rows));
+    fill_block_csr(csr.view, view.block_rows, {0, rows}, block_ptr.data(), block_col.data(), values.data());
+    view.row_ptr = block_ptr.data();
+    view.col_idx = block_col.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
 };
 
 template <>
@@ -128,13 +160,13 @@ struct Packed<PanelView<float>> {
   std::vector<float> values;
 
   // Blocks of 64 rows and panels of about 80 columns, the sizes that the Python package takes.
-  Packed(const Csr<float>& csr, int64_t taps) {
+  Packed(const Csr<float>& csr, Packing packing) {
     constexpr int64_t kBlockRows = 64, kPanelCols = 80;
     view.rows = csr.view.rows;
     view.cols = csr.view.cols;
     view.nnz = csr.view.nnz;
     view.block_rows = kBlockRows;
-    view.panel_cols = std::max<int64_t>(kPanelCols / taps, 1) * taps;
+    view.panel_cols = std::max<int64_t>(kPanelCols / packing.taps, 1) * packing.taps;
     rows = view.num_blocks();
     run_ptr.resize(static_cast<size_t>(view.num_segments()) + 1);
     entry_ptr.resize(run_ptr.size());
@@ -192,9 +224,10 @@ constexpr Conv kSpatial[] = {{64, 64, 56, 3}, {128, 128, 28, 3}, {256, 256, 14, 
 constexpr double kSparsities[] = {0.7, 0.9, 0.95};
 
 template <class Weight>
-void spmm_rows(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Linear layer, double sparsity) {
-  const Csr<float> csr(layer.N, layer.K, sparsity);
-  const Packed<Weight> weight(csr, 1);
+void spmm_rows(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Linear layer, double sparsity,
+               int64_t block_rows) {
+  const Csr<float> csr(layer.N, layer.K, sparsity, block_rows);
+  const Packed<Weight> weight(csr, {.block_rows = block_rows});
   const std::vector<float> x = random_floats(layer.M * layer.K);
   std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
   SpmmOf<Weight> args;
@@ -208,10 +241,11 @@ void spmm_rows(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Li
 }
 
 template <class Weight>
-void spmm_columns(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Conv layer, double sparsity) {
+void spmm_columns(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Conv layer, double sparsity,
+                  int64_t block_rows) {
   const int64_t P = layer.size * layer.size;
-  const Csr<float> csr(layer.features, layer.channels, sparsity);
-  const Packed<Weight> weight(csr, 1);
+  const Csr<float> csr(layer.features, layer.channels, sparsity, block_rows);
+  const Packed<Weight> weight(csr, {.block_rows = block_rows});
   const std::vector<float> x = random_floats(layer.channels * P);
   std::vector<float> y(static_cast<size_t>(layer.features * P));
   SpmmOf<Weight> args;
@@ -225,10 +259,10 @@ void spmm_columns(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel,
 
 template <class Weight>
 void conv2d(benchmark::State& state, const Kernel<Conv2dOf<Weight>>& kernel, Conv layer, int64_t stride,
-            double sparsity) {
+            double sparsity, int64_t block_rows) {
   const int64_t taps = layer.taps * layer.taps;
-  const Csr<float> csr(layer.features, layer.channels * taps, sparsity);
-  const Packed<Weight> weight(csr, taps);
+  const Csr<float> csr(layer.features, layer.channels * taps, sparsity, block_rows);
+  const Packed<Weight> weight(csr, {.taps = taps, .block_rows = block_rows});
   const std::vector<float> x = random_floats(layer.channels * layer.size * layer.size);
   Conv2dOf<Weight> args;
   args.weight = weight.view;
@@ -325,29 +359,29 @@ void for_sparsities(Function function) {
 }
 
 template <class Weight>
-void add_spmm(const char* op, std::span<const Kernel<SpmmOf<Weight>>> table) {
+void add_spmm(const std::string& op, std::span<const Kernel<SpmmOf<Weight>>> table, int64_t block_rows = 1) {
   for_enabled(table, [&](const auto& row) {
-    const std::string prefix = std::string(op) + "/" + row.name + "/";
+    const std::string prefix = op + "/" + row.name + "/";
     for_sparsities([&](double sparsity, const std::string& suffix) {
       for (const Linear& layer : kLinears) {
-        add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity);
+        add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity, block_rows);
       }
       for (const Conv& layer : kPointwise) {
-        add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity);
+        add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
       }
     });
   });
 }
 
 template <class Weight>
-void add_conv2d(const char* op, std::span<const Kernel<Conv2dOf<Weight>>> table) {
+void add_conv2d(const std::string& op, std::span<const Kernel<Conv2dOf<Weight>>> table, int64_t block_rows = 1) {
   for_enabled(table, [&](const auto& row) {
-    const std::string prefix = std::string(op) + "/" + row.name + "/";
+    const std::string prefix = op + "/" + row.name + "/";
     for_sparsities([&](double sparsity, const std::string& suffix) {
       for (const Conv& layer : kSpatial)
-        add(prefix + layer.name() + "/" + suffix, conv2d<Weight>, row, layer, 1, sparsity);
+        add(prefix + layer.name() + "/" + suffix, conv2d<Weight>, row, layer, 1, sparsity, block_rows);
       const Conv& strided = kSpatial[1];
-      add(prefix + strided.name() + "/stride2/" + suffix, conv2d<Weight>, row, strided, 2, sparsity);
+      add(prefix + strided.name() + "/stride2/" + suffix, conv2d<Weight>, row, strided, 2, sparsity, block_rows);
     });
   });
 }
@@ -357,6 +391,11 @@ void add_all() {
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
   add_conv2d("conv2d", conv2d_kernels());
+  for (const int64_t block_rows : {4, 8}) {  // weights that were pruned in such blocks
+    const std::string suffix = "_block" + std::to_string(block_rows);
+    add_spmm("spmm" + suffix, spmm_block_kernels(), block_rows);
+    add_conv2d("conv2d" + suffix, conv2d_block_kernels(), block_rows);
+  }
   add_conv2d("conv2d_panel", conv2d_panel_kernels());
   for_enabled(spmm_int8_kernels(), [](const Kernel<SpmmInt8Args>& row) {
     const std::string prefix = std::string("spmm_int8/") + row.name + "/";

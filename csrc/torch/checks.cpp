@@ -8,6 +8,15 @@
 namespace sparsecore::torch_binding {
 namespace {
 
+template <class T>
+constexpr ScalarType kScalarType = ScalarType::Undefined;
+template <>
+constexpr ScalarType kScalarType<float> = ScalarType::Float;
+template <>
+constexpr ScalarType kScalarType<int8_t> = ScalarType::Char;
+
+}  // namespace
+
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
@@ -32,15 +41,6 @@ const char* dtype_name(ScalarType dtype) {
       return "another dtype";
   }
 }
-
-template <class T>
-constexpr ScalarType kScalarType = ScalarType::Undefined;
-template <>
-constexpr ScalarType kScalarType<float> = ScalarType::Float;
-template <>
-constexpr ScalarType kScalarType<int8_t> = ScalarType::Char;
-
-}  // namespace
 
 std::string shape_text(const Tensor& tensor) {
   std::string text = "[";

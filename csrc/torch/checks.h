@@ -33,6 +33,7 @@ void check(bool condition, const Parts&... parts) {
   }
 }
 
+const char* dtype_name(ScalarType dtype);
 std::string shape_text(const Tensor& tensor);
 
 // A contiguous CPU tensor of that dtype; the error names it.

@@ -56,8 +56,11 @@ inline Tensor activations(const Tensor& x, Dtype& dtype) {
 // What is added to y: contiguous, of its shape and dtype, or null. `kept` owns it.
 inline const void* residual_input(const std::optional<Tensor>& residual, const Tensor& y, Tensor& kept) {
   if (!residual) return nullptr;
-  check(residual->scalar_type() == y.scalar_type() && shape_of(*residual) == shape_of(y),
-        "expected a residual of the output's dtype and shape ", shape_text(y), ", got shape ", shape_text(*residual));
+  check(residual->is_cpu(), "expected residual on the CPU; move it with .cpu()");
+  check(residual->scalar_type() == y.scalar_type(), "expected a residual of the output's dtype, ",
+        dtype_name(y.scalar_type()), ", got ", dtype_name(residual->scalar_type()));
+  check(shape_of(*residual) == shape_of(y), "expected a residual of the output's shape ", shape_text(y), ", got ",
+        shape_text(*residual));
   kept = on_cpu(*residual);
   return kept.const_data_ptr();
 }

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sparsecore.bench import probes, tables
-from sparsecore.cli.common import JsonFile, json_option, show, write_json
+from sparsecore.cli.common import Finite, JsonFile, json_option, show, write_json
 from sparsecore.errors import require_extra
 
 Value = TypeVar("Value")
+# Exit code of a run that was interrupted but kept what it had: 128 + SIGINT.
+INTERRUPTED = 130
 
 
 @click.group()
@@ -70,7 +72,7 @@ def _find_peers(names: str) -> Any:
 @click.option(
     "--sparsity",
     "sparsities",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Finite(0, 1, max_open=True),
     multiple=True,
     help="Share of zeros; several times for several [default: 0.5 0.7 0.8 0.9 0.95].",
 )
@@ -99,10 +101,10 @@ def _find_peers(names: str) -> Any:
 @click.option(
     "--time",
     "seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=0.14,
     show_default=True,
-    help="Seconds for each candidate of a layer, all its turns together.",
+    help="Seconds for each candidate of a layer, all its turns together; 4 calls a turn are always made.",
 )
 @json_option
 @click.option(
@@ -137,15 +139,20 @@ def bench_kernels(
     reports = []
     with _live(len(thread_counts)) as report_cell:
         for threads in dict.fromkeys(thread_counts):
-            plan = Plan(layers, sparsities or SPARSITIES, threads, mask, libraries, seconds)
+            plan = Plan(layers, tuple(dict.fromkeys(sparsities or SPARSITIES)), threads, mask, libraries, seconds)
             reports.append(measure(plan, report_cell))
             if out is not None:
                 files.write(reports[-1], out)
+            if not reports[-1]["complete"]:
+                break
     if write_json({"reports": reports}, json_file):
         for report in reports:
             _show(report)
         if out is not None:
             show(f"Written to {out.resolve()}")
+    if not reports[-1]["complete"]:
+        click.echo("stopped: the report holds what was measured until then", err=True)
+        raise SystemExit(INTERRUPTED)
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -165,11 +172,14 @@ def plot_kernels(json_files: tuple[Path, ...], out: str) -> None:
     """Draw JSON files of `kernels bench` again, side by side, as one SVG."""
     from sparsecore.bench.kernels import files, plot
 
+    if Path(out).suffix != ".svg":
+        raise click.BadParameter(f"expected a file that ends in .svg, got {out!r}", param_hint="--out")
     reports = [report for path in json_files for report in files.read(path)]
     try:
         plot.draw(reports, Path(out))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    show(f"Written to {Path(out).resolve()}")
 
 
 @contextmanager

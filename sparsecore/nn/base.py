@@ -40,6 +40,7 @@ class CompressedModule(nn.Module):
         ValueError: there is no such activation.
     """
 
+    weight_type: ClassVar[type[WeightFormat]]
     buffer_names: ClassVar[tuple[str, ...]]
     takes_16_bits: ClassVar[bool] = False  # its operations take bfloat16 and float16 activations
     keywords: ClassVar[tuple[str, ...]] = ("activation", "kernel")
@@ -55,6 +56,11 @@ class CompressedModule(nn.Module):
         kernel: str = "",
     ) -> None:
         super().__init__()
+        if not isinstance(weight, self.weight_type):
+            raise FormatError(
+                f"expected a {self.weight_type.__name__}, got {type(weight).__name__}; "
+                f"{type(self).__name__}.from_dense() takes a torch.nn layer"
+            )
         if activation not in ACTIVATIONS:
             raise ValueError(f"expected an activation of {ACTIVATIONS}, got {activation!r}")
         if not isinstance(kernel, str):

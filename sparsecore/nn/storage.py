@@ -20,6 +20,7 @@ MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csr
 class CsrStorage(CompressedModule):
     """Float CSR."""
 
+    weight_type: ClassVar[type[WeightFormat]] = CsrWeight
     takes_16_bits: ClassVar[bool] = True
     buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values")
     row_ptr: Tensor
@@ -157,7 +158,7 @@ class BlockStorage(PackedStorage):
         return BlockCsrWeight.pack(weight.to(torch.float32), self.block_rows)
 
     def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        return block_csr.unblock(*self._packed())
+        return raw.unpack_block_csr(*self._packed())
 
     def _arguments(self) -> tuple[Any, ...]:
         bias = self._parameters["bias"]
@@ -243,6 +244,7 @@ def _rows(tensor: Tensor, group: int, groups: int) -> Tensor:
 class Int8Storage(QuantizedStorage):
     """Dense int8."""
 
+    weight_type: ClassVar[type[WeightFormat]] = Int8Weight
     buffer_names: ClassVar[tuple[str, ...]] = ("q", "scale")
     q: Tensor
     scale: Tensor
@@ -263,6 +265,7 @@ class Int8Storage(QuantizedStorage):
 class CsrInt8Storage(QuantizedStorage):
     """int8 CSR."""
 
+    weight_type: ClassVar[type[WeightFormat]] = CsrWeight
     buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values", "scale")
     row_ptr: Tensor
     col_idx: Tensor

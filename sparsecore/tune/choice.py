@@ -28,7 +28,7 @@ class LayerChoice:
         format: ``dense``, ``csr``, ``int8`` or ``csr int8``.
         kernel: the kernel that runs it on this machine.
         time_us: time of all its calls in one pass of the model (lower quartile); None if not measured.
-        dense_us: the same for the dense float32 layer.
+        dense_us: the same for the dense layer.
         roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run.
         reason: why this format.
     """

@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsecore.bench import probes
 from sparsecore.errors import SparsecoreError
+from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation, copy_model, observe
 from sparsecore.graph.fold import fold_batchnorm_, foldable_layers
 from sparsecore.graph.observe import ExampleInputs
@@ -179,14 +180,14 @@ class _Converter:
             return "has hooks"
         if any(self.owners[id(p)] > 1 for p in layer.parameters(recurse=False)):
             return "shares its weight with another layer"
-        if isinstance(weight, torch.Tensor) and weight.dtype != torch.float32:
-            return f"{str(weight.dtype).removeprefix('torch.')}: kernels compute in float32"
+        if isinstance(weight, torch.Tensor) and weight.dtype not in FLOAT_DTYPES:
+            return f"{str(weight.dtype).removeprefix('torch.')}: kernels take float32, bfloat16 and float16"
         if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
             return f"on {weight.device}: there are kernels for the CPU only"
         if self.seen is not None and not calls:
             return "did not run on the example"
-        if any(call.dtype != torch.float32 for call in calls):
-            return "its input is not float32"
+        if any(call.dtype not in FLOAT_DTYPES for call in calls):
+            return "its input is not float32, bfloat16 or float16"
         if weight is not None and weight_statistics(layer).sparsity < WORTH_TIMING:
             return f"fewer than {WORTH_TIMING:.0%} zeros"
         return ""

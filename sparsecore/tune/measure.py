@@ -22,8 +22,8 @@ MIN_TIME_S = 0.15
 MAX_SPREAD = 0.5
 
 
-def layer_key(layer: nn.Module, shape: Sequence[int]) -> str:
-    """What decides the time of a layer on a machine: class, geometry, input shape and non-zeros."""
+def layer_key(layer: nn.Module, call: Call) -> str:
+    """What decides the time of a layer on a machine: class, geometry, input and non-zeros."""
     weight = weight_statistics(layer)
     geometry = [
         f"{name}={getattr(layer, name)}"
@@ -43,7 +43,7 @@ def layer_key(layer: nn.Module, shape: Sequence[int]) -> str:
         operation_of(layer),
         f"{weight.N}x{weight.K}",
         f"nnz={weight.nnz}",
-        f"x={tuple(shape)}",
+        f"x={call.shape} {str(call.dtype).removeprefix('torch.')}",
         f"bias={getattr(layer, 'bias', None) is not None}",
         *geometry,
     ]
@@ -66,11 +66,11 @@ def measure_layer(
     """
     total = dict.fromkeys(forms, 0.0)
     is_noisy = False
-    for shape, count in Counter(call.shape for call in calls).items():
-        key = layer_key(layer, shape)
+    for call, count in Counter(calls).items():
+        key = layer_key(layer, call)
         times = cache.get(key) if cache is not None else None
         if times is None or set(times) != set(forms):
-            times, spread = _measure(forms, shape)
+            times, spread = _measure(forms, call)
             is_noisy |= spread > MAX_SPREAD
             if cache is not None and spread <= MAX_SPREAD:
                 cache.put(key, times)
@@ -79,9 +79,9 @@ def measure_layer(
     return total, is_noisy
 
 
-def _measure(forms: dict[str, nn.Module], shape: tuple[int, ...]) -> tuple[Times, float]:
+def _measure(forms: dict[str, nn.Module], call: Call) -> tuple[Times, float]:
     """Time per form, and the largest spread among them."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(call.dtype)
     with torch.inference_mode():
         timings = interleave({name: partial(form, x) for name, form in forms.items()}, min_time_s=MIN_TIME_S)
     # The lower quartile: what else runs on the machine only ever adds time.

@@ -63,9 +63,11 @@ TEST(FindKernel, NeedsTheNameTheIsaAndTheSupport) {
 template <class Function>
 void for_each_table(Function function) {
   function("spmm", spmm_kernels());
+  function("spmm_block", spmm_block_kernels());
   function("spmm_panel", spmm_panel_kernels());
   function("spmm_int8", spmm_int8_kernels());
   function("conv2d", conv2d_kernels());
+  function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());
   function("gemm_int8", gemm_int8_kernels());
   function("quantize", quantize_kernels());

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <ostream>
 #include <variant>
 #include <vector>
 
@@ -16,8 +18,13 @@ namespace sparsecore::test {
 
 // What formats are free to choose; each reads its own.
 struct Packing {
-  int64_t block_rows = 8, panel_cols = 16;
+  int64_t block_rows = 8, panel_cols = 16;  // of panels
+  int64_t csr_block_rows = 1;               // of block CSR
 };
+
+inline std::ostream& operator<<(std::ostream& out, const Packing& packing) {
+  return out << packing.block_rows << "x" << packing.panel_cols << "/" << packing.csr_block_rows;
+}
 
 template <class View>
 class PackedWeight;
@@ -32,6 +39,66 @@ class PackedWeight<CsrView<T>> {
  private:
   GuardedCsr<T> csr_;
 };
+
+template <class T>
+class PackedWeight<BlockCsrView<T>> {
+ public:
+  PackedWeight(const Csr<T>& csr, Packing packing, Guard guard)
+      : PackedWeight(csr, packing.csr_block_rows, counted(csr, packing.csr_block_rows), guard) {}
+
+  BlockCsrView<T> view() const {
+    return {rows_, cols_, col_idx.size(), block_rows_, row_ptr.data(), col_idx.data(), values.data()};
+  }
+  int64_t num_rows() const { return view().num_blocks(); }
+
+ private:
+  static std::vector<int32_t> counted(const Csr<T>& csr, int64_t block_rows) {
+    const int64_t num_blocks = csr.rows / block_rows;
+    std::vector<int32_t> block_ptr(static_cast<size_t>(num_blocks) + 1);
+    count_block_csr(csr.view(), block_rows, {0, num_blocks}, block_ptr.data());
+    running_sum(block_ptr.data(), num_blocks);
+    return block_ptr;
+  }
+
+  PackedWeight(const Csr<T>& csr, int64_t block_rows, const std::vector<int32_t>& block_ptr, Guard guard)
+      : row_ptr(block_ptr, guard),
+        col_idx(block_ptr.back(), guard),
+        values(block_ptr.back() * block_rows, guard),
+        rows_(csr.rows),
+        cols_(csr.cols),
+        block_rows_(block_rows) {
+    const GuardedCsr<T> source(csr, guard);
+    fill_block_csr(source.view(), block_rows, {0, csr.rows / block_rows}, row_ptr.data(), col_idx.data(),
+                   values.data());
+  }
+
+ public:
+  Buffer<int32_t> row_ptr, col_idx;
+  Buffer<T> values;
+
+ private:
+  int64_t rows_, cols_, block_rows_;
+};
+
+// The same weight with the zeros stored that block CSR stores: a column is there for all rows of a block or for none.
+template <class T>
+Csr<T> with_whole_blocks(const Csr<T>& csr, int64_t block_rows) {
+  Csr<T> result{csr.rows, csr.cols, {0}, {}, {}};
+  for (int64_t n = 0; n < csr.rows; ++n) {
+    std::map<int32_t, T> row;
+    const int64_t first = n / block_rows * block_rows;
+    for (int64_t other = first; other < first + block_rows; ++other) {
+      for_each_entry(csr, other, [&](int32_t k, T) { row.try_emplace(k, T{}); });
+    }
+    for_each_entry(csr, n, [&](int32_t k, T value) { row[k] = value; });
+    for (const auto& [k, value] : row) {
+      result.col_idx.push_back(k);
+      result.values.push_back(value);
+    }
+    result.row_ptr.push_back(static_cast<int32_t>(result.values.size()));
+  }
+  return result;
+}
 
 template <class T>
 class PackedWeight<PanelView<T>> {

@@ -163,7 +163,7 @@ def select(shapes: str) -> tuple[Layer, ...]:
         return LAYERS
     if shapes == "quick":
         return tuple(layer for layer in LAYERS if layer.quick)
-    found = tuple(layer for layer in LAYERS if shapes.lower() in f"{layer.network} {layer.name}".lower())
+    found = tuple(layer for layer in LAYERS if shapes and shapes.lower() in f"{layer.network} {layer.name}".lower())
     if not found:
         networks = ", ".join(dict.fromkeys(layer.network for layer in LAYERS))
         raise ValueError(

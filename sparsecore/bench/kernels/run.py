@@ -103,23 +103,31 @@ def measure(plan: Plan, progress: Progress = lambda done, total, cell: None) -> 
         The report, ready for JSON: ``machine``, ``versions`` of the peers, ``mask``, ``rounds``, ``cells``, one
         for each layer and sparsity, and what ``compare.conclusions`` draws from them. A cell has the layer, the
         ``candidates`` with their times and errors, the FMA peak of its rounds, and ``failures``, the lines that say
-        what went wrong.
+        what went wrong. ``complete`` is False where an interrupt ended it early.
+
+    Raises:
+        KeyboardInterrupt: before the first layer was done.
     """
     libraries = (OURS, *plan.peers)
     total = len(plan.layers) * len(plan.sparsities)
     cells: list[dict[str, Any]] = []
     progress(0, total, None)
     with tempfile.TemporaryDirectory(prefix="sparsecore-") as folder, Team(plan.threads, Path(folder)) as team:
-        for sparsity in plan.sparsities:
-            for layer in plan.layers:
-                cells.append(_measure_cell(plan, layer, sparsity, libraries, team))
-                progress(len(cells), total, cells[-1])
+        try:
+            for sparsity in plan.sparsities:
+                for layer in plan.layers:
+                    cells.append(_measure_cell(plan, layer, sparsity, libraries, team))
+                    progress(len(cells), total, cells[-1])
+        except KeyboardInterrupt:
+            if not cells:
+                raise
     return {
         "schema": SCHEMA,
         "machine": probes.machine() | {"threads": plan.threads},
         "versions": {library.name: library.versions() for library in libraries},
         "mask": plan.mask,
         "rounds": plan.rounds,
+        "complete": len(cells) == total,
         "cells": cells,
         **conclusions(cells),
     }

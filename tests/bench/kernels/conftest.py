@@ -29,6 +29,7 @@ def report() -> dict[str, Any]:
         "versions": {"torch": {"torch": "2.13.0"}, "openvino": None},
         "mask": "magnitude",
         "rounds": 7,
+        "complete": True,
         "cells": cells,
     }
 

@@ -115,3 +115,25 @@ def test_plot_of_nothing(tmp_path: Path) -> None:
     result = run("plot", str(path), "--out", str(tmp_path / "a.svg"))
     assert (result.exit_code, result.stdout) == (2, "")
     assert "got none" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--sparsity", "nan"), ("--time", "nan"), ("--time", "inf"), ("--shapes", "")]
+)
+def test_no_numbers_and_no_names(option: str, value: str) -> None:
+    result = run("bench", option, value)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Invalid value for")
+
+
+def test_an_interrupted_run_keeps_what_it_measured(plans: list[Any], report: dict[str, Any], tmp_path: Path) -> None:
+    report["complete"] = False
+    result = run("bench", "--threads", "1", "--threads", "2", "--json", str(tmp_path / "r.json"))
+    assert result.exit_code == 130
+    assert "stopped" in result.stderr
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["reports"]) == 1
+
+
+def test_the_same_sparsity_twice_is_once(plans: list[Any]) -> None:
+    run("bench", "--sparsity", "0.9", "--sparsity", "0.9")
+    assert plans[0].sparsities == (0.9,)

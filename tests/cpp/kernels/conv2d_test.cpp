@@ -7,6 +7,8 @@
 
 #include "csr.h"
 #include "harness.h"
+#include "kernels/float_problem.h"
+#include "numbers.h"
 #include "oracle.h"
 #include "packed.h"
 #include "sparsecore/ops.h"
@@ -14,7 +16,7 @@
 namespace sparsecore::test {
 namespace {
 
-using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dPanelArgs>;
+using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs>;
 
 struct Pair {
   int64_t h = 1, w = 1;
@@ -27,9 +29,11 @@ struct Shape {
   Pair image{1, 1}, filter{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
   Fill fill = Fill::kHalf;
   Activation activation = Activation::kNone;
-  bool has_bias = false;
+  Dtype dtype = Dtype::kFloat32;
+  bool has_bias = false, has_residual = false;
   double special_chance = 0.0;  // of NaN and infinities in x
-  int64_t block_rows = 2, panel_channels = 2;
+  int64_t panel_channels = 2;
+  Packing packing{.block_rows = 2};  // panels of panel_channels
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 
@@ -42,21 +46,21 @@ struct Shape {
             size(image.w, filter.w, stride.w, padding.w, dilation.w)};
   }
   bool is_possible() const { return output().h > 0 && output().w > 0; }
+  int64_t num_outputs() const { return batch * N() * output().h * output().w; }
   int64_t N() const { return rows_per_group * groups; }
   int64_t channels() const { return channels_per_group * groups; }
   int64_t taps() const { return filter.h * filter.w; }
   int64_t K() const { return channels_per_group * taps(); }
-  Packing packing() const { return {block_rows, std::min(panel_channels, kMaxPanelCols / taps()) * taps()}; }
+  int64_t panel_cols() const { return std::min(panel_channels, kMaxPanelCols / taps()) * taps(); }
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  return out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels_per_group << " -> "
-             << shape.rows_per_group << " in " << shape.groups << " groups, image " << shape.image << ", filter "
-             << shape.filter << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
-             << shape.dilation << ", fill " << shape.fill << ", " << activation_name(shape.activation)
-             << (shape.has_bias ? ", bias" : "") << ", specials " << shape.special_chance << ", packing "
-             << shape.packing().block_rows << "x" << shape.packing().panel_cols
-             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+  out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels_per_group << " -> "
+      << shape.rows_per_group << " in " << shape.groups << " groups, image " << shape.image << ", filter "
+      << shape.filter << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
+      << shape.dilation;
+  print_options(out, shape);
+  return out;
 }
 
 class Problem {
@@ -67,10 +71,11 @@ class Problem {
 
   // Calls function(kernel, args, what its rows argument counts) with an output of its own.
   template <class Function>
-  Buffer<float> run_with(const AnyConv2d& any, Function function) const {
+  Numbers run_with(const AnyConv2d& any, Function function) const {
     const Pair output = shape_.output();
-    Buffer<float> y = unwritten_output(shape_.batch * shape_.N() * output.h * output.w, shape_.guard);
-    with_packed(any, weight_, shape_.packing(), shape_.guard, [&](const auto& kernel, auto& args, int64_t num_rows) {
+    const Numbers x(shape_.dtype, x_, shape_.guard), residual(shape_.dtype, residual_, shape_.guard);
+    Numbers y = Numbers::unwritten(shape_.dtype, shape_.num_outputs(), shape_.guard);
+    with_packed(any, weight_, shape_.packing, shape_.guard, [&](const auto& kernel, auto& args, int64_t num_rows) {
       args.batch = shape_.batch;
       args.channels = shape_.channels();
       args.height = shape_.image.h;
@@ -86,29 +91,32 @@ class Problem {
       args.dilation_h = shape_.dilation.h;
       args.dilation_w = shape_.dilation.w;
       args.groups = shape_.groups;
-      args.x = x_.data();
+      args.dtype = shape_.dtype;
+      args.x = x.data();
       args.y = y.data();
+      args.residual = shape_.has_residual ? residual.data() : nullptr;
       args.epilogue = epilogue();
       ASSERT_TRUE(kernel.supports(args));
       function(kernel, args, num_rows);
     });
     return y;
   }
-  Buffer<float> run(const AnyConv2d& any) const {
+  Numbers run(const AnyConv2d& any) const {
     return run_with(any, [&](const auto& kernel, const auto& args, int64_t num_rows) {
       run_all(kernel, args, num_rows, shape_.guard);
     });
   }
 
-  void check(const Buffer<float>& y) const {
+  void check(const Numbers& y) const {
     int64_t at = 0;
     for (int64_t image = 0; image < shape_.batch; ++image) {
       for (int64_t n = 0; n < shape_.N(); ++n) {
         for (int64_t oh = 0; oh < shape_.output().h; ++oh) {
           for (int64_t ow = 0; ow < shape_.output().w; ++ow, ++at) {
-            const Expected expected =
-                expect_sum(output_sum(image, n, oh, ow), epilogue().bias_of(n), shape_.activation);
-            ASSERT_TRUE(is_close(y[at], expected)) << describe(y[at], expected) << " in image " << image << ", row "
+            Sum sum = output_sum(image, n, oh, ow);
+            if (shape_.has_residual) sum.add(1.0, double(residual_[static_cast<size_t>(at)]));
+            const Expected expected = expect_sum(sum, epilogue().bias_of(n), shape_.activation);
+            ASSERT_TRUE(is_close(y, at, expected)) << describe(y, at, expected) << " in image " << image << ", row "
                                                    << n << ", pixel " << oh << ", " << ow;
           }
         }
@@ -120,10 +128,13 @@ class Problem {
  private:
   Problem(const Shape& shape, Random random)
       : shape_(shape),
-        weight_(random_csr<float>(random, shape.N(), shape.K(), shape.fill)),
-        x_(shape.batch * shape.channels() * shape.image.h * shape.image.w, shape.guard),
+        weight_(with_whole_blocks(random_csr<float>(random, shape.N(), shape.K(), shape.fill),
+                                  shape.packing.csr_block_rows)),
+        x_(random_numbers(random, shape.dtype, shape.batch * shape.channels() * shape.image.h * shape.image.w,
+                          shape.special_chance)),
+        residual_(
+            random_numbers(random, shape.dtype, shape.has_residual ? shape.num_outputs() : 0, shape.special_chance)),
         bias_(shape.has_bias ? shape.N() : 0, shape.guard) {
-    for (float& x : x_) x = random.number_or_special(shape.special_chance);
     for (float& bias : bias_) bias = random.number();
   }
 
@@ -139,20 +150,21 @@ class Problem {
       const int64_t w = ow * shape_.stride.w - shape_.padding.w + tap_w * shape_.dilation.w;
       const bool is_inside = h >= 0 && h < shape_.image.h && w >= 0 && w < shape_.image.w;
       const int64_t pixel = ((image * shape_.channels() + channel) * shape_.image.h + h) * shape_.image.w + w;
-      sum.add(double(value), is_inside ? double(x_[pixel]) : 0.0);
+      sum.add(double(value), is_inside ? double(x_[size_t(pixel)]) : 0.0);
     });
     return sum;
   }
 
   Shape shape_;
   Csr<float> weight_;
-  Buffer<float> x_, bias_;
+  std::vector<float> x_, residual_;
+  Buffer<float> bias_;
 };
 
-class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dPanelArgs> {
+class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs> {
  protected:
-  void check(Shape shape) {
-    restrict_to_format(shape);
+  void check(const Shape& wanted) {
+    const Shape shape = fitted(wanted);
     if (!shape.is_possible()) return;
     const Case trace(shape);
     const Problem problem(shape);
@@ -160,25 +172,29 @@ class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dPanelArgs> {
     ++num_checked_;
   }
 
-  // The panel format has no groups.
-  void restrict_to_format(Shape& shape) const {
+  // The panel format has no groups; block CSR has whole blocks of rows in each of them.
+  Shape fitted(Shape shape) const {
     if (std::holds_alternative<Kernel<Conv2dPanelArgs>>(any_kernel().row)) shape.groups = 1;
+    Random random(shape.seed);
+    const int64_t R = random_csr_block_rows(any_kernel(), random);
+    shape.packing.csr_block_rows = R;
+    shape.packing.panel_cols = shape.panel_cols();
+    shape.rows_per_group = (shape.rows_per_group + R - 1) / R * R;
+    return shape;
   }
 
   // What the loops of a sweep leave open.
   void randomize_rest(Shape& shape, Random& random, uint64_t seed) {
     shape.seed = seed;
     shape.fill = random.pick(kAllFills);
-    shape.activation = random.pick(kAllActivations);
-    shape.has_bias = random.chance(0.5);
-    shape.block_rows = random.pick<int64_t>({1, 2, 3, 64, 256});
+    randomize_options(shape, random);
+    shape.packing.block_rows = random.pick<int64_t>({1, 2, 3, 64, 256});
     shape.panel_channels = random.pick<int64_t>({1, 2, 5, 40});
-    shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
   }
 
   int64_t num_checked_ = 0;
 };
-SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels(), conv2d_panel_kernels());
+SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels(), conv2d_block_kernels(), conv2d_panel_kernels());
 
 // Every square filter, stride, dilation and padding up to one more than the filter, over images from one pixel to
 // wider than a vector.
@@ -260,6 +276,42 @@ TEST_P(Conv2dTest, MapsAroundTheTile) {
   }
 }
 
+// The maps of networks, whose rows are whole vectors or not, in every stored dtype with and without a residual.
+TEST_P(Conv2dTest, EveryDtypeWithAndWithoutResidual) {
+  uint64_t seed = 25000;
+  for (const int64_t out_width : {7, 8, 10, 14, 19, 28, 56}) {
+    for (const int64_t stride : {1, 2, 3}) {
+      for (const Pair filter : {Pair{3, 3}, Pair{1, 3}, Pair{5, 2}}) {
+        for (const Dtype dtype : kAllDtypes) {
+          for (const bool has_residual : {false, true}) {
+            Random random(++seed);
+            Shape shape;
+            randomize_rest(shape, random, seed);
+            shape.batch = random.integer(1, 2);
+            shape.groups = random.pick<int64_t>({1, 1, 2});
+            shape.channels_per_group = random.integer(1, 3);
+            shape.rows_per_group = random.integer(1, 4);
+            shape.filter = filter;
+            shape.stride = {random.integer(1, 3), stride};
+            shape.dilation = {random.integer(1, 2), random.integer(1, 3)};
+            shape.padding = {random.integer(0, filter.h), random.integer(0, filter.w)};
+            // From the least image with that output to the largest.
+            const int64_t reach = shape.dilation.w * (filter.w - 1) + 1;
+            shape.image.w = (out_width - 1) * stride + reach - 2 * shape.padding.w + random.integer(0, stride - 1);
+            shape.image.h = random.integer(3, 9);
+            shape.dtype = dtype;
+            shape.has_residual = has_residual;
+            ASSERT_TRUE(!shape.is_possible() || shape.output().w == out_width);
+            check(shape);
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(num_checked_, 300);
+}
+
 TEST_P(Conv2dTest, Depthwise) {
   uint64_t seed = 30000;
   for (const int64_t channels : {1, 2, 7, 33}) {
@@ -321,8 +373,9 @@ TEST_P(Conv2dTest, ManyRows) {
     for (const Pair image : {Pair{3, 7}, Pair{8, 10}}) {
       Shape shape{.channels_per_group = 6, .rows_per_group = 5003, .image = image, .filter = {1, 3}, .padding = {0, 1}};
       shape.fill = Fill::kTenth;
-      shape.block_rows = block_rows;
+      shape.packing.block_rows = block_rows;
       shape.seed = ++seed;
+      shape.has_residual = seed % 2 == 0;
       check(shape);
       if (HasFailure()) return;
     }
@@ -374,6 +427,7 @@ TEST_P(Conv2dTest, InfiniteWeightsTimesPadding) {
     shape.stride = {random.integer(1, 2), random.integer(1, 2)};
     shape.fill = Fill::kTenth;
     shape.seed = seed;
+    shape = fitted(shape);
     const Case trace(shape);
     Problem problem(shape);
     for (float& value : problem.weight().values) {
@@ -397,27 +451,18 @@ TEST_P(Conv2dTest, AnySplitGivesTheSameBits) {
     shape.filter = {random.integer(1, 3), random.integer(1, 3)};
     shape.stride = {random.integer(1, 2), random.integer(1, 2)};
     shape.padding = {1, 1};
-    restrict_to_format(shape);
+    shape = fitted(shape);
     if (!shape.is_possible()) continue;
     const Case trace(shape);
-    const Problem problem(shape);
-    const Buffer<float> whole = problem.run(any_kernel());
-    const Buffer<float> parts =
-        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
-          run_split(kernel, args, {0, num_rows}, {0, kernel.num_tiles(args)}, random);
-        });
-    ASSERT_TRUE(same_bits(whole, parts));
-    const Buffer<float> threads =
-        problem.run_with(any_kernel(), [&](const auto& kernel, const auto& args, int64_t num_rows) {
-          run_threads(kernel, args, num_rows, random.integer(2, 8));
-        });
-    ASSERT_TRUE(same_bits(whole, threads));
+    check_splits(Problem(shape), any_kernel(), random);
+    if (HasFailure()) return;
   }
 }
 
 TEST_P(Conv2dTest, NothingToComputeMeansNoTiles) {
   const Shape shapes[] = {{.batch = 0, .image = {3, 3}}, {.image = {2, 2}, .filter = {3, 3}}};
-  for (const Shape& shape : shapes) {
+  for (const Shape& wanted : shapes) {
+    const Shape shape = fitted(wanted);
     const Case trace(shape);
     Problem(shape).run_with(
         any_kernel(), [](const auto& kernel, const auto& args, int64_t) { EXPECT_EQ(kernel.num_tiles(args), 0); });

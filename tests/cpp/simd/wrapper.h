@@ -1,0 +1,35 @@
+// The vector wrappers of csrc/simd, and what is built on them alone, as plain functions: one table per instruction
+// set, so that tests run each. A dtype is of what is read or written; the other side is float32.
+#pragma once
+
+#include <cstdint>
+
+#include "sparsecore/isa.h"
+#include "sparsecore/views.h"
+
+namespace sparsecore::test {
+
+struct Wrapper {
+  Isa isa;
+  int lanes;
+  void (*load)(Dtype dtype, const void* from, float* to);  // one vector
+  void (*load_n)(Dtype dtype, const void* from, int n, float* to);
+  void (*store)(Dtype dtype, const float* from, void* to);
+  void (*store_n)(Dtype dtype, const float* from, void* to, int n);
+  void (*even)(const float* a, const float* b, float* to);
+  // csrc/kernels/tile.h and conv2d/strip.h
+  void (*copy_in)(Dtype dtype, const void* from, float* to, int64_t n);
+  void (*copy_out)(Dtype dtype, const float* from, void* to, int64_t n);
+  void (*copy_strided)(Dtype dtype, const void* from, int64_t stride, float* to, int64_t n);
+  void (*transpose_in)(Dtype dtype, const void* from, int64_t ld_from, int64_t rows, int64_t cols, float* to,
+                       int64_t ld_to);
+  void (*transpose_out)(Dtype dtype, const float* from, int64_t ld_from, int64_t rows, int64_t cols, void* to,
+                        int64_t ld_to);
+};
+
+Wrapper wrapper_avx512();
+Wrapper wrapper_avx2();
+Wrapper wrapper_neon();
+Wrapper wrapper_scalar();
+
+}  // namespace sparsecore::test

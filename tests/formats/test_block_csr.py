@@ -1,0 +1,106 @@
+"""BlockCsrWeight: exact round trips on any number of threads, what is stored, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecore._native import raw
+from sparsecore.errors import FormatError
+from sparsecore.formats import BlockCsrWeight, CsrWeight
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def arrays(weight: CsrWeight) -> tuple[Tensor, Tensor, Tensor]:
+    return weight.row_ptr, weight.col_idx, weight.values
+
+
+def equal_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    pairs = zip(got, expected, strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
+
+
+def pruned_in_blocks(N: int, K: int, block_rows: int, density: float = 0.3) -> Tensor:
+    keep = torch.rand(N // block_rows, K) < density
+    return torch.randn(N, K) * keep.repeat_interleave(block_rows, 0)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.4, 1.0])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 7), (8, 0), (8, 1), (16, 300), (304, 3), (64, 129)])
+@pytest.mark.parametrize("block_rows", [4, 8])
+def test_round_trip_is_exact(shape: tuple[int, int], block_rows: int, density: float) -> None:
+    weight = CsrWeight.from_dense(torch.randn(shape) * (torch.rand(shape) < density))
+    packed = BlockCsrWeight.pack(weight, block_rows)
+    assert packed.shape == shape
+    assert packed.block_rows == block_rows
+    assert equal_bits(arrays(packed.unpack()), arrays(weight))
+
+
+@pytest.mark.parametrize("block_rows", [4, 8])
+def test_a_column_is_stored_for_all_rows_of_a_block_or_for_none(block_rows: int) -> None:
+    dense = torch.randn(32, 50) * (torch.rand(32, 50) < 0.1)
+    packed = BlockCsrWeight.pack(CsrWeight.from_dense(dense), block_rows)
+    blocks = dense.view(-1, block_rows, 50)
+    is_used = blocks.ne(0).any(1)
+    assert torch.equal(packed.block_ptr.diff(), is_used.sum(1).int())
+    assert torch.equal(packed.block_col, is_used.nonzero()[:, 1].int())
+    assert torch.equal(packed.values, blocks.transpose(1, 2)[is_used])
+    assert packed.nnz == packed.values.numel() == int(is_used.sum()) * block_rows
+    assert packed.nbytes == 4 * (packed.nnz + int(is_used.sum()) + 32 // block_rows + 1)
+
+
+def test_blocks_that_fit_store_no_zeros() -> None:
+    weight = CsrWeight.from_dense(pruned_in_blocks(64, 90, 4))
+    assert BlockCsrWeight.pack(weight, 4).nnz == weight.nnz
+
+
+def test_special_values_survive_and_stored_zeros_go() -> None:
+    dense = torch.tensor([[float("nan"), -0.0, 1e-45]] + [[float("inf"), 2.0, -float("inf")]] * 3)
+    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
+    expected = CsrWeight.from_dense(dense)
+    assert equal_bits(arrays(BlockCsrWeight.pack(weight, 4).unpack()), arrays(expected))
+
+
+@pytest.mark.parametrize("shape", [(1104, 1000), (16, 90_000), (20_000, 60)])
+def test_any_number_of_threads_packs_the_same_bits(shape: tuple[int, int]) -> None:
+    weight = CsrWeight.from_dense(torch.randn(shape) * (torch.rand(shape) < 0.2))
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(BlockCsrWeight.pack(weight, 8).tensors)
+    for result in results[1:]:
+        assert equal_bits(result, results[0])
+
+
+def test_rows_and_types_that_do_not_fit_are_refused() -> None:
+    weight = CsrWeight.from_dense(torch.eye(12))
+    for block_rows in (-4, 0, 1, 3, 5, 8, 12):
+        with pytest.raises(FormatError, match=f"N a multiple of them, got {block_rows} and N = 12"):
+            BlockCsrWeight.pack(weight, block_rows)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(FormatError, match="expected float32 values to pack"):
+            BlockCsrWeight.pack(weight.to(dtype), 4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("damage", ["past K", "negative", "descending", "falling row_ptr", "short row_ptr"])
+def test_damaged_csr_is_refused_wherever_it_is(damage: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    row_ptr, col_idx, values = (tensor.clone() for tensor in arrays(CsrWeight.from_dense(torch.ones(400, 500))))
+    if damage == "falling row_ptr":
+        row_ptr[399] = 5
+    elif damage == "short row_ptr":
+        row_ptr[400] -= 1
+    else:
+        col_idx[-1] = {"past K": 500, "negative": -1, "descending": 3}[damage]
+    with pytest.raises(RuntimeError, match="invalid CSR weight"):
+        raw.pack_block_csr(row_ptr, col_idx, values, 500, 8)
