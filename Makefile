@@ -74,6 +74,7 @@ test-sanitize-python: build
 # Every kernel on single layers against other libraries; BENCH="--shapes all --threads 1 --threads 2" measures more.
 BENCH ?= --shapes quick
 bench: build
+	$(BIN)/python -m pip install --quiet "sparsecore[peers]"  # the checkout that is installed, and what its extra names
 	$(BIN)/python -m sparsecore kernels bench --out benchmarks/results $(BENCH)
 
 # The kernels alone, in C++ and without Python.

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sparsecore.bench.kernels import plot, tables
-from sparsecore.bench.kernels.run import SCHEMA
+from sparsecore.bench.kernels.run import DEFAULT_MASK, SCHEMA
 from sparsecore.errors import FormatError
 
 Report = Mapping[str, Any]
 
 
 def name_of(report: Report) -> str:
-    """``kernels-<isa>-<threads>-threads``."""
+    """``kernels-<isa>-<threads>-threads``, and the mask where it is not the usual one."""
     machine = report["machine"]
-    return f"kernels-{machine['isa']}-{machine['threads']}-threads"
+    mask = "" if report["mask"] == DEFAULT_MASK else f"-{report['mask']}"
+    return f"kernels-{machine['isa']}-{machine['threads']}-threads{mask}"
 
 
 def write(report: Report, folder: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from sparsecore.errors import MissingExtraError
 
 SCHEMA = 1
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+DEFAULT_MASK = "magnitude"
 TURN_SECONDS = 0.02
 PROBE_SECONDS = 0.005
 MIN_ROUNDS = 7
@@ -56,7 +57,7 @@ class Plan:
     layers: Sequence[Layer]
     sparsities: Sequence[float] = SPARSITIES
     threads: int = 1
-    mask: str = "magnitude"
+    mask: str = DEFAULT_MASK
     peers: Sequence[Library] = ()
     seconds: float = MIN_ROUNDS * TURN_SECONDS
     seed: int = 0
