@@ -1,6 +1,6 @@
-// What the kernels of spmm and conv2d share: copies between dtypes, and the inner loop of the CSR formats, one row (or
-// one block of rows) of the weight times a packed tile of activations that stays in cache. Algorithm text, compiled
-// once per instruction set; include after a wrapper that defines Simd.
+// The inner loop that spmm and conv2d share for the CSR formats: one row (or one block of rows) of the weight times a
+// packed tile of activations that stays in cache. Algorithm text, compiled once per instruction set; include after a
+// wrapper that defines Simd.
 //
 // A tile holds, for each column k of the weight, W = V * lanes consecutive activations; Offset says where.
 //
@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "kernels/copy.h"
 #include "simd/activation.h"
 #include "simd/target.h"
 #include "sparsecore/kernel.h"
@@ -25,11 +26,6 @@ constexpr int kSums = 8;
 
 // Widest tile: V accumulators, one broadcast value, and room for what the compiler needs beside them.
 constexpr int kMaxVectors = 12;
-
-// std::min and std::max are inline templates, which must not be instantiated inside a target region.
-SPARSECORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-SPARSECORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-SPARSECORE_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // V vectors cover `vectors` in ceil(vectors / limit) equal steps: 13 as 7 + 6 and not as 12 + 1, because every step
 // pays once for its indices and values.
@@ -176,72 +172,6 @@ struct True {
 struct False {
   static constexpr bool value = false;
 };
-
-// Calls function(Type<T>) for the type that a dtype is stored as.
-template <class T>
-struct Type {
-  using type = T;
-};
-template <class Function>
-SPARSECORE_INLINE void with_dtype(Dtype dtype, Function function) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return function(Type<float>{});
-    case Dtype::kBFloat16:
-      return function(Type<BFloat16>{});
-    case Dtype::kFloat16:
-      return function(Type<Float16>{});
-  }
-}
-
-// Copies n numbers with vectors; nothing past src + n is read, nothing past dst + n written.
-template <class S, class From, class To>
-SPARSECORE_INLINE void copy_numbers(const From* src, To* dst, int64_t n) {
-  int64_t i = 0;
-  for (; i + S::kLanes <= n; i += S::kLanes) S::store(dst + i, S::load(src + i));
-  if (i < n) S::store_n(dst + i, S::load_n(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
-}
-
-SPARSECORE_INLINE void fill_zero(float* dst, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = 0.0f;
-}
-
-// dst[c, r] = src[r, c] for a square of lanes, or the first rows and cols of one.
-template <class S, class From, class To>
-SPARSECORE_INLINE void transpose_part(const From* src, int64_t ld_src, int rows, int cols, To* dst, int64_t ld_dst) {
-  constexpr int L = S::kLanes;
-  float square[L * L], transposed[L * L];
-  for (int i = 0; i < L; ++i) S::store(square + i * L, i < rows ? S::load_n(src + i * ld_src, cols) : S::zero());
-  S::transpose(square, L, transposed, L);
-  for (int i = 0; i < cols; ++i) S::store_n(dst + i * ld_dst, S::load(transposed + i * L), rows);
-}
-template <class S, class From, class To>
-SPARSECORE_INLINE void transpose_square(const From* src, int64_t ld_src, To* dst, int64_t ld_dst) {
-  transpose_part<S>(src, ld_src, S::kLanes, S::kLanes, dst, ld_dst);
-}
-template <class S>
-SPARSECORE_INLINE void transpose_square(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
-  S::transpose(src, ld_src, dst, ld_dst);
-}
-
-// dst[c, r] = src[r, c] for rows x cols.
-template <class S, class From, class To>
-SPARSECORE_INLINE void transpose_block(const From* src, int64_t ld_src, int64_t rows, int64_t cols, To* dst,
-                                       int64_t ld_dst) {
-  constexpr int L = S::kLanes;
-  for (int64_t r = 0; r < rows; r += L) {
-    for (int64_t c = 0; c < cols; c += L) {
-      const From* from = src + r * ld_src + c;
-      To* to = dst + c * ld_dst + r;
-      if (r + L <= rows && c + L <= cols) {
-        transpose_square<S>(from, ld_src, to, ld_dst);
-      } else {
-        transpose_part<S>(from, ld_src, static_cast<int>(smaller(rows - r, L)), static_cast<int>(smaller(cols - c, L)),
-                          to, ld_dst);
-      }
-    }
-  }
-}
 
 }  // namespace
 }  // namespace sparsecore
