@@ -37,8 +37,12 @@ class CsrStorage(CompressedModule):
 
     def _arguments(self) -> tuple[Any, ...]:
         row_ptr, col_idx, values = self._weight()
+        return row_ptr, col_idx, widen(values), self._wide_bias()
+
+    def _wide_bias(self) -> Tensor | None:
+        """The bias as operations take it."""
         bias = self._parameters["bias"]
-        return row_ptr, col_idx, widen(values), None if bias is None else widen(bias)
+        return None if bias is None else widen(bias)
 
 
 class PackedStorage(CsrStorage):
@@ -128,8 +132,7 @@ class PanelStorage(PackedStorage):
         return raw.unpack_panel(self._packed(), self.sizes)
 
     def _arguments(self) -> tuple[Any, ...]:
-        bias = self._parameters["bias"]
-        return self._packed(), self.sizes, None if bias is None else widen(bias)
+        return self._packed(), self.sizes, self._wide_bias()
 
 
 class BlockStorage(PackedStorage):
@@ -161,8 +164,7 @@ class BlockStorage(PackedStorage):
         return raw.unpack_block_csr(*self._packed())
 
     def _arguments(self) -> tuple[Any, ...]:
-        bias = self._parameters["bias"]
-        return *self._packed(), None if bias is None else widen(bias)
+        return *self._packed(), self._wide_bias()
 
 
 class QuantizedStorage(CompressedModule):

@@ -47,7 +47,8 @@ LEAST_BLOCK_FILL = 0.9
 
 def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> _Maker:
     def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
-        if weight_statistics(layer).N % block_rows:
+        assert isinstance(layer.weight, torch.Tensor)
+        if len(layer.weight) % block_rows:
             raise UnsupportedError(f"expected N that is a multiple of {block_rows}; use panels")
         block = kind.from_dense(layer, block_rows=block_rows)
         if weight_statistics(block).nnz < LEAST_BLOCK_FILL * block.values.numel():

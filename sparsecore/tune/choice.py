@@ -25,7 +25,7 @@ class LayerChoice:
         op: ``linear`` or ``conv KHxKW``.
         shape: of the weight and the input, for people.
         sparsity: share of zeros in the weight.
-        format: ``dense``, ``csr``, ``int8`` or ``csr int8``.
+        format: what `tune.candidates.format_of` says.
         kernel: the kernel that runs it on this machine.
         time_us: time of all its calls in one pass of the model (lower quartile); None if not measured.
         dense_us: the same for the dense layer.
