@@ -74,7 +74,7 @@ def _find_peers(names: str) -> Any:
     "sparsities",
     type=Finite(0, 1, max_open=True),
     multiple=True,
-    help="Share of zeros; several times for several [default: 0.5 0.7 0.8 0.9 0.95].",
+    help="Share of zeros; several times for several [default: 0.5 0.7 0.8 0.9 0.95, or the only one of the mask].",
 )
 @click.option(
     "--shapes",
@@ -86,10 +86,10 @@ def _find_peers(names: str) -> Any:
 )
 @click.option(
     "--mask",
-    type=click.Choice(["magnitude", "random", "4x1", "8x1"]),
+    type=click.Choice(["magnitude", "random", "4x1", "8x1", "8:16", "4:16"]),
     default="magnitude",
     show_default=True,
-    help="Zeros where a trained layer would have them, anywhere, or in blocks of rows by magnitude.",
+    help="Zeros where a trained layer would have them, anywhere, in blocks of rows, or 8 or 4 values left of 16.",
 )
 @click.option(
     "--peers",
@@ -128,18 +128,23 @@ def bench_kernels(
     does not count.
     """
     from sparsecore.bench.kernels import files
-    from sparsecore.bench.kernels.run import SPARSITIES, Plan, measure
+    from sparsecore.bench.kernels.run import Plan, fit_mask, measure
 
     if out is not None:
         require_extra("matplotlib", "bench")  # now, not after the work
         out.mkdir(parents=True, exist_ok=True)
     libraries, missing = peers
-    for line in missing:
+    try:
+        fitting, shares = fit_mask(mask, layers, sparsities)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    unfit = [f"mask {mask} does not fit {layer.name}" for layer in layers if layer not in fitting]
+    for line in (*missing, *unfit):
         click.echo(line, err=True)
     reports = []
     with _live(len(thread_counts)) as report_cell:
         for threads in dict.fromkeys(thread_counts):
-            plan = Plan(layers, tuple(dict.fromkeys(sparsities or SPARSITIES)), threads, mask, libraries, seconds)
+            plan = Plan(fitting, shares, threads, mask, libraries, seconds)
             reports.append(measure(plan, report_cell))
             if out is not None:
                 files.write(reports[-1], out)

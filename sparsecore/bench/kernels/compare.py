@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sparsecore.bench.kernels.layers import KINDS, ONE_ROW
+from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, MANY_ROWS, ONE_ROW
 from sparsecore.bench.kernels.libraries import OURS
 from sparsecore.bench.kernels.libraries.candidate import FLOAT32
 
 Row = Mapping[str, Any]
 # Layers too small for a mean: they measure the cost of a call.
-MIN_COLUMNS, MIN_K = 16, 128
+MIN_COLUMNS, MIN_K = MANY_ROWS, 128
 ALL = "all, 16 columns and more"
 DENSE = "dense"
 
@@ -111,7 +111,7 @@ class Mean:
 def means(comparisons: Sequence[Comparison]) -> list[Mean]:
     """Means for every sparsity and group: all layers of 16 columns and more and K of 128 and more, then every kind.
 
-    One row of activations is a kind of its own.
+    One row of activations and a few rows are kinds of their own, and not among all.
     """
     return [
         Mean(
@@ -141,9 +141,11 @@ def sparsities(comparisons: Iterable[Comparison]) -> list[float]:
 
 
 def _is_in(layer: Row, group: str) -> bool:
-    if group == ONE_ROW:
-        return layer["kind"] == ONE_ROW and layer["K"] >= MIN_K
-    return layer["columns"] >= MIN_COLUMNS and layer["K"] >= MIN_K and group in (ALL, layer["kind"])
+    if layer["K"] < MIN_K:
+        return False
+    if layer["kind"] in (ONE_ROW, FEW_ROWS):
+        return bool(group == layer["kind"])
+    return layer["columns"] >= MIN_COLUMNS and group in (ALL, layer["kind"])
 
 
 CROSSES, BELOW, NEVER = "crosses", "below", "never"

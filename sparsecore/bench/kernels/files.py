@@ -15,9 +15,9 @@ Report = Mapping[str, Any]
 
 
 def name_of(report: Report) -> str:
-    """``kernels-<isa>-<threads>-threads``, and the mask where it is not the usual one."""
+    """``kernels-<isa>-<threads>-threads``, and the mask where it is not the usual one, 4:16 as ``4of16``."""
     machine = report["machine"]
-    mask = "" if report["mask"] == DEFAULT_MASK else f"-{report['mask']}"
+    mask = "" if report["mask"] == DEFAULT_MASK else f"-{report['mask'].replace(':', 'of')}"
     return f"kernels-{machine['isa']}-{machine['threads']}-threads{mask}"
 
 

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 LINEAR = "linear"
+FEW_ROWS = "linear, 2-15 rows"
 ONE_ROW = "linear, 1 row"
 POINTWISE = "conv 1x1"
 SPATIAL = "conv kxk"
-KINDS = (LINEAR, POINTWISE, SPATIAL, ONE_ROW)
+KINDS = (LINEAR, POINTWISE, SPATIAL, ONE_ROW, FEW_ROWS)
+MANY_ROWS = 16  # from here on a linear layer is LINEAR; with fewer rows, reading the weight takes most of the time
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Layer:
     def kind(self) -> str:
         """One of `KINDS`."""
         if not self.kernel:
-            return ONE_ROW if self.size == 1 else LINEAR
+            few = ONE_ROW if self.size == 1 else FEW_ROWS
+            return few if self.size < MANY_ROWS else LINEAR
         return POINTWISE if self.kernel == 1 else SPATIAL
 
     @property
@@ -105,8 +108,17 @@ LAYERS = (
     _linear("BERT-large", 1024, 4096, 384),
     _linear("Llama", 4096, 4096, 16, quick=True),
     _linear("Llama", 11008, 4096, 16),
+    _linear("Llama", 4096, 11008, 16),
+    _linear("Llama", 14336, 4096, 16),
     _linear("Llama", 4096, 4096, 1, quick=True),
     _linear("Llama", 11008, 4096, 1, quick=True),
+    _linear("Llama", 4096, 11008, 1),
+    _linear("Llama", 14336, 4096, 1),
+    *(
+        _linear("Llama", N, K, M)
+        for N, K in ((4096, 4096), (11008, 4096), (4096, 11008), (14336, 4096))
+        for M in (2, 4, 8)
+    ),
     _conv("ResNet-50", 64, 256, 56, quick=True),
     _conv("ResNet-50", 128, 512, 28, quick=True),
     _conv("ResNet-50", 256, 1024, 14, quick=True),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsecore.bench.kernels.compare import CROSSES, Comparison, Mean, break_evens, compare, means, sparsities
-from sparsecore.bench.kernels.layers import KINDS, LINEAR, ONE_ROW, POINTWISE, SPATIAL
+from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, LINEAR, ONE_ROW, POINTWISE, SPATIAL
 from sparsecore.errors import require_extra
 
 # Mid tones that read on a light and on a dark page alike.
-COLORS = {LINEAR: "#3b82c4", POINTWISE: "#e08a2e", SPATIAL: "#2f9e6e", ONE_ROW: "#b565b8"}
+COLORS = {LINEAR: "#3b82c4", POINTWISE: "#e08a2e", SPATIAL: "#2f9e6e", ONE_ROW: "#b565b8", FEW_ROWS: "#c4564a"}
 INK = "#808891"
 PANEL_INCHES = (5.2, 3.8)
 # Points of the kinds side by side, not on top of each other.
@@ -68,7 +68,7 @@ def _draw_panel(axes: Any, comparisons: Sequence[Comparison]) -> None:
         if curve:
             crossing = crossings[kind]
             _draw_kind(axes, kind, curve, f"{kind}, from {crossing}")
-            _draw_points(axes, kind, comparisons, (i - 1.5) * OFFSET)
+            _draw_points(axes, kind, comparisons, (i - (len(KINDS) - 1) / 2) * OFFSET)
             if crossing.state == CROSSES:
                 axes.plot(crossing.sparsity, 1, "o", color=COLORS[kind], markerfacecolor="none", markersize=8)
     axes.axhline(1, color=INK, linewidth=1, linestyle="--")

@@ -21,7 +21,7 @@ from sparsecore.bench.kernels.libraries.candidate import FLOAT32
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.kernels.rounds import take_rounds
 from sparsecore.bench.kernels.team import Team
-from sparsecore.bench.kernels.weights import make_problem
+from sparsecore.bench.kernels.weights import is_for, make_problem, own_sparsity
 from sparsecore.bench.timing import Timing
 from sparsecore.errors import MissingExtraError
 
@@ -44,7 +44,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        layers: Which layers.
+        layers: Which layers; the mask must fit them.
         sparsities: Shares of zeros.
         threads: Threads of every library.
         mask: A name of ``weights.MASKS``.
@@ -91,6 +91,30 @@ def find_peers(names: str) -> tuple[list[Library], list[str]]:
     if lines and names != "auto":
         raise MissingExtraError("; ".join(lines))
     return [peer for peer in peers if peer not in missing], lines
+
+
+def fit_mask(mask: str, layers: Sequence[Layer], asked: Sequence[float] = ()) -> tuple[list[Layer], tuple[float, ...]]:
+    """Leave out layers that a mask does not fit, and choose the shares of zeros.
+
+    Args:
+        mask: A name of ``weights.MASKS``.
+        layers: Which layers are wanted.
+        asked: Shares of zeros that are wanted; none for the usual ones, or the only one of the mask.
+
+    Returns:
+        The layers that are left, and the shares of zeros, each once.
+
+    Raises:
+        ValueError: The mask has another share of zeros by itself, or fits none of the layers.
+    """
+    own = own_sparsity(mask)
+    if own is not None and any(not math.isclose(share, own) for share in asked):
+        raise ValueError(f"mask {mask} has {own:.0%} zeros by itself; leave out the sparsity")
+    fitting = [layer for layer in layers if is_for(layer, mask)]
+    if not fitting:
+        raise ValueError(f"mask {mask} fits none of these layers: K must be a multiple of {mask.partition(':')[2]}")
+    usual = SPARSITIES if own is None else (own,)
+    return fitting, tuple(dict.fromkeys(asked or usual))
 
 
 def measure(plan: Plan, progress: Progress = lambda done, total, cell: None) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from torch import nn
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.prune import prune
+from sparsecore.prune.patterns import Groups, parse_pattern
 
 # Sigma of the log-normal scales of rows and inputs: a stand-in for the unequal norms of trained layers.
 SCALE_SIGMA = 0.3
+# Patterns of ``prune`` by magnitude, each a mask of that name.
+PATTERNS = ("4x1", "8x1", "8:16", "4:16")
 
 
 def make_problem(layer: Layer, sparsity: float, mask: str, seed: int = 0) -> Problem:
@@ -28,6 +31,10 @@ def make_problem(layer: Layer, sparsity: float, mask: str, seed: int = 0) -> Pro
 
     Returns:
         The problem.
+
+    Raises:
+        ValueError: The mask has another share of zeros by itself.
+        FormatError: The mask does not fit the layer.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(zlib.crc32(f"{layer.name} {seed}".encode()))
@@ -39,6 +46,17 @@ def make_problem(layer: Layer, sparsity: float, mask: str, seed: int = 0) -> Pro
     assert module.bias is not None
     weight, bias = (parameter.detach().numpy() for parameter in (module.weight, module.bias))
     return Problem(weight, bias, x.numpy(), layer.stride, layer.padding)
+
+
+def own_sparsity(mask: str) -> float | None:
+    """The one share of zeros that a mask has, None if any will do."""
+    return parse_pattern(mask).sparsity if mask in PATTERNS else None
+
+
+def is_for(layer: Layer, mask: str) -> bool:
+    """Whether a mask fits a layer: one of groups needs a whole number of them along K."""
+    pattern = parse_pattern(mask) if mask in PATTERNS else None
+    return not isinstance(pattern, Groups) or layer.K % pattern.group == 0
 
 
 def _module(layer: Layer) -> nn.Linear | nn.Conv2d:
@@ -65,6 +83,5 @@ def _magnitude(module: nn.Module, sparsity: float, pattern: str = "unstructured"
 MASKS: dict[str, Callable[[nn.Module, float], None]] = {
     "magnitude": _magnitude,
     "random": _random,
-    "4x1": partial(_magnitude, pattern="4x1"),
-    "8x1": partial(_magnitude, pattern="8x1"),
+    **{pattern: partial(_magnitude, pattern=pattern) for pattern in PATTERNS},
 }

@@ -20,7 +20,7 @@ from sparsecore.bench.kernels.compare import (
     losses,
     means,
 )
-from sparsecore.bench.kernels.layers import LINEAR, ONE_ROW, POINTWISE, Layer
+from sparsecore.bench.kernels.layers import FEW_ROWS, LINEAR, ONE_ROW, POINTWISE, Layer
 
 
 def names(comparison: Any) -> dict[str, str | None]:
@@ -89,16 +89,18 @@ def test_means_leave_small_layers_out() -> None:
         "linear": Layer("", 64, 128, 16),
         "conv": Layer("", 64, 128, 7, 1),
         "one row": Layer("", 64, 128, 1),
-        "few columns": Layer("", 64, 128, 15),
+        "few rows": Layer("", 64, 128, 2),
+        "few columns": Layer("", 64, 128, 3, 1),
         "small K": Layer("", 64, 127, 16),
     }
-    times = {"linear": 50, "conv": 25, "one row": 200, "few columns": 1, "small K": 1}
+    times = {"linear": 50, "conv": 25, "one row": 200, "few rows": 400, "few columns": 1, "small K": 1}
     found = means([compare(cell(times[name], layer=layer)) for name, layer in layers.items()])
     assert {mean.group: (mean.layers, mean.over_dense) for mean in found} == {
         ALL: (2, pytest.approx(math.sqrt(8))),
         LINEAR: (1, pytest.approx(2)),
         POINTWISE: (1, pytest.approx(4)),
         ONE_ROW: (1, pytest.approx(0.5)),
+        FEW_ROWS: (1, pytest.approx(0.25)),
     }
 
 

@@ -83,6 +83,7 @@ def test_files(report: Report, tmp_path: Path) -> None:
     assert names == [f"kernels-avx2-2-threads.{suffix}" for suffix in ("json", "md", "svg")]
     assert files.read(tmp_path / "new" / names[0]) == [report]
     assert files.name_of(report | {"mask": "4x1"}) == "kernels-avx2-2-threads-4x1"
+    assert files.name_of(report | {"mask": "4:16"}) == "kernels-avx2-2-threads-4of16"
 
     report["cells"] = []
     assert [path.suffix for path in files.write(report, tmp_path / "empty")] == [".json", ".md"]

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from sparsecore.bench import probes
 from sparsecore.bench.kernels.libraries import PEERS
+from sparsecore.bench.kernels.weights import MASKS
 from sparsecore.cli import cli
 
 
@@ -66,6 +67,24 @@ def test_bench_defaults(plans: list[Any]) -> None:
     (plan,) = plans
     assert (plan.threads, plan.mask, plan.peers, plan.rounds, len(plan.layers)) == (1, "magnitude", [], 7, 16)
     assert plan.sparsities == (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_mask_is_a_choice(mask: str, plans: list[Any]) -> None:
+    result = run("bench", "--mask", mask, "--peers", "none")
+    assert result.exit_code == 0, result.output
+    assert plans[0].mask == mask
+
+
+def test_a_mask_of_groups_has_its_own_sparsity_and_layers(plans: list[Any]) -> None:
+    result = run("bench", "--mask", "4:16", "--peers", "none", "--shapes", "odd sizes")
+    assert (result.exit_code, plans) == (2, [])
+    assert "K must be a multiple of 16" in result.stderr
+    assert run("bench", "--mask", "4:16", "--sparsity", "0.9").exit_code == 2
+    result = run("bench", "--mask", "4:16", "--peers", "none", "--shapes", "all")
+    assert "mask 4:16 does not fit linear 1001x999, 33" in result.stderr
+    assert plans[0].sparsities == (0.75,)
+    assert all(layer.network != "odd sizes" for layer in plans[0].layers)
 
 
 def test_bench_writes_files_that_plot_reads(plans: list[Any], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.problem import Problem
-from sparsecore.bench.kernels.weights import MASKS, make_problem
+from sparsecore.bench.kernels.weights import MASKS, is_for, make_problem, own_sparsity
 from sparsecore.prune import fits_pattern
 
 LINEAR = Layer("", 5, 7, 3)
@@ -61,6 +61,24 @@ def test_masks_of_blocks(mask: str) -> None:
     assert mask in MASKS
     assert fits_pattern(weight, mask)
     assert weight.count_nonzero() == weight.numel() // 4
+
+
+@pytest.mark.parametrize(("mask", "sparsity"), [("8:16", 0.5), ("4:16", 0.75)])
+@pytest.mark.parametrize("layer", [Layer("", 8, 32, 3), Layer("", 8, 16, 4, kernel=3)])
+def test_masks_of_groups(mask: str, sparsity: float, layer: Layer) -> None:
+    assert own_sparsity(mask) == sparsity
+    assert is_for(layer, mask)
+    weight = torch.from_numpy(make_problem(layer, sparsity, mask).weight)
+    assert fits_pattern(weight, mask)
+    assert weight.count_nonzero() == weight.numel() * (1 - sparsity)
+    with pytest.raises(ValueError, match=f"pattern {mask} prunes"):
+        make_problem(layer, 0.9, mask)
+
+
+def test_masks_that_fit_no_layer_of_this_K() -> None:
+    odd = Layer("", 8, 17, 3)
+    assert [mask for mask in MASKS if not is_for(odd, mask)] == ["8:16", "4:16"]
+    assert [mask for mask in MASKS if own_sparsity(mask) is not None] == ["8:16", "4:16"]
 
 
 def test_the_same_numbers_at_every_sparsity_and_others_for_another_seed() -> None:

@@ -12,7 +12,7 @@ import pytest
 from sparsecore.bench.kernels import run
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
-from sparsecore.bench.kernels.run import Plan, find_peers, measure
+from sparsecore.bench.kernels.run import SPARSITIES, Plan, find_peers, fit_mask, measure
 from sparsecore.bench.kernels.team import Team
 from sparsecore.bench.kernels.weights import make_problem
 from sparsecore.errors import MissingExtraError
@@ -130,6 +130,18 @@ def test_peers_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_rounds() -> None:
     assert Plan(LAYERS, seconds=0).rounds == run.MIN_ROUNDS
     assert Plan(LAYERS, seconds=0.003).rounds == 15  # of 0.2 ms
+
+
+def test_fit_mask() -> None:
+    layers = (*LAYERS, Layer("tiny", 24, 17, 1))
+    assert fit_mask("magnitude", layers) == ([*layers], SPARSITIES)
+    assert fit_mask("4x1", layers, (0.9, 0.5, 0.9)) == ([*layers], (0.9, 0.5))
+    assert fit_mask("4:16", layers) == ([*LAYERS[:3]], (0.75,))
+    assert fit_mask("8:16", layers[:1], (0.5,)) == ([LAYERS[0]], (0.5,))
+    with pytest.raises(ValueError, match="4:16 has 75% zeros by itself"):
+        fit_mask("4:16", layers, (0.75, 0.9))
+    with pytest.raises(ValueError, match="K must be a multiple of 16"):
+        fit_mask("4:16", layers[4:])
 
 
 def test_find_peers(monkeypatch: pytest.MonkeyPatch) -> None:
