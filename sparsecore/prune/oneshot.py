@@ -65,7 +65,10 @@ def prune(
             behind the output channels). ``"unstructured"``: every entry by itself. ``"4x1"`` and
             the like: blocks of 4 neighbouring outputs and 1 input are kept or removed as a whole;
             the last blocks are smaller where N or K is not a multiple. ``"keep:group"`` such as
-            ``"2:4"``: the best ``keep`` of every ``group`` entries along K.
+            ``"2:4"``: the best ``keep`` of every ``group`` neighbours along K, counted from column 0;
+            K must be a multiple of ``group``. Along a convolution's K the column of the filter moves
+            fastest, then its row, then the input channel (of the group), as the weight lies in memory:
+            groups of a 3x3 filter cross channels, those of a 1x1 filter are neighbouring channels.
         exclude: What to leave alone: names of modules or weights, fnmatch patterns
             (``"blocks.0.*"``) or module types. A module stands for all that is inside.
         masks: Earlier masks of this model. What they prune stays pruned, also inside a block that

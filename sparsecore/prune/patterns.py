@@ -140,7 +140,13 @@ UNSTRUCTURED = Blocks(1, 1)
 
 @dataclass(frozen=True)
 class Groups:
-    """The best ``keep`` of every ``group`` neighbouring inputs (N:M sparsity)."""
+    """The best ``keep`` of every ``group`` neighbouring inputs (N:M sparsity).
+
+    Groups start at column 0 of ``[N, K]``. A convolution is flattened in order of input channel, filter row, filter
+    column, the last the fastest::
+
+        4:16 on [N, 4, 2, 2]    c0 (0,0) c0 (0,1) c0 (1,0) c0 (1,1) c1 (0,0) ... c3 (1,1)    one group a row
+    """
 
     keep: int
     group: int

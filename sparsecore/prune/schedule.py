@@ -67,7 +67,8 @@ class GradualPruner:
         initial_sparsity: Share of entries pruned from the start.
         criterion: As in :func:`prune`.
         scope: As in :func:`prune`.
-        pattern: As in :func:`prune`, but none with a sparsity of its own such as ``"2:4"``.
+        pattern: As in :func:`prune`, but none with a sparsity of its own such as ``"2:4"``: to get there in
+            steps, call ``masks = prune(model, pattern="3:4", masks=masks)``, then ``"2:4"``, with training between.
         exclude: As in :func:`prune`.
         masks: As in :func:`prune`: what they prune stays pruned.
 
@@ -115,7 +116,9 @@ class GradualPruner:
         if frequency < 1:
             raise ValueError(f"expected a frequency of at least 1 step, got {frequency}")
         if parse_pattern(pattern).sparsity is not None:
-            raise ValueError(f"pattern {pattern} has one sparsity, which cannot rise; use prune()")
+            raise ValueError(
+                f"pattern {pattern} has one sparsity, which cannot rise; use prune(), once or with fewer kept each time"
+            )
         require_updates(optimizer, (weight.stored for weight in prunable_weights(model, exclude)))
         self._sparsity = sparsity
         self._begin, self._end, self._frequency = begin, end, frequency
