@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, MANY_ROWS, ONE_ROW
 from sparsecore.bench.kernels.libraries import OURS
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32
+from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT4
 
 Row = Mapping[str, Any]
 # Layers too small for a mean: they measure the cost of a call.
@@ -28,6 +28,7 @@ class Comparison:
         ours: Our fastest sparse float32 format.
         ours_any: Our fastest format, int8 included.
         peer: The fastest that is not ours, int8 and dense included.
+        peer_int4: The fastest of the others with 4-bit weights, which lose far more accuracy and are not in ``peer``.
     """
 
     cell: Row
@@ -35,6 +36,7 @@ class Comparison:
     ours: Row | None
     ours_any: Row | None
     peer: Row | None
+    peer_int4: Row | None
 
     @property
     def layer(self) -> Row:
@@ -57,6 +59,11 @@ class Comparison:
         return _ratio(self.peer, self.ours_any, "us")
 
     @property
+    def over_int4(self) -> float | None:
+        """Speed-up of our fastest over the fastest of the others with 4-bit weights."""
+        return _ratio(self.peer_int4, self.ours_any, "us")
+
+    @property
     def share_of_peak(self) -> float | None:
         """Share of the float32 multiply-add peak that ours reaches, counting non-zeros only."""
         return self.ours["share_of_peak"] if self.ours else None
@@ -72,7 +79,8 @@ def compare(cell: Row) -> Comparison:
         dense=_fastest(c for c in others if c["dtype"] == FLOAT32 and not c["sparse"]),
         ours=_fastest(c for c in ours if c["dtype"] == FLOAT32 and c["sparse"]),
         ours_any=_fastest(ours),
-        peer=_fastest(others),
+        peer=_fastest(c for c in others if c["dtype"] != INT4),
+        peer_int4=_fastest(c for c in others if c["dtype"] == INT4),
     )
 
 
@@ -105,6 +113,7 @@ class Mean:
     layers: int
     over_dense: float | None
     over_peers: float | None
+    over_int4: float | None
     share_of_peak: float | None
 
 
@@ -120,7 +129,7 @@ def means(comparisons: Sequence[Comparison]) -> list[Mean]:
             len(members),
             *(
                 geometric_mean(getattr(c, name) for c in members)
-                for name in ("over_dense", "over_peers", "share_of_peak")
+                for name in ("over_dense", "over_peers", "over_int4", "share_of_peak")
             ),
         )
         for sparsity in sparsities(comparisons)

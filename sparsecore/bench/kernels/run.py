@@ -87,7 +87,7 @@ def find_peers(names: str) -> tuple[list[Library], list[str]]:
         raise ValueError(f"expected auto, none, or some of {', '.join(PEERS)}, got {', '.join(unknown)}")
     peers = [PEERS[name] for name in dict.fromkeys(wanted)]
     missing = [peer for peer in peers if peer.versions() is None]
-    lines = [f'{peer.name} is not installed: pip install "sparsecore[peers]"' for peer in missing]
+    lines = [f"{peer.name} is not installed: {peer.install}" for peer in missing]
     if lines and names != "auto":
         raise MissingExtraError("; ".join(lines))
     return [peer for peer in peers if peer not in missing], lines

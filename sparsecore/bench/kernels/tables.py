@@ -30,7 +30,8 @@ that memory stays with the process: fresh pages for outputs would cost more than
 
 "Best dense" is the fastest dense float32 of all libraries and "ours" the fastest sparse float32 format; "over
 dense" is the speed-up between them, "cold" that of the first calls of the turns. "Over peers" is our fastest
-format, int8 included, over the fastest of all others, dense and int8 included. "Of peak" is ours' share of the
+format, int8 included, over the fastest of all others, dense and int8 included; "over 4-bit" that over the fastest
+with 4-bit weights, which lose far more accuracy and are not among "peers". "Of peak" is ours' share of the
 float32 multiply-add peak of the same rounds, counting non-zeros."""
 
 
@@ -67,12 +68,12 @@ def _timed(candidate: Row | None) -> str:
     return "-" if candidate is None else f"{format_us(candidate['us']['median_us'])} {label(candidate)}"
 
 
-def _over_peers(c: Comparison) -> str:
+def _over(c: Comparison, peer: Row | None, speedup: float | None) -> str:
     """The speed-up, over whom, and with which format where it is another one than that of ``ours``."""
-    if c.peer is None or c.ours_any is None:
+    if peer is None or c.ours_any is None:
         return "-"
     by = "" if c.ours_any is c.ours else f" by {label(c.ours_any)}"
-    return f"{format_speedup(c.over_peers)} {label(c.peer)}{by}"
+    return f"{format_speedup(speedup)} {label(peer)}{by}"
 
 
 LAYER_COLUMNS: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
@@ -82,8 +83,10 @@ LAYER_COLUMNS: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
     ("over dense", lambda c: format_speedup(c.over_dense)),
     ("cold", lambda c: format_speedup(c.cold_over_dense)),
     ("of peak", lambda c: format_percent(c.share_of_peak, 0)),
-    ("over peers", _over_peers),
+    ("over peers", lambda c: _over(c, c.peer, c.over_peers)),
 )
+# For reports with a peer of 4-bit weights.
+INT4_LAYER_COLUMNS = (*LAYER_COLUMNS, ("over 4-bit", lambda c: _over(c, c.peer_int4, c.over_int4)))
 MEAN_COLUMNS: tuple[tuple[str, Callable[[Mean], str]], ...] = (
     ("zeros", lambda mean: format_percent(mean.sparsity, 0)),
     ("layers", lambda mean: mean.group),
@@ -92,17 +95,19 @@ MEAN_COLUMNS: tuple[tuple[str, Callable[[Mean], str]], ...] = (
     ("over peers", lambda mean: format_speedup(mean.over_peers)),
     ("of peak", lambda mean: format_percent(mean.share_of_peak, 0)),
 )
+INT4_MEAN_COLUMNS = (*MEAN_COLUMNS, ("over 4-bit", lambda mean: format_speedup(mean.over_int4)))
 
 
 def layer_tables(report: Row) -> list[Table]:
     """One table per sparsity, one row per layer."""
     comparisons = _compared(report)
-    headings = [heading for heading, _ in LAYER_COLUMNS]
+    columns = INT4_LAYER_COLUMNS if any(c.peer_int4 for c in comparisons) else LAYER_COLUMNS
+    headings = [heading for heading, _ in columns]
     return [
         Table(
             f"{format_percent(sparsity, 0)} zeros, {_threads(report)}",
             headings,
-            [[text(c) for _, text in LAYER_COLUMNS] for c in comparisons if c.cell["sparsity"] == sparsity],
+            [[text(c) for _, text in columns] for c in comparisons if c.cell["sparsity"] == sparsity],
         )
         for sparsity in sparsities(comparisons)
     ]
@@ -110,10 +115,12 @@ def layer_tables(report: Row) -> list[Table]:
 
 def mean_table(report: Row) -> Table:
     """Geometric means."""
-    rows = [[text(mean) for _, text in MEAN_COLUMNS] for mean in means(_compared(report))]
+    found = means(_compared(report))
+    columns = INT4_MEAN_COLUMNS if any(mean.over_int4 for mean in found) else MEAN_COLUMNS
+    rows = [[text(mean) for _, text in columns] for mean in found]
     return Table(
         f"Geometric means over layers with K of 128 and more, {_threads(report)}",
-        [heading for heading, _ in MEAN_COLUMNS],
+        [heading for heading, _ in columns],
         rows,
         names=2,
     )

@@ -65,6 +65,20 @@ def test_wrong_and_unfinished_candidates_do_not_count() -> None:
     assert compare(made).over_peers == 1.6
 
 
+def test_4_bit_weights_are_compared_apart() -> None:
+    made = cell(50)
+    assert compare(made).over_int4 is None
+    made["candidates"] += [
+        candidate("ggml", name, us, dtype="int4") for name, us in (("q4_0", 40), ("q4_0 packed", 20))
+    ]
+    comparison = compare(made)
+    assert comparison.peer_int4 is not None
+    assert label(comparison.peer_int4) == "ggml q4_0 packed"
+    assert (comparison.over_peers, comparison.over_int4) == (1.6, 0.4)
+    assert losses([comparison]) == []
+    assert conclusions([made])["means"][0]["over_int4"] == pytest.approx(0.4)
+
+
 def test_nothing_measured() -> None:
     comparison = compare(cell(candidates=[]))
     assert names(comparison) == dict.fromkeys(("dense", "ours", "ours_any", "peer"))

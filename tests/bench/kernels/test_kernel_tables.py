@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from made_up import cell
+from made_up import candidate, cell
 
 from sparsecore.bench.kernels import files, plot, tables
 from sparsecore.errors import FormatError, MissingExtraError
@@ -37,6 +37,16 @@ def test_markdown(report: Report) -> None:
 def test_every_row_of_a_markdown_table_has_as_many_cells(report: Report) -> None:
     for table in (*tables.layer_tables(report), tables.mean_table(report)):
         assert len({line.count("|") for line in table.markdown().splitlines()}) == 1
+
+
+def test_a_column_for_4_bit_weights_where_there_are_any(report: Report) -> None:
+    assert "| over 4-bit |" not in tables.markdown(report)
+    report["cells"][2]["candidates"].append(candidate("ggml", "q4_0", 20, dtype="int4"))
+    lines = tables.markdown(report).splitlines()
+    assert any(line.endswith("| 3.20x onnxruntime int8 | 0.80x ggml q4_0 |") for line in lines)
+    assert any(line.endswith("| 2.00x onnxruntime int8 | - |") for line in lines)
+    assert any(line.startswith("| 90% | all, 16 columns and more |") and line.endswith("| 0.80x |") for line in lines)
+    test_every_row_of_a_markdown_table_has_as_many_cells(report)
 
 
 def test_a_layer_that_nobody_computed(report: Report) -> None:

@@ -152,7 +152,8 @@ def test_find_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     peers, lines = find_peers("auto")
     assert peers == [PEERS["torch"], PEERS["scipy"]]
     assert lines == [
-        f'{name} is not installed: pip install "sparsecore[peers]"' for name in ("onnxruntime", "openvino", "mkl")
+        *(f'{name} is not installed: pip install "sparsecore[peers]"' for name in ("onnxruntime", "openvino", "mkl")),
+        "ggml is not installed: see benchmarks/ggml_q4.py, it is compiled for this CPU",
     ]
     with pytest.raises(MissingExtraError, match=r"openvino is not installed: pip install"):
         find_peers("torch,openvino")

@@ -16,11 +16,13 @@ class Library:
             dict from the name of a candidate to a function that builds it, and ours has ``fma_gflops(threads,
             seconds)`` too.
         distributions: What pip installs, all needed.
+        install: How to get it.
     """
 
     name: str
     module: str
     distributions: tuple[str, ...]
+    install: str = 'pip install "sparsecore[peers]"'
 
     def versions(self) -> dict[str, str] | None:
         """Version of every distribution, None if one is missing."""
@@ -30,8 +32,8 @@ class Library:
             return None
 
 
-def _library(name: str, module: str, *distributions: str) -> Library:
-    return Library(name, f"{__name__}.{module}", distributions)
+def _library(name: str, module: str, *distributions: str, **options: str) -> Library:
+    return Library(name, f"{__name__}.{module}", distributions, **options)
 
 
 OURS = _library("sparsecore", "ours", "sparsecore")
@@ -43,5 +45,6 @@ PEERS = {
         _library("openvino", "open_vino", "openvino"),
         _library("mkl", "intel_mkl", "mkl"),
         _library("scipy", "scipy_sparse", "scipy"),
+        _library("ggml", "ggml", "llama-cpp-python", install="see benchmarks/ggml_q4.py, it is compiled for this CPU"),
     )
 }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 FLOAT32 = "float32"
 INT8 = "int8"
+INT4 = "int4"  # weights; the activations may have more bits
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Candidate:
     Attributes:
         call: What is timed.
         output: Computes the layer once more and returns float32 of ``problem.output_shape``; not timed.
-        dtype: Numeric type of the multiplications, ``FLOAT32`` or ``INT8``.
+        dtype: Numeric type of the multiplications, ``FLOAT32``, ``INT8`` or ``INT4``.
         sparse: Leaves zeros of the weight out.
         note: Layout and anything else that a reader must know to compare it.
     """
