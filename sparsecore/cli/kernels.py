@@ -96,7 +96,7 @@ def _find_peers(names: str) -> Any:
     default="auto",
     show_default=True,
     callback=_parse(_find_peers),
-    help="auto (all that are installed), none, or names: torch,onnxruntime,openvino,mkl,scipy.",
+    help="auto (all that are installed), none, or names: torch,onnxruntime,openvino,mkl,scipy,ggml.",
 )
 @click.option(
     "--time",
