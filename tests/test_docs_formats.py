@@ -1,0 +1,126 @@
+"""docs/formats.md says what the code writes: its example, and a reader made from its words alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import sparsecore as sc
+from sparsecore.io import CLASSES
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "formats.md").read_text(encoding="utf-8")
+TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "I8": np.dtype("i1")}
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "I8": "int8", "I64": "int64"}
+
+
+def read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors' bytes."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), content[start:]
+
+
+def array(header: dict[str, Any], data: bytes, name: str) -> NDArray[Any]:
+    entry = header[name]
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] == "BF16":
+        return (np.frombuffer(data[begin:end], "<u2").astype("<u4") << 16).view("<f4").reshape(entry["shape"])
+    return np.frombuffer(data[begin:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
+    """The real weight [N, K] of a compressed layer."""
+    entry = json.loads(header["__metadata__"]["modules"])[layer]
+    if "same_as" in entry:
+        return dense(header, data, entry["same_as"])
+    tensors = {name: array(header, data, f"{layer}.{name}") for name in ("row_ptr", "col_idx", "values", "q", "scale")
+               if f"{layer}.{name}" in header}  # fmt: skip
+    scale = tensors.get("scale", np.float32(1)) * np.ones(entry["config"]["weight_shape"][0], np.float32)
+    if "q" in tensors:
+        return scale[:, None] * tensors["q"]
+    weight = np.zeros(entry["config"]["weight_shape"], np.float32)
+    row_ptr = tensors["row_ptr"]
+    for n in range(len(weight)):
+        for i in range(row_ptr[n], row_ptr[n + 1]):
+            weight[n, tensors["col_idx"][i]] = scale[n] * np.float32(tensors["values"][i])
+    return weight
+
+
+def digest(header: dict[str, Any], data: bytes) -> str:
+    sha256 = hashlib.sha256()
+    metadata = header["__metadata__"]
+    for key in sorted(metadata.keys() - {"sha256"}):
+        sha256.update(f"[{json.dumps(key)}, {json.dumps(metadata[key])}]\n".encode("ascii"))
+    for name in sorted(header.keys() - {"__metadata__"}):
+        entry = header[name]
+        line = f"[{json.dumps(name)}, {json.dumps(TORCH_NAMES[entry['dtype']])}, {json.dumps(entry['shape'])}]\n"
+        sha256.update(line.encode("ascii"))
+        sha256.update(data[slice(*entry["data_offsets"])])
+    return sha256.hexdigest()
+
+
+def test_the_example_is_what_the_code_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(DOCS / "example_bundle.py"), run_name="__main__")
+    assert f"```\n{capsys.readouterr().out}```" in TEXT
+
+
+def zeroed(layer: nn.Module) -> Any:
+    """About half of the weight's entries zero, in blocks of four rows."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    weight.data *= (torch.rand(weight.shape[0] // 4, *weight.shape[1:]) < 0.5).repeat_interleave(4, 0)
+    return layer
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_reader_made_from_the_text_reads_every_class(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv = name.endswith("Conv2d")
+    layer = zeroed(nn.Conv2d(3, 8, (2, 3), stride=(2, 1), padding=1) if conv else nn.Linear(7, 8))
+    compressed = CLASSES[name].from_dense(layer)
+    model = nn.Sequential(compressed, nn.BatchNorm2d(8) if conv else nn.Identity(), compressed)
+    sc.save(model, tmp_path / "model.safetensors")
+    header, data = read(tmp_path / "model.safetensors")
+    assert digest(header, data) == header["__metadata__"]["sha256"]
+    expected = compressed.weight.flatten(1).numpy()
+    np.testing.assert_array_equal(dense(header, data, "0"), expected)
+    np.testing.assert_array_equal(dense(header, data, "2"), expected)
+    np.testing.assert_array_equal(array(header, data, "0.bias"), compressed.bias.detach().numpy())
+    if "Int8" not in name:
+        np.testing.assert_array_equal(expected, layer.weight.detach().flatten(1).numpy())
+    offsets = sorted(entry["data_offsets"] for key, entry in header.items() if key != "__metadata__")
+    assert [begin for begin, _ in offsets] == [0, *(end for _, end in offsets[:-1])]  # no gaps
+    assert offsets[-1][1] == len(data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_values(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = zeroed(nn.Linear(9, 4)).to(dtype)
+    sc.save(nn.Sequential(sc.nn.SparseLinear.from_dense(layer)), tmp_path / "model.safetensors")
+    header, data = read(tmp_path / "model.safetensors")
+    assert digest(header, data) == header["__metadata__"]["sha256"]
+    np.testing.assert_array_equal(dense(header, data, "0"), layer.weight.detach().float().numpy())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_and_setting_is_in_the_text(name: str) -> None:
+    assert f"`{name}`" in TEXT
+    assert all(f"`{keyword}`" in TEXT for keyword in CLASSES[name].all_keywords())
+    assert all(f"`{tensor}`" in TEXT for tensor in CLASSES[name].buffer_names)
+
+
+def test_every_metadata_key_is_in_the_text(tmp_path: Path) -> None:
+    sc.save(nn.Linear(2, 2), tmp_path / "model.safetensors")
+    metadata = read(tmp_path / "model.safetensors")[0]["__metadata__"]
+    assert all(f"| `{key}` |" in TEXT for key in metadata)
