@@ -5,12 +5,11 @@ dequantized weights in float64, then times it beside sparsecore in turns, one pr
 peer is also in ``sparsecore kernels bench --peers ggml``, once Python finds it.
 
 ggml comes in the sources of the PyPI package llama-cpp-python, which are compiled for the CPU at hand; this takes a
-quarter of an hour on one core, a C++ compiler and CMake. Only its shared libraries are used, none of its Python, so it
-can stay in an environment of its own, of any Python version::
+half an hour on one core, a C++ compiler and CMake. Only its shared libraries are used, none of its Python, so it stays
+in a folder of its own without what it depends on::
 
-    python -m venv ggml-env
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" ggml-env/bin/pip install --no-deps llama-cpp-python
-    export PYTHONPATH=$(echo "$PWD"/ggml-env/lib/python*/site-packages)
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" pip install --no-deps --target ggml llama-cpp-python
+    export PYTHONPATH=$PWD/ggml
 """
 
 from __future__ import annotations
