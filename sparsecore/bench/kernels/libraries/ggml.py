@@ -24,6 +24,7 @@ from sparsecore.bench.kernels.problem import Floats, Problem
 from sparsecore.errors import UnsupportedError
 
 DISTRIBUTION = "llama-cpp-python"
+LIBRARY_FILES = ("llama_cpp/lib/libggml-cpu.so", "llama_cpp/lib/libggml-cpu.dylib")
 BLOCK = 32  # values that share a scale
 FLOAT32 = 0  # GGML_TYPE_F32
 CONTEXT_BYTES = 1 << 20  # descriptions of tensors and of the graph, not their data
@@ -76,13 +77,13 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def _load() -> ctypes.CDLL:
     for file in files(DISTRIBUTION) or ():
-        if file.name in ("libggml-cpu.so", "libggml-cpu.dylib"):
+        if file.as_posix() in LIBRARY_FILES:
             library = ctypes.CDLL(str(file.locate()))  # libggml-base comes with it
             for name, (result, arguments) in PROTOTYPES.items():
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, arguments
             return library
-    raise ImportError(f"expected libggml-cpu in the package {DISTRIBUTION}, found none")
+    raise ImportError(f"expected one of {LIBRARY_FILES} in the package {DISTRIBUTION}, found none")
 
 
 GGML = _load()
