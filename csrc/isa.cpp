@@ -52,7 +52,8 @@ bool detect(Isa isa) {
     case Isa::kAvx512Vnni:
       return avx512 && __builtin_cpu_supports("avx512vnni");
     case Isa::kAvx512Vbmi:
-      return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+      return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vbmi2");
     default:
       return false;  // AMX needs a permission request; no kernel uses it yet
   }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
-from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.formats import CsrWeight, PackedInt8Weight
 from sparsecore.formats.block_csr import unblock
 
 aten = torch.ops.aten
@@ -401,119 +401,184 @@ def _backward_conv2d_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel)
 
 
-# --- int8: quantized activations x int8 weight, dense or CSR ---
+# --- int8: quantized activations x int8 weight, dense or without its zeros ---
 
 
-def gemm_int8(
+def linear_int8(
     x: Tensor,
-    weight: Int8Weight,
+    weight: PackedInt8Weight,
     bias: Tensor | None = None,
     *,
+    residual: Tensor | None = None,
     x_scale: float | None = None,
     x_zero_point: int = 0,
+    x_channel_scale: Tensor | None = None,
     activation: str = "none",
+    y_scale: float | None = None,
+    y_zero_point: int = 0,
     kernel: str = "",
 ) -> Tensor:
-    """Quantize activations to int8, multiply with a dense int8 weight in exact int32, scale back.
+    """Quantize activations to int8, multiply with an int8 weight in exact int32, scale back or requantize.
+
+    With ``q = clamp(round(x / x_scale) + x_zero_point, -128, 127)``: ``y = activation(x_scale * scale * (q -
+    x_zero_point) @ weight.q^T + bias + residual)``. All formats of a weight give the same bits.
 
     Args:
-        x: ``[..., K]`` float32, K at most 65536.
-        weight: ``[N, K]`` int8, one scale per output row.
+        x: ``[..., K]`` float32, float16, bfloat16, or int8 that is quantized already; K at most 65536.
+        weight: ``[N, K]``, one scale per output row.
         bias: ``[N]`` float32.
+        residual: of the shape and dtype of y, added before the activation; not with int8 outputs.
         x_scale: one scale for all of x, from calibration; None scales each row by its own maximum
-            (a row with NaN or infinity then gives NaN).
+            (a row with NaN or infinity then gives NaN). Needed for int8 x.
         x_zero_point: the int8 value that stands for zero, with x_scale.
+        x_channel_scale: ``[K]`` float32, positive; x is divided by it before all else.
         activation: one of ACTIVATIONS.
+        y_scale: scale of int8 outputs, ``y = clamp(round(y / y_scale) + y_zero_point, -128, 127)``; None leaves them
+            in floating point.
+        y_zero_point: the int8 value that stands for zero, with y_scale.
         kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
 
     Returns:
-        ``[..., N]`` float32. There is no gradient: a backward pass raises RuntimeError.
+        ``[..., N]`` int8 with y_scale, else of the dtype of x, float32 for int8 x. There is no gradient: a backward
+        pass raises RuntimeError.
 
     Raises:
-        FormatError: weight is not an Int8Weight.
-        RuntimeError: dtype, shape or device of x or bias does not fit.
+        FormatError: weight is not a PackedInt8Weight.
+        RuntimeError: dtype, shape or device of an argument does not fit.
 
     Example:
-        >>> weight = Int8Weight.from_dense(torch.tensor([[1.0, -1.0]]))
-        >>> gemm_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
+        >>> weight = PackedInt8Weight.pack(Int8Weight.from_dense(torch.tensor([[1.0, -1.0]])))
+        >>> linear_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
         tensor([[2.]])
     """
-    _require(weight, Int8Weight, torch.int8)
-    return raw.gemm_int8(x, weight.q, weight.scale, bias, x_scale, x_zero_point, activation, kernel)
-
-
-@torch.library.register_fake("sparsecore::gemm_int8")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    x_scale: float | None = None,
-    x_zero_point: int = 0,
-    activation: str = "none",
-    kernel_name: str = "",
-) -> Tensor:
-    _check_devices(x, weight, scale, bias)
-    return x.new_empty([*x.shape[:-1], weight.shape[0]])
-
-
-def spmm_int8(
-    x: Tensor,
-    weight: CsrWeight,
-    bias: Tensor | None = None,
-    *,
-    x_scale: float | None = None,
-    x_zero_point: int = 0,
-    activation: str = "none",
-    kernel: str = "",
-) -> Tensor:
-    """Do as gemm_int8 with the zeros of the weight left out; the results are equal.
-
-    Args:
-        x: ``[..., K]`` float32, K at most 65536.
-        weight: ``[N, K]`` CSR with int8 values and one scale per output row.
-        bias: ``[N]`` float32.
-        x_scale: see gemm_int8.
-        x_zero_point: see gemm_int8.
-        activation: one of ACTIVATIONS.
-        kernel: name of a kernel from ``sparsecore info``; empty takes the first that fits this machine.
-
-    Returns:
-        ``[..., N]`` float32. There is no gradient: a backward pass raises RuntimeError.
-
-    Raises:
-        FormatError: weight is not int8 CSR.
-        RuntimeError: dtype, shape or device of x or bias does not fit.
-
-    Example:
-        >>> weight = CsrWeight.from_dense(torch.tensor([[1.0, 0.0]])).quantize()
-        >>> spmm_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
-        tensor([[3.]])
-    """
-    _require(weight, CsrWeight, torch.int8)
-    assert weight.scale is not None
-    _check_features(x, -1, weight.shape[1])
-    return raw.spmm_csr_int8(
-        x, weight.row_ptr, weight.col_idx, weight.values, weight.scale, bias,
-        x_scale, x_zero_point, activation, kernel,
+    return raw.linear_int8(
+        x, *_packed_int8(weight), bias, residual, x_scale, x_zero_point, _inverse(x_channel_scale),
+        activation, y_scale, y_zero_point, kernel,
     )  # fmt: skip
 
 
-@torch.library.register_fake("sparsecore::spmm_csr_int8")
-def _(
+def conv2d_int8(
     x: Tensor,
-    row_ptr: Tensor,
-    col_idx: Tensor,
-    values: Tensor,
-    scale: Tensor,
+    weight: PackedInt8Weight,
     bias: Tensor | None = None,
+    *,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    residual: Tensor | None = None,
     x_scale: float | None = None,
     x_zero_point: int = 0,
+    x_channel_scale: Tensor | None = None,
     activation: str = "none",
-    kernel_name: str = "",
+    y_scale: float | None = None,
+    y_zero_point: int = 0,
+    kernel: str = "",
 ) -> Tensor:
-    _check_devices(x, row_ptr, col_idx, values, scale, bias)
-    return x.new_empty([*x.shape[:-1], row_ptr.shape[0] - 1])
+    """Do as linear_int8 at every position of an image; groups are those that the weight was packed in.
+
+    Channels-last inputs are read as they are and give channels-last outputs, with no transposition on the way; int8
+    outputs are always channels last.
+
+    Args:
+        x: ``[B, C, H, W]``, dtypes as for linear_int8.
+        weight: ``[N, C / groups * KH * KW]``, packed with ``taps=KH * KW``.
+        bias: see linear_int8, like all that is not named here.
+        kernel_size: KH and KW, or one int for both.
+        stride: in pixels, like kernel_size.
+        padding: pixels of zeros at each end.
+        dilation: distance of filter taps in pixels.
+        residual: ``[B, N, OH, OW]``.
+        x_scale: None scales each image by its own maximum.
+        x_zero_point: see linear_int8.
+        x_channel_scale: ``[C]``.
+        activation: see linear_int8.
+        y_scale: see linear_int8.
+        y_zero_point: see linear_int8.
+        kernel: see linear_int8.
+
+    Returns:
+        ``[B, N, OH, OW]``.
+
+    Raises:
+        FormatError: weight is not a PackedInt8Weight.
+        RuntimeError: dtype, shape or device of an argument does not fit.
+    """
+    settings = (_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation))
+    return raw.conv2d_int8(
+        x, *_packed_int8(weight), bias, residual, x_scale, x_zero_point, _inverse(x_channel_scale), *settings,
+        activation, y_scale, y_zero_point, kernel,
+    )  # fmt: skip
+
+
+def _packed_int8(weight: object) -> tuple[Any, ...]:
+    if not isinstance(weight, PackedInt8Weight):
+        raise FormatError(
+            f"expected a PackedInt8Weight, got {type(weight).__name__}; make one with "
+            f"PackedInt8Weight.pack(Int8Weight.from_dense(...))"
+        )
+    return list(weight.tensors), weight.shape.sizes, weight.format, weight.scale, weight.weight_sum
+
+
+def _inverse(channel_scale: Tensor | None) -> Tensor | None:
+    return None if channel_scale is None else channel_scale.reciprocal()
+
+
+def _int8_output_dtype(x: Tensor, y_scale: float | None) -> torch.dtype:
+    if y_scale is not None:
+        return torch.int8
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+@torch.library.register_fake("sparsecore::linear_int8")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    format: str,
+    scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    x_scale: float | None,
+    x_zero_point: int,
+    x_channel_inverse: Tensor | None,
+    activation: str,
+    y_scale: float | None,
+    y_zero_point: int,
+    kernel_name: str,
+) -> Tensor:
+    _check_devices(x, *weight, scale, weight_sum, bias, residual, x_channel_inverse)
+    return x.new_empty([*x.shape[:-1], sizes[0]], dtype=_int8_output_dtype(x, y_scale))
+
+
+@torch.library.register_fake("sparsecore::conv2d_int8")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    format: str,
+    scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    x_scale: float | None,
+    x_zero_point: int,
+    x_channel_inverse: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    y_scale: float | None,
+    y_zero_point: int,
+    kernel_name: str,
+) -> Tensor:
+    _check_devices(x, *weight, scale, weight_sum, bias, residual, x_channel_inverse)
+    y = _fake_conv2d(x, sizes[0], kernel_size, stride, padding, dilation)
+    is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_last or y_scale is not None else torch.contiguous_format
+    return torch.empty_like(y, dtype=_int8_output_dtype(x, y_scale), memory_format=layout)
 
 
 def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
@@ -522,7 +587,7 @@ def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
     )
 
 
-for _name in ("gemm_int8", "spmm_csr_int8"):
+for _name in ("linear_int8", "conv2d_int8"):
     torch.library.register_autograd(f"sparsecore::{_name}", _no_gradient)
 
 
@@ -544,6 +609,24 @@ def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> Tensor:
 @torch.library.register_fake("sparsecore::transpose_csr")
 def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     return row_ptr.new_empty([cols + 1]), torch.empty_like(col_idx), torch.empty_like(values)
+
+
+@torch.library.register_fake("sparsecore::pack_lookup")
+def _(weight: Tensor, segments: int, lanes: int, table: int, has_safe_pairs: bool) -> tuple[Tensor, ...]:
+    entries, steps = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    ends = weight.new_empty([-(-weight.shape[0] // lanes) + 1], dtype=torch.int32)
+    return (
+        ends,
+        torch.empty_like(ends),
+        ends.new_empty([entries], dtype=torch.int16),
+        ends.new_empty([entries], dtype=torch.uint8),
+        ends.new_empty([steps * 8 * lanes], dtype=torch.uint8),
+    )
+
+
+@torch.library.register_fake("sparsecore::unpack_lookup")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    return weight[0].new_empty(sizes[:2], dtype=torch.int8)
 
 
 @torch.library.register_fake("sparsecore::pack_block_csr")

@@ -19,11 +19,12 @@ std::span<const KernelInfo> all_kernels() {
     append(result, "spmm", spmm_kernels());
     append(result, "spmm_block", spmm_block_kernels());
     append(result, "spmm_panel", spmm_panel_kernels());
-    append(result, "spmm_int8", spmm_int8_kernels());
     append(result, "conv2d", conv2d_kernels());
     append(result, "conv2d_block", conv2d_block_kernels());
     append(result, "conv2d_panel", conv2d_panel_kernels());
     append(result, "gemm_int8", gemm_int8_kernels());
+    append(result, "bitmap_int8", bitmap_int8_kernels());
+    append(result, "lookup_int8", lookup_int8_kernels());
     append(result, "quantize", quantize_kernels());
     append(result, "probe", probes());
     return result;

@@ -49,6 +49,12 @@ py::dict build_info() {
   return info;
 }
 
+// Rows of a block, columns of a table, and whether pairs of values must be safe.
+py::tuple packing_of_int8() {
+  const Int8Packing packing = int8_packing();
+  return py::make_tuple(packing.lanes, packing.table, packing.has_safe_pairs);
+}
+
 const Probe& best_probe() {
   for (const Probe& probe : probes()) {
     if (isa_enabled(probe.isa)) return probe;
@@ -168,6 +174,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels, packing and CPU features of libsparsecore for numpy.";
   sparsecore::isa_in_use();  // a wrong SPARSECORE_ISA is reported by the import, not by the first layer that runs
   m.def("kernels", &kernels);
+  m.def("int8_packing", &packing_of_int8);
   m.def("isa", [] { return sparsecore::isa_name(sparsecore::isa_in_use()); });
   m.def("isa_detected", [] { return sparsecore::isa_name(sparsecore::isa_detected()); });
   m.def("cpu_name", &sparsecore::cpu_name);

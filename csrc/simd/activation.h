@@ -67,20 +67,19 @@ SPARSECORE_INLINE typename S::F32 hardswish(typename S::F32 x) {
   return S::mul(x, S::mul(relu6<S>(S::add(x, S::set1(3.0f))), S::set1(1.0f / 6.0f)));
 }
 
-// activation(acc[j] + bias): the choice is made once for V vectors.
+// acc[j] = activation(acc[j]): the choice is made once for V vectors.
 template <class S, int V>
-SPARSECORE_INLINE void apply_epilogue(typename S::F32 (&acc)[V], float bias, Activation activation) {
-#define SPARSECORE_APPLY(expression)  \
-  SPARSECORE_UNROLL                   \
-  for (int j = 0; j < V; ++j) {       \
-    const auto y = S::add(acc[j], b); \
-    acc[j] = (expression);            \
-  }                                   \
+SPARSECORE_INLINE void activate(typename S::F32 (&acc)[V], Activation activation) {
+#define SPARSECORE_APPLY(expression) \
+  SPARSECORE_UNROLL                  \
+  for (int j = 0; j < V; ++j) {      \
+    const auto y = acc[j];           \
+    acc[j] = (expression);           \
+  }                                  \
   break
-  const auto b = S::set1(bias);
   switch (activation) {
     case Activation::kNone:
-      SPARSECORE_APPLY(y);
+      break;
     case Activation::kRelu:
       SPARSECORE_APPLY(S::max(S::zero(), y));
     case Activation::kRelu6:
@@ -95,6 +94,15 @@ SPARSECORE_INLINE void apply_epilogue(typename S::F32 (&acc)[V], float bias, Act
 #undef SPARSECORE_APPLY
 }
 
+// activation(acc[j] + bias).
+template <class S, int V>
+SPARSECORE_INLINE void apply_epilogue(typename S::F32 (&acc)[V], float bias, Activation activation) {
+  const auto b = S::set1(bias);
+  SPARSECORE_UNROLL
+  for (int j = 0; j < V; ++j) acc[j] = S::add(acc[j], b);
+  activate<S, V>(acc, activation);
+}
+
 // y[i] = activation(y[i]) for finished sums that lie in one row: the way out of dot-product kernels.
 template <class S>
 SPARSECORE_INLINE void activate_row(float* y, int64_t n, Activation activation) {
@@ -102,7 +110,7 @@ SPARSECORE_INLINE void activate_row(float* y, int64_t n, Activation activation) 
   for (int64_t i = 0; i < n; i += S::kLanes) {
     const int count = static_cast<int>(n - i < S::kLanes ? n - i : S::kLanes);
     typename S::F32 acc[1] = {S::load_n(y + i, count)};
-    apply_epilogue<S, 1>(acc, 0.0f, activation);
+    activate<S, 1>(acc, activation);
     S::store_n(y + i, acc[0], count);
   }
 }

@@ -61,6 +61,22 @@ struct Simd {
   static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) {
     return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
   }
+  // p - minus, which may wrap around.
+  static SPARSECORE_INLINE F32 from_difference(const int32_t* p, const int32_t* minus) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(a, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(minus))));
+  }
+  // Rounded to integers, half to even, a NaN to 0; plus shift; to their low bytes.
+  static SPARSECORE_INLINE void store_bytes(uint8_t* p, F32 a, int32_t shift) {
+    const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_ORD_Q));
+    const __m256i rounded = _mm256_and_si256(_mm256_cvtps_epi32(a), is_number);
+    const __m256i low = _mm256_and_si256(_mm256_add_epi32(rounded, _mm256_set1_epi32(shift)), _mm256_set1_epi32(0xff));
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+  static SPARSECORE_INLINE void store_bytes_n(uint8_t* p, F32 a, int32_t shift, int n) {
+    store_first_bytes<Simd>(p, a, shift, n);
+  }
   static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
   static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
   static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }

@@ -55,6 +55,21 @@ struct Simd {
   static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) {
     return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
   }
+  // p - minus, which may wrap around.
+  static SPARSECORE_INLINE F32 from_difference(const int32_t* p, const int32_t* minus) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_loadu_si512(minus)));
+  }
+  // Rounded to integers, half to even, a NaN to 0; plus shift; to their low bytes.
+  static SPARSECORE_INLINE __m128i to_bytes(F32 a, int32_t shift) {
+    const __m512i rounded = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a);
+    return _mm512_cvtepi32_epi8(_mm512_add_epi32(rounded, _mm512_set1_epi32(shift)));
+  }
+  static SPARSECORE_INLINE void store_bytes(uint8_t* p, F32 a, int32_t shift) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bytes(a, shift));
+  }
+  static SPARSECORE_INLINE void store_bytes_n(uint8_t* p, F32 a, int32_t shift, int n) {
+    _mm_mask_storeu_epi8(p, first_lanes(n), to_bytes(a, shift));
+  }
   static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }

@@ -64,6 +64,20 @@ struct Simd {
     a = vld1q_lane_f32(p + index[2], a, 2);
     return vld1q_lane_f32(p + index[3], a, 3);
   }
+  // p - minus, which may wrap around.
+  static SPARSECORE_INLINE F32 from_difference(const int32_t* p, const int32_t* minus) {
+    return vcvtq_f32_s32(vsubq_s32(vld1q_s32(p), vld1q_s32(minus)));
+  }
+  // Rounded to integers, half to even, a NaN to 0; plus shift; to their low bytes.
+  static SPARSECORE_INLINE void store_bytes(uint8_t* p, F32 a, int32_t shift) {
+    const int32x4_t rounded = vaddq_s32(vcvtnq_s32_f32(a), vdupq_n_s32(shift));  // NEON converts a NaN to 0
+    const uint16x4_t words = vmovn_u32(vreinterpretq_u32_s32(rounded));
+    const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+    vst1_lane_u32(reinterpret_cast<uint32_t*>(p), vreinterpret_u32_u8(bytes), 0);
+  }
+  static SPARSECORE_INLINE void store_bytes_n(uint8_t* p, F32 a, int32_t shift, int n) {
+    store_first_bytes<Simd>(p, a, shift, n);
+  }
   static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
   static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
   static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }

@@ -58,6 +58,17 @@ struct Simd {
     if (n > 0) store(p, a);
   }
   static SPARSECORE_INLINE F32 gather(const float* p, const int32_t* index) { return p[*index]; }
+  // p - minus, which may wrap around.
+  static SPARSECORE_INLINE F32 from_difference(const int32_t* p, const int32_t* minus) {
+    return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(*p) - static_cast<uint32_t>(*minus)));
+  }
+  // Rounded to an integer, half to even, a NaN to 0; plus shift; to its low byte.
+  static SPARSECORE_INLINE void store_bytes(uint8_t* p, F32 a, int32_t shift) {
+    *p = static_cast<uint8_t>(a == a ? static_cast<int32_t>(round(a)) + shift : shift);
+  }
+  static SPARSECORE_INLINE void store_bytes_n(uint8_t* p, F32 a, int32_t shift, int n) {
+    if (n > 0) store_bytes(p, a, shift);
+  }
   static SPARSECORE_INLINE F32 add(F32 a, F32 b) { return a + b; }
   static SPARSECORE_INLINE F32 sub(F32 a, F32 b) { return a - b; }
   static SPARSECORE_INLINE F32 mul(F32 a, F32 b) { return a * b; }

@@ -1,118 +1,491 @@
-// torch.ops.sparsecore.gemm_int8 and spmm_csr_int8: quantize the activations, then multiply.
+// torch.ops.sparsecore.linear_int8 and conv2d_int8: quantize the activations, then multiply; and packing to the lookup
+// format.
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "sparsecore/ops.h"
+#include "sparsecore/pack.h"
 #include "torch/checks.h"
+#include "torch/conv2d.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
 namespace sparsecore::torch_binding {
 namespace {
 
-// Rows of float32 activations as the int8 kernels want them: int16 with the zero point taken off.
-struct QuantizedRows {
-  int64_t ld = 0;
-  Tensor values, scale;
+// --- weights ---
 
-  QuantizedRows(const Tensor& x, int64_t M, int64_t K, const std::optional<double>& x_scale, int64_t zero_point)
-      : ld((K + 15) / 16 * 16),
-        values(new_tensor(x, {M, ld}, ScalarType::Short)),
-        scale(new_tensor(x, {M}, ScalarType::Float)) {
-    check(!x_scale || (*x_scale > 0.0 && *x_scale <= std::numeric_limits<float>::max()),
-          "expected a positive finite x_scale, got ", x_scale.value_or(0.0));
-    check(zero_point >= -128 && zero_point <= 127, "expected x_zero_point in [-128, 127], got ", zero_point);
-    QuantizeArgs args;
-    args.x = x.const_data_ptr<float>();
-    args.M = M;
-    args.K = args.ldx = K;
-    args.is_dynamic = !x_scale;
-    args.static_scale = static_cast<float>(x_scale.value_or(1.0));
-    args.zero_point = static_cast<int32_t>(zero_point);
-    args.out = values.mutable_data_ptr<int16_t>();
-    args.ld_out = ld;
-    args.scale = scale.mutable_data_ptr<float>();
-    run_kernel(choose_kernel(quantize_kernels(), "", args), args, DenseRows{1}, x.numel());
-  }
+// All groups of rows of a packed weight, one after another, each in whole blocks; `first` is the view of the first.
+template <class View>
+struct Groups {
+  View first;
+  int64_t count = 1;
 };
 
-// Shared by both int8 operations: x [..., K] float32 -> y [..., N].
-struct LinearShape {
-  Tensor x, y;
-  int64_t M = 0;
+constexpr int64_t kMaxLanes = 16, kMaxTable = 128;
 
-  LinearShape(const Tensor& x_any, int64_t N, int64_t K) : x(float_input(x_any)), y(x) {
-    check(x.dim() >= 1 && x.size(x.dim() - 1) == K, "expected x [..., K = ", K, "], got shape ", shape_text(x));
-    check(K <= kMaxInt8K, "expected K <= ", kMaxInt8K, " so that int32 sums are exact, got ", K);
-    std::vector<int64_t> shape = shape_of(x);
-    M = product(shape, 0, shape.size() - 1);
-    shape.back() = N;
-    y = new_tensor(x, shape, ScalarType::Float);
-  }
-};
-
-Tensor gemm_int8(const Tensor& x_any, const Tensor& weight, const Tensor& scale, const std::optional<Tensor>& bias,
-                 const std::optional<double>& x_scale, int64_t x_zero_point, const std::string& activation,
-                 const std::string& kernel) {
-  check_tensor(weight, "weight", ScalarType::Char, 2);
-  const LinearShape shape(x_any, weight.size(0), weight.size(1));
-  GemmInt8Args args;
-  args.M = shape.M;
-  args.N = args.ldy = weight.size(0);
-  args.K = weight.size(1);
-  args.weight = weight.const_data_ptr<int8_t>();
-  args.weight_scale = row_vector(scale, "scale", args.N);
-  args.epilogue = make_epilogue(bias, activation, args.N);
-  const QuantizedRows rows(shape.x, args.M, args.K, x_scale, x_zero_point);
-  args.x = rows.values.const_data_ptr<int16_t>();
-  args.x_scale = rows.scale.const_data_ptr<float>();
-  args.ldx = rows.ld;
-  args.y = shape.y.mutable_data_ptr<float>();
-  if (shape.y.numel() == 0) return shape.y;
-  run_kernel(choose_kernel(gemm_int8_kernels(), kernel, args), args, DenseRows{args.N}, args.M * args.N * args.K);
-  return shape.y;
+// N, K, segments, lanes, table, groups of a packed weight, as Python holds them.
+template <class View>
+Groups<View> shape_of_weight(const std::vector<int64_t>& sizes) {
+  check(sizes.size() == 6, "expected sizes [N, K, segments, lanes, table, groups], got ", sizes.size(), " numbers");
+  Groups<View> weight;
+  weight.count = sizes[5];
+  weight.first.cols = sizes[1];
+  weight.first.segments = sizes[2];
+  weight.first.lanes = sizes[3];
+  const bool is_possible = sizes[0] >= 0 && sizes[0] <= std::numeric_limits<int32_t>::max() && sizes[1] >= 0 &&
+                           sizes[2] >= 1 && sizes[1] % sizes[2] == 0 && sizes[3] >= 1 && sizes[3] <= kMaxLanes &&
+                           sizes[4] >= 1 && sizes[4] <= kMaxTable && sizes[5] >= 1 && sizes[0] % sizes[5] == 0;
+  check(is_possible, "expected possible sizes of an int8 weight; pack it again");
+  check(sizes[1] <= kMaxInt8K, "expected K <= ", kMaxInt8K, " so that int32 sums are exact, got ", sizes[1]);
+  weight.first.rows = sizes[0] / sizes[5];
+  if constexpr (requires { weight.first.table; }) weight.first.table = sizes[4];
+  return weight;
 }
 
-Tensor spmm_csr_int8(const Tensor& x_any, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                     const Tensor& scale, const std::optional<Tensor>& bias, const std::optional<double>& x_scale,
-                     int64_t x_zero_point, const std::string& activation, const std::string& kernel) {
-  check(x_any.dim() >= 1, "expected x [..., K], got shape ", shape_text(x_any));
-  SpmmInt8Args args;
-  args.weight = csr_view<int8_t>(row_ptr, col_idx, values, x_any.size(x_any.dim() - 1));
-  const LinearShape shape(x_any, args.weight.rows, args.weight.cols);
-  args.M = shape.M;
-  args.ldy = args.weight.rows;
-  args.weight_scale = row_vector(scale, "scale", args.weight.rows);
-  args.epilogue = make_epilogue(bias, activation, args.weight.rows);
-  const QuantizedRows rows(shape.x, args.M, args.weight.cols, x_scale, x_zero_point);
-  args.x = rows.values.const_data_ptr<int16_t>();
-  args.x_scale = rows.scale.const_data_ptr<float>();
-  args.ldx = rows.ld;
-  args.y = shape.y.mutable_data_ptr<float>();
-  if (shape.y.numel() == 0) return shape.y;
-  run_kernel(choose_kernel(spmm_int8_kernels(), kernel, args), args, CsrRows<int8_t>{args.weight},
-             args.weight.nnz * args.M);
-  return shape.y;
+const Tensor& packed_tensor(const std::vector<Tensor>& tensors, size_t index, ScalarType dtype, int64_t numel) {
+  const Tensor& tensor = tensors[index];
+  check_tensor(tensor, "a packed tensor", dtype, 1);
+  check(tensor.numel() == numel, "expected ", numel, " numbers in packed tensor ", index, ", got ", tensor.numel(),
+        "; pack the weight again");
+  return tensor;
+}
+
+void check_count(const std::vector<Tensor>& tensors, size_t count) {
+  check(tensors.size() == count, "expected ", count, " packed tensors, got ", tensors.size());
+}
+
+template <class View>
+Groups<View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
+
+template <>
+Groups<Int8View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  auto weight = shape_of_weight<Int8View>(sizes);
+  check_count(tensors, 1);
+  const int64_t bytes = weight.count * weight.first.num_blocks() * weight.first.block_bytes();
+  weight.first.values = packed_tensor(tensors, 0, ScalarType::Char, bytes).const_data_ptr<int8_t>();
+  return weight;
+}
+
+template <>
+Groups<BitmapInt8View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  auto weight = shape_of_weight<BitmapInt8View>(sizes);
+  check_count(tensors, 3);
+  BitmapInt8View& view = weight.first;
+  check(view.lanes % 2 == 0, "expected an even number of lanes, got ", view.lanes);
+  const int64_t blocks = weight.count * view.num_blocks();
+  view.masks = packed_tensor(tensors, 0, ScalarType::Byte, blocks * view.block_bytes() / 8).const_data_ptr<uint8_t>();
+  view.value_ptr = packed_tensor(tensors, 1, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
+  check_tensor(tensors[2], "values", ScalarType::Char, 1);
+  view.nnz = tensors[2].numel() - kReadBeyond;
+  check(view.nnz >= 0, "expected values with ", kReadBeyond, " bytes after them; pack the weight again");
+  view.values = tensors[2].const_data_ptr<int8_t>();
+  return weight;
+}
+
+template <>
+Groups<LookupView> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  auto weight = shape_of_weight<LookupView>(sizes);
+  check_count(tensors, 5);
+  LookupView& view = weight.first;
+  const int64_t blocks = weight.count * view.num_blocks();
+  view.entry_ptr = packed_tensor(tensors, 0, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
+  view.step_ptr = packed_tensor(tensors, 1, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
+  view.num_entries = tensors[2].numel();
+  view.entry_group =
+      static_cast<const uint16_t*>(packed_tensor(tensors, 2, ScalarType::Short, view.num_entries).const_data_ptr());
+  view.entry_steps = packed_tensor(tensors, 3, ScalarType::Byte, view.num_entries).const_data_ptr<uint8_t>();
+  check_tensor(tensors[4], "slots", ScalarType::Byte, 1);
+  view.num_steps = tensors[4].numel() / (2 * view.quad_bytes());
+  view.slots = tensors[4].const_data_ptr<uint8_t>();
+  return weight;
+}
+
+Int8View group_of(Int8View view, int64_t group) {
+  view.values += group * view.num_blocks() * view.block_bytes();
+  return view;
+}
+BitmapInt8View group_of(BitmapInt8View view, int64_t group) {
+  view.masks += group * view.num_blocks() * view.block_bytes() / 8;
+  view.value_ptr += group * view.num_blocks();
+  return view;
+}
+LookupView group_of(LookupView view, int64_t group) {
+  view.entry_ptr += group * view.num_blocks();
+  view.step_ptr += group * view.num_blocks();
+  return view;
+}
+
+// What run_kernel() splits and validates, and what a position costs in float multiply-adds (int8 dot products do about
+// eight in the time of one; lookups and expansions take longer).
+struct Int8Rows {
+  static constexpr const char* kFormat = "int8";
+  Int8View weight;
+  int64_t rows = weight.num_blocks();
+  const int32_t* row_ptr = nullptr;
+  const char* validate(Range) const { return nullptr; }
+  int64_t work() const { return rows * weight.block_bytes() / 8; }
+};
+struct BitmapInt8Rows {
+  static constexpr const char* kFormat = "bitmap";
+  BitmapInt8View weight;
+  int64_t rows = weight.num_blocks();
+  const int32_t* row_ptr = nullptr;
+  const char* validate(Range blocks) const {
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      if (weight.value_ptr[block] < 0 || weight.value_ptr[block] > weight.nnz) return "value_ptr is out of range";
+    }
+    return nullptr;
+  }
+  int64_t work() const { return rows * weight.block_bytes() / 6; }
+};
+struct LookupRows {
+  static constexpr const char* kFormat = "lookup";
+  LookupView weight;
+  int64_t rows = weight.num_blocks();
+  const int32_t* row_ptr = weight.step_ptr;
+  const char* validate(Range blocks) const { return validate_lookup(weight, blocks); }
+  int64_t work() const { return weight.num_steps * weight.quad_bytes() / 6; }
+};
+Int8Rows rows_of(const Int8View& view) { return {view}; }
+BitmapInt8Rows rows_of(const BitmapInt8View& view) { return {view}; }
+LookupRows rows_of(const LookupView& view) { return {view}; }
+
+// --- activations ---
+
+bool is_float(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+Dtype dtype_of(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : dtype == ScalarType::Half ? Dtype::kFloat16 : Dtype::kFloat32;
+}
+
+// How float activations become bytes.
+struct Quantization {
+  const std::optional<double>& scale;
+  int64_t zero_point;
+  const std::optional<Tensor>& channel_inverse;
+};
+
+// x[images, channels, height, width], in memory as args says; bytes live until the thread's next call.
+ActivationsU8 quantize(const Tensor& x, QuantizeArgs args, const Quantization& how) {
+  check(!how.scale || (*how.scale > 0.0 && *how.scale <= std::numeric_limits<float>::max()),
+        "expected a positive finite x_scale, got ", how.scale.value_or(0.0));
+  check(how.zero_point >= -128 && how.zero_point <= 127, "expected x_zero_point in [-128, 127], got ", how.zero_point);
+  check(how.scale || how.zero_point == 0, "expected x_zero_point 0 without an x_scale, got ", how.zero_point);
+  args.is_int8 = x.scalar_type() == ScalarType::Char;
+  check(!args.is_int8 || how.scale, "expected an x_scale with int8 x");
+  check(!args.is_int8 || !how.channel_inverse, "expected float x with x_channel_inverse");
+  args.dtype = dtype_of(x.scalar_type());
+  args.x = x.const_data_ptr();
+  args.is_dynamic = !how.scale;
+  args.zero_point = static_cast<int32_t>(how.zero_point);
+  if (how.channel_inverse) {
+    args.channel_inverse_scale = row_vector(*how.channel_inverse, "x_channel_inverse", args.channels);
+  }
+  const int64_t row_bytes = (args.width + 2 * args.padding_w) * args.ld_out;
+  const int64_t image_bytes = (args.height + 2 * args.padding_h) * row_bytes;
+  const int64_t scale_bytes = (args.images * int64_t(sizeof(float)) + 63) / 64 * 64;
+  uint8_t* scratch = static_cast<uint8_t*>(call_scratch(scale_bytes + args.images * image_bytes + kReadBeyond));
+  args.scale = reinterpret_cast<float*>(scratch);
+  args.out = scratch + scale_bytes;
+  if (!args.is_dynamic) std::fill(args.scale, args.scale + args.images, static_cast<float>(*how.scale));
+  const auto& kernel = choose_kernel(quantize_kernels(), "", args);
+  if (args.is_dynamic && image_bytes != args.ld_out) {  // more than a row: first the scales, then the bytes
+    QuantizeArgs scales = args;
+    scales.out = nullptr;
+    run_kernel(kernel, scales, DenseRows{1}, x.numel() / 4);
+    args.is_dynamic = false;
+  }
+  run_kernel(kernel, args, DenseRows{1}, x.numel());
+  ActivationsU8 result;
+  result.x = args.out;
+  result.images = args.images;
+  result.image_stride = image_bytes;
+  result.row_stride = row_bytes;
+  result.column_stride = args.ld_out;
+  result.scale = args.scale;
+  result.zero_point = args.zero_point + 128;
+  return result;
+}
+
+// --- outputs ---
+
+struct Outputs {
+  const std::optional<double>& scale;  // of int8 outputs
+  int64_t zero_point;
+
+  ScalarType dtype(ScalarType x) const { return scale ? ScalarType::Char : is_float(x) ? x : ScalarType::Float; }
+
+  template <class Args>
+  void set(Args& args, const Tensor& y) const {
+    args.y = y.mutable_data_ptr();
+    args.is_int8 = scale.has_value();
+    if (!args.is_int8) {
+      args.dtype = dtype_of(y.scalar_type());
+      return;
+    }
+    check(*scale > 0.0 && *scale <= std::numeric_limits<float>::max(), "expected a positive finite y_scale, got ",
+          *scale);
+    check(zero_point >= -128 && zero_point <= 127, "expected y_zero_point in [-128, 127], got ", zero_point);
+    args.y_inverse_scale = 1.0f / static_cast<float>(*scale);
+    args.y_zero_point = static_cast<int32_t>(zero_point);
+  }
+};
+
+// What the two operations have in common, after x and the shape of y are known.
+struct Call {
+  const std::vector<Tensor>& weight;
+  const std::vector<int64_t>& sizes;
+  const std::string& format;
+  const Tensor& scale;
+  const Tensor& weight_sum;
+  const std::optional<Tensor>& bias;
+  const std::string& activation;
+  const std::string& kernel;
+
+  // function(kernels of the format, its packed weight)
+  template <class Function>
+  void with_format(Function function) const {
+    if (format == "int8") return function(gemm_int8_kernels(), packed_weight<Int8View>(weight, sizes));
+    if (format == "bitmap") return function(bitmap_int8_kernels(), packed_weight<BitmapInt8View>(weight, sizes));
+    if (format == "lookup") return function(lookup_int8_kernels(), packed_weight<LookupView>(weight, sizes));
+    fail("expected a format of int8, bitmap, lookup, got '", format, "'");
+  }
+
+  // Runs all groups. group_columns: bytes of x between the groups' channels; group_outputs: numbers of y between
+  // their rows.
+  template <class Args, class View>
+  void run(std::span<const Kernel<Args>> kernels, const Groups<View>& groups, Args args, int64_t group_columns,
+           int64_t group_outputs) const {
+    const int64_t rows = groups.first.rows, N = rows * groups.count;
+    args.weight_scale = row_vector(scale, "scale", N);
+    check_tensor(weight_sum, "weight_sum", ScalarType::Int, 1);
+    check(weight_sum.numel() == N, "expected weight_sum [", N, "], got ", weight_sum.numel());
+    args.weight_sum = weight_sum.const_data_ptr<int32_t>();
+    args.epilogue = make_epilogue(bias, activation, N);
+    const int64_t number_bytes = args.is_int8 ? 1 : args.dtype == Dtype::kFloat32 ? 4 : 2;
+    const auto offset = [&](auto*& pointer, int64_t bytes) {
+      if (pointer != nullptr) pointer = static_cast<char*>(const_cast<void*>(static_cast<const void*>(pointer))) + bytes;
+    };
+    for (int64_t g = 0; g < groups.count; ++g) {
+      args.weight = group_of(groups.first, g);
+      const auto blocks = rows_of(args.weight);
+      run_kernel(choose_kernel(kernels, kernel, args), args, blocks, blocks.work() * args.x.positions());
+      args.weight_scale += rows;
+      args.weight_sum += rows;
+      if (args.epilogue.bias != nullptr) args.epilogue.bias += rows;
+      args.x.x += group_columns;
+      offset(args.y, group_outputs * number_bytes);
+      offset(args.residual, group_outputs * number_bytes);
+    }
+  }
+};
+
+Tensor any_input(const Tensor& x) {
+  check(is_float(x.scalar_type()) || x.scalar_type() == ScalarType::Char,
+        "expected float32, float16, bfloat16 or int8 x; convert it with .float()");
+  check(x.is_cpu(), "expected x on the CPU; there is no CUDA kernel for this operation yet");
+  return x;
+}
+
+Tensor linear_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                   const std::string& format, const Tensor& scale, const Tensor& weight_sum,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                   const std::optional<double>& x_scale, int64_t x_zero_point,
+                   const std::optional<Tensor>& x_channel_inverse, const std::string& activation,
+                   const std::optional<double>& y_scale, int64_t y_zero_point, const std::string& kernel) {
+  const Call call{weight, sizes, format, scale, weight_sum, bias, activation, kernel};
+  const Tensor x = on_cpu(any_input(x_any));
+  check(x.dim() >= 1, "expected x [..., K], got shape ", shape_text(x));
+  Tensor y = x;
+  call.with_format([&]<class Args, class View>(std::span<const Kernel<Args>> kernels, const Groups<View>& groups) {
+    const int64_t K = groups.first.cols;
+    check(x.size(x.dim() - 1) == K, "expected x [..., K = ", K, "], got shape ", shape_text(x));
+    check(groups.count == 1 && groups.first.segments == 1, "expected the weight of a linear layer");
+    std::vector<int64_t> shape = shape_of(x);
+    QuantizeArgs input;
+    input.images = product(shape, 0, shape.size() - 1);
+    input.channels = K;
+    input.ld_out = (K + 63) / 64 * 64;
+    shape.back() = groups.first.rows;
+    const Outputs outputs{y_scale, y_zero_point};
+    y = new_tensor(x, shape, outputs.dtype(x.scalar_type()));
+    Args args;
+    outputs.set(args, y);
+    args.ldy = groups.first.rows;
+    check(!residual || !args.is_int8, "expected no residual with int8 outputs");
+    Tensor kept = y;
+    args.residual = residual_input(residual, y, kept);
+    const int64_t start = 0;
+    args.x = quantize(x, input, {x_scale, x_zero_point, x_channel_inverse});
+    args.x.segment_offset = &start;
+    if (y.numel() > 0) call.run(kernels, groups, args, 0, 0);
+  });
+  return y;
+}
+
+// [B, C, H, W] in memory as [B, H, W, C], without moving anything, and back.
+Tensor channels_last_view(const Tensor& x) {
+  return torch::stable::transpose(torch::stable::transpose(x, 1, 3), 1, 2);
+}
+Tensor channels_first_view(const Tensor& x) {
+  return torch::stable::transpose(torch::stable::transpose(x, 1, 2), 1, 3);
+}
+
+Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                   const std::string& format, const Tensor& scale, const Tensor& weight_sum,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                   const std::optional<double>& x_scale, int64_t x_zero_point,
+                   const std::optional<Tensor>& x_channel_inverse, const std::vector<int64_t>& kernel_size,
+                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                   const std::vector<int64_t>& dilation, const std::string& activation,
+                   const std::optional<double>& y_scale, int64_t y_zero_point, const std::string& kernel) {
+  const Call call{weight, sizes, format, scale, weight_sum, bias, activation, kernel};
+  any_input(x_any);
+  check(x_any.dim() == 4, "expected x [batch, C, H, W], got shape ", shape_text(x_any));
+  const Pair size = pair_of(kernel_size, "kernel_size", 1), step = pair_of(stride, "stride", 1);
+  const Pair pad = pair_of(padding, "padding", 0), spread = pair_of(dilation, "dilation", 1);
+  Tensor y = x_any;
+  call.with_format([&]<class Args, class View>(std::span<const Kernel<Args>> kernels, const Groups<View>& groups) {
+    const View& view = groups.first;
+    QuantizeArgs input;
+    input.images = x_any.size(0);
+    input.channels = x_any.size(1);
+    input.height = x_any.size(2);
+    input.width = x_any.size(3);
+    input.padding_h = pad.h;
+    input.padding_w = pad.w;
+    input.ld_out = input.channels;
+    const int64_t taps = size.h * size.w;
+    check(input.channels % groups.count == 0 && view.cols == input.channels / groups.count * taps,
+          "expected a weight [N, K = C / groups * KH * KW] for ", input.channels, " channels in ", groups.count,
+          " groups and ", size.h, "x", size.w, " filters, got K = ", view.cols);
+    const bool is_by_row = view.segments == size.h && groups.count == 1 && spread.w == 1;
+    check(is_by_row || view.segments == taps, "expected a weight packed in ", taps, " segments, got ", view.segments,
+          "; pack it for this convolution");
+    const int64_t out_height = output_size(input.height, size.h, step.h, pad.h, spread.h);
+    const int64_t out_width = output_size(input.width, size.w, step.w, pad.w, spread.w);
+    const int64_t N = view.rows * groups.count, pixels = out_height * out_width;
+
+    // int8 outputs and those of a channels-last input keep the channels side by side.
+    const Outputs outputs{y_scale, y_zero_point};
+    const Tensor by_pixel = channels_last_view(x_any);
+    const bool is_last = !x_any.is_contiguous() && by_pixel.is_contiguous();
+    input.channels_last = is_last || input.height * input.width == 1;
+    const Tensor x = is_last ? by_pixel : on_cpu(x_any);
+    Args args;
+    args.layout = is_last || y_scale ? Layout::kRows : Layout::kColumns;
+    const ScalarType dtype = outputs.dtype(x.scalar_type());
+    Tensor memory = new_tensor(x, {input.images, N, out_height, out_width}, dtype);
+    y = memory;
+    if (args.layout == Layout::kRows) {
+      memory = new_tensor(x, {input.images, out_height, out_width, N}, dtype);
+      y = channels_first_view(memory);
+    }
+    outputs.set(args, memory);
+    args.ldy = args.layout == Layout::kRows ? N : N * pixels;
+    check(!residual || !args.is_int8, "expected no residual with int8 outputs");
+    Tensor kept = y;
+    if (residual) {
+      check(residual->dim() == 4, "expected a residual of the output's shape ", shape_text(y), ", got ",
+            shape_text(*residual));
+      const bool is_rows = args.layout == Layout::kRows;
+      args.residual = residual_input(is_rows ? channels_last_view(*residual) : *residual, memory, kept);
+    }
+    if (y.numel() == 0) return;
+    args.x = quantize(x, input, {x_scale, x_zero_point, x_channel_inverse});
+    args.x.height = out_height;
+    args.x.width = out_width;
+    std::vector<int64_t> starts;
+    for (int64_t h = 0; h < size.h; ++h) {
+      for (int64_t w = 0; w < (is_by_row ? 1 : size.w); ++w) {
+        starts.push_back(h * spread.h * args.x.row_stride + w * spread.w * args.x.column_stride);
+      }
+    }
+    args.x.segment_offset = starts.data();
+    args.x.row_stride *= step.h;
+    args.x.column_stride *= step.w;
+    call.run(kernels, groups, args, input.channels / groups.count,
+             args.layout == Layout::kRows ? view.rows : view.rows * pixels);
+  });
+  return y;
+}
+
+// --- packing ---
+
+// Calls function(Range of blocks) on torch's threads; work: numbers that a block reads.
+template <class Function>
+void for_blocks(int64_t count, int64_t work, Function function) {
+  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(work, 1), 1);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+}
+
+// int8 [N, K], one group -> the tensors of the lookup format for the best kernel of this machine, or for lanes, table
+// and pairs given.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& weight, int64_t segments, int64_t lanes,
+                                                               int64_t table, bool has_safe_pairs) {
+  check_tensor(weight, "weight", ScalarType::Char, 2);
+  LookupView shape = shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1}).first;
+  const int64_t blocks = shape.num_blocks(), work = shape.lanes * shape.cols;
+  const int8_t* dense = weight.const_data_ptr<int8_t>();
+  const Tensor entry_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
+  const Tensor step_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
+  int32_t *entries = entry_ptr.mutable_data_ptr<int32_t>(), *steps = step_ptr.mutable_data_ptr<int32_t>();
+  entries[0] = steps[0] = 0;
+  for_blocks(blocks, work, [&](Range part) { count_lookup(dense, shape, has_safe_pairs, part, entries, steps); });
+  const int64_t num_entries = running_sum(entries, blocks), num_steps = running_sum(steps, blocks);
+  check(num_steps <= std::numeric_limits<int32_t>::max() && num_entries <= std::numeric_limits<int32_t>::max(),
+        "expected fewer than 2^31 steps; split the layer");
+  const Tensor entry_group = new_tensor(weight, {num_entries}, ScalarType::Short);
+  const Tensor entry_steps = new_tensor(weight, {num_entries}, ScalarType::Byte);
+  const Tensor slots = new_tensor(weight, {num_steps * 2 * shape.quad_bytes()}, ScalarType::Byte);
+  const LookupArrays out{entries, steps, static_cast<uint16_t*>(entry_group.mutable_data_ptr()),
+                         entry_steps.mutable_data_ptr<uint8_t>(), slots.mutable_data_ptr<uint8_t>()};
+  for_blocks(blocks, work, [&](Range part) { fill_lookup(dense, shape, has_safe_pairs, part, out); });
+  return {entry_ptr, step_ptr, entry_group, entry_steps, slots};
+}
+
+Tensor unpack_lookup_tensors(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
+  const LookupView view = packed_weight<LookupView>(weight, sizes).first;
+  check(sizes[5] == 1, "expected one group");
+  if (const char* text = validate_lookup(view, {0, view.num_blocks()})) {
+    fail("invalid lookup weight: ", text, "; pack it again");
+  }
+  const Tensor dense = new_tensor(weight[0], {view.rows, view.cols}, ScalarType::Char);
+  int8_t* values = dense.mutable_data_ptr<int8_t>();
+  for_blocks(view.num_blocks(), view.lanes * view.cols, [&](Range part) { unpack_lookup(view, part, values); });
+  return dense;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
-      "gemm_int8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, float? x_scale=None, int x_zero_point=0, "
-      "str activation='none', str kernel_name='') -> Tensor");
+      "linear_int8(Tensor x, Tensor[] weight, int[] sizes, str format, Tensor scale, Tensor weight_sum, Tensor? bias, "
+      "Tensor? residual, float? x_scale, int x_zero_point, Tensor? x_channel_inverse, str activation, float? y_scale, "
+      "int y_zero_point, str kernel_name) -> Tensor");
   m.def(
-      "spmm_csr_int8(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, Tensor scale, Tensor? bias=None, "
-      "float? x_scale=None, int x_zero_point=0, str activation='none', str kernel_name='') -> Tensor");
+      "conv2d_int8(Tensor x, Tensor[] weight, int[] sizes, str format, Tensor scale, Tensor weight_sum, Tensor? bias, "
+      "Tensor? residual, float? x_scale, int x_zero_point, Tensor? x_channel_inverse, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, str activation, float? y_scale, int y_zero_point, str kernel_name) -> Tensor");
+  m.def("pack_lookup(Tensor weight, int segments, int lanes, int table, bool has_safe_pairs) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("unpack_lookup(Tensor[] weight, int[] sizes) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
-  m.impl("gemm_int8", TORCH_BOX(&gemm_int8));
-  m.impl("spmm_csr_int8", TORCH_BOX(&spmm_csr_int8));
+  m.impl("linear_int8", TORCH_BOX(&linear_int8));
+  m.impl("conv2d_int8", TORCH_BOX(&conv2d_int8));
+  m.impl("pack_lookup", TORCH_BOX(&pack_lookup));
+  m.impl("unpack_lookup", TORCH_BOX(&unpack_lookup_tensors));
 }
 
 }  // namespace sparsecore::torch_binding

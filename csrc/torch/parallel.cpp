@@ -6,21 +6,41 @@
 
 namespace sparsecore::torch_binding {
 
-void* thread_scratch(int64_t bytes) {
+namespace {
+
+// Grows and never shrinks, 64-byte aligned.
+class Scratch {
+ public:
+  void* at_least(int64_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset();
+      capacity_ = 0;
+      const int64_t rounded = (bytes + 63) / 64 * 64;
+      memory_.reset(std::aligned_alloc(64, static_cast<size_t>(rounded)));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      capacity_ = rounded;
+    }
+    return memory_.get();
+  }
+
+ private:
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t capacity = 0;
-  if (bytes > capacity) {
-    memory.reset();
-    capacity = 0;
-    const int64_t rounded = (bytes + 63) / 64 * 64;
-    memory.reset(std::aligned_alloc(64, static_cast<size_t>(rounded)));
-    if (memory == nullptr) throw std::bad_alloc();
-    capacity = rounded;
-  }
-  return memory.get();
+  std::unique_ptr<void, Free> memory_;
+  int64_t capacity_ = 0;
+};
+
+}  // namespace
+
+void* thread_scratch(int64_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.at_least(bytes);
+}
+
+void* call_scratch(int64_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.at_least(bytes);
 }
 
 }  // namespace sparsecore::torch_binding

@@ -23,6 +23,9 @@ inline constexpr int64_t kWorkPerThread = 50'000;
 // calls, because fresh pages from the system cost more than many a small layer.
 void* thread_scratch(int64_t bytes);
 
+// The same for what one operation makes for all of its threads; apart from the above.
+void* call_scratch(int64_t bytes);
+
 template <class Args>
 const Kernel<Args>& choose_kernel(std::span<const Kernel<Args>> table, const std::string& name, const Args& args) {
   if (name.empty()) return select_kernel(table, args);

@@ -2,9 +2,17 @@
 
 from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.linear import BlockLinear, Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
+from sparsecore.nn.linear import (
+    BitmapInt8Linear,
+    BlockLinear,
+    Int8Linear,
+    PanelLinear,
+    SparseInt8Linear,
+    SparseLinear,
+)
 
 __all__ = [
+    "BitmapInt8Linear",
     "BlockConv2d",
     "BlockLinear",
     "CompressedModule",

@@ -97,10 +97,6 @@ class CompressedModule(nn.Module):
         """Constructor arguments that describe a dense layer."""
         return {}
 
-    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
-        """Multiply rows of activations with one of equal groups of rows of the weight."""
-        raise NotImplementedError
-
     def _check_input(self, x: Tensor) -> None:
         """Compare K with the weight's: CSR arrays would take any that is large enough."""
         raise NotImplementedError
@@ -130,7 +126,7 @@ class CompressedModule(nn.Module):
         if not isinstance(dense, cls.dense_type):
             wanted = cls.dense_type.__name__
             raise UnsupportedError(f"expected a torch.nn.{wanted}, got {type(dense).__name__}")
-        weight = cls._compress(_current_weight(dense))
+        weight = cls._compress(current_weight(dense))
         return cls(weight, _copy(dense.bias), **cls._geometry(dense), **options)
 
     @classmethod
@@ -209,6 +205,10 @@ class CompressedModule(nn.Module):
         assert isinstance(dense, Tensor)
         return dense.detach()
 
+    def count_nonzero(self) -> int:
+        """Count the weight's entries that are not zero."""
+        return int(torch.count_nonzero(self.get_buffer("values")))
+
     def _fill_dense(self, dense: nn.Linear | nn.Conv2d) -> None:
         matrix = self.weight_format.to_dense()
         dense.weight = nn.Parameter(matrix.reshape(dense.weight.shape))
@@ -218,7 +218,7 @@ class CompressedModule(nn.Module):
     def _settings_repr(self) -> str:
         shown: dict[str, object] = {"bias": self.bias is not None}
         if "values" in self.buffer_names:
-            nnz = self.get_buffer("values").numel()
+            nnz = self.get_buffer("values").numel() if "values" in self._buffers else self.count_nonzero()
             numel = self.weight_shape[0] * self.weight_shape[1]
             shown = {"nnz": nnz, "sparsity": f"{1 - nnz / max(numel, 1):.3f}"} | shown
         usual = {"activation": "none", "kernel": "", "x_scale": None, "x_zero_point": 0}
@@ -230,11 +230,17 @@ class CompressedModule(nn.Module):
     # --- torch.nn.Module ---
 
     def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
-        scale = self._buffers.get("scale")
+        kept = {name: self._buffers[name] for name in self._fixed_dtype_names()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scale is not None:  # model.half() must not round the scales
-            self._buffers["scale"] = scale.to(self.get_buffer("scale").device)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
         return self
+
+    def _fixed_dtype_names(self) -> tuple[str, ...]:
+        """Buffers that model.half() must not round."""
+        return ("scale",) if "scale" in self._buffers else ()
 
     def _checked_entry(self, prefix: str, given: Mapping[str, Tensor]) -> WeightFormat:
         """Validate what a state_dict holds for this layer; errors name the layer."""
@@ -275,7 +281,7 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
             parent.use_nested_tensor = False
 
 
-def _current_weight(dense: nn.Module) -> Tensor:
+def current_weight(dense: nn.Module) -> Tensor:
     """The weight of a dense layer; torch.nn.utils.prune masks it only when the layer runs."""
     for hook in dense._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":

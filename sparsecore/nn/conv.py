@@ -1,4 +1,4 @@
-"""2-D convolutions over the three storages."""
+"""2-D convolutions over the storages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore._native import raw
@@ -15,7 +14,14 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.block_csr import BLOCK_ROWS
 from sparsecore.formats.panel import fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
+from sparsecore.nn.storage import (
+    BlockStorage,
+    CsrStorage,
+    Int8Storage,
+    LookupStorage,
+    PanelStorage,
+    QuantizedStorage,
+)
 
 Pair = tuple[int, int]
 
@@ -200,32 +206,40 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         return cast(Tensor, y)
 
 
-class QuantizedConv2d(Conv2dGeometry):
-    """An int8 convolution as a matrix product over the patches of x.
+class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
+    """What the int8 convolutions share. Channels-last inputs are read as they are and give channels-last outputs."""
 
-    F.unfold makes the patch under each output pixel a row of activations, and dynamic quantization
-    scales each of these rows (each group of channels of it) by its own maximum. The patches take
-    KH * KW times the memory of x, and every group is a product of its own.
-    """
+    def __init__(
+        self,
+        weight: WeightFormat,
+        bias: Tensor | None = None,
+        *,
+        kernel_size: int | Pair,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        **options: Any,
+    ) -> None:
+        (kernel_h, kernel_w), spread = _pair("kernel_size", kernel_size, 1), _pair("dilation", dilation, 1)
+        # Pixels of a row of the filter lie side by side unless dilation or the channels of other groups part them.
+        segments = kernel_h if groups == 1 and spread[1] == 1 else kernel_h * kernel_w
+        # Before nn.Module is set up: _pack() needs it.
+        self.__dict__["filter"] = {"taps": kernel_h * kernel_w, "segments": segments, "groups": groups}
+        super().__init__(weight, bias, kernel_size=kernel_size, dilation=dilation, groups=groups, **options)
+
+    def _packing_settings(self) -> dict[str, int]:
+        return cast("dict[str, int]", self.__dict__["filter"])
+
+    def _num_channels(self) -> int:
+        return self.weight_shape[1] // self.filter["taps"] * self.filter["groups"]
 
     def _convolve(self, x: Tensor) -> Tensor:
-        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        shape = (x.shape[0], self.groups, self.weight_shape[1], patches.shape[2])
-        rows = patches.reshape(shape).transpose(2, 3)
-        groups = [self._multiply(rows[:, g], g, self.groups) for g in range(self.groups)]
-        y = groups[0] if self.groups == 1 else torch.cat(groups, dim=-1)
-        return y.transpose(1, 2).reshape(x.shape[0], self.out_channels, *self._out_size(x))
-
-    def _out_size(self, x: Tensor) -> tuple[int, ...]:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in zip(x.shape[2:], *settings, strict=True)
-        )
+        y = raw.conv2d_int8(x, *self._arguments(), *settings, self.activation, None, 0, self.kernel)
+        return cast(Tensor, y)
 
 
 class Int8Conv2d(QuantizedConv2d, Int8Storage):
-    """A convolution with a dense int8 weight, run as a product over unfolded patches.
+    """A convolution with a dense int8 weight; activations are quantized on the way in.
 
     Example:
         >>> Int8Conv2d.from_dense(nn.Conv2d(3, 8, 3, stride=2))
@@ -233,10 +247,8 @@ class Int8Conv2d(QuantizedConv2d, Int8Storage):
     """
 
 
-class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
-    """A convolution with an int8 CSR weight, run as a product over unfolded patches.
-
-    The outputs equal those of Int8Conv2d.
+class SparseInt8Conv2d(QuantizedConv2d, LookupStorage):
+    """A convolution with an int8 weight without its zeros, run by table lookup; the outputs equal Int8Conv2d's.
 
     Example:
         >>> int8 = Int8Conv2d.from_dense(nn.Conv2d(3, 8, 3))
@@ -244,27 +256,6 @@ class SparseInt8Conv2d(QuantizedConv2d, CsrInt8Storage):
         >>> torch.equal(SparseInt8Conv2d.from_int8(int8)(x), int8(x))
         True
     """
-
-    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, **options: Any) -> None:
-        super().__init__(weight, bias, **options)
-        self._find_groups()
-
-    def _find_groups(self) -> None:
-        """Where groups start in col_idx, as ints, so that tracing need not look into row_ptr."""
-        rows = self.out_channels // self.groups * torch.arange(self.groups + 1)
-        self._group_starts: list[int] = self.row_ptr[rows].tolist()
-
-    def _group(self, group: int, groups: int) -> list[Tensor]:
-        rows = self.out_channels // groups
-        first, last = group * rows, (group + 1) * rows
-        begin, end = self._group_starts[group : group + 2]
-        row_ptr = self.row_ptr[first : last + 1] - begin
-        entries = slice(begin, end)
-        return [row_ptr, self.col_idx[entries], self.values[entries], self.scale[first:last]]
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._find_groups()
 
 
 # Output pixels of a strip: more than the columns of a matrix product, since more of them share the rows below.

@@ -1,4 +1,4 @@
-"""Linear layers over the three storages."""
+"""Linear layers over the storages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from sparsecore._native import raw
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.storage import BlockStorage, CsrInt8Storage, CsrStorage, Int8Storage, PanelStorage
+from sparsecore.nn.storage import (
+    BitmapInt8Storage,
+    BlockStorage,
+    CsrStorage,
+    Int8Storage,
+    LookupStorage,
+    PanelStorage,
+    QuantizedStorage,
+)
 
 
 class LinearGeometry(CompressedModule):
@@ -26,9 +34,6 @@ class LinearGeometry(CompressedModule):
     def _check_input(self, x: Tensor) -> None:
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise RuntimeError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
-
-    def _run(self, x: Tensor) -> Tensor:
-        return self._multiply(x)
 
     def to_dense_module(self) -> nn.Linear:
         """Return the nn.Linear with the (dequantized) weight, without the activation."""
@@ -97,7 +102,17 @@ class PanelLinear(LinearGeometry, PanelStorage):
         return cast(Tensor, raw.spmm_panel(x, *self._arguments(), None, self.activation, "rows", self.kernel))
 
 
-class Int8Linear(LinearGeometry, Int8Storage):
+class QuantizedLinear(LinearGeometry, QuantizedStorage):
+    """What the int8 linear layers share."""
+
+    def _num_channels(self) -> int:
+        return self.weight_shape[1]
+
+    def _run(self, x: Tensor) -> Tensor:
+        return cast(Tensor, raw.linear_int8(x, *self._arguments(), self.activation, None, 0, self.kernel))
+
+
+class Int8Linear(QuantizedLinear, Int8Storage):
     """A linear layer with a dense int8 weight; activations are quantized on the way in.
 
     Example:
@@ -106,13 +121,25 @@ class Int8Linear(LinearGeometry, Int8Storage):
     """
 
 
-class SparseInt8Linear(LinearGeometry, CsrInt8Storage):
-    """A linear layer with an int8 CSR weight; the outputs equal those of Int8Linear.
+class SparseInt8Linear(QuantizedLinear, LookupStorage):
+    """A linear layer with an int8 weight without its zeros, run by table lookup; the outputs equal Int8Linear's.
 
     Example:
         >>> import torch
         >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
         >>> x = torch.randn(2, 8)
         >>> torch.equal(SparseInt8Linear.from_int8(int8)(x), int8(x))
+        True
+    """
+
+
+class BitmapInt8Linear(QuantizedLinear, BitmapInt8Storage):
+    """SparseInt8Linear packed as a bitmap, for a few rows of activations; the outputs are equal.
+
+    Example:
+        >>> import torch
+        >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
+        >>> x = torch.randn(2, 8)
+        >>> torch.equal(BitmapInt8Linear.from_int8(int8)(x), int8(x))
         True
     """

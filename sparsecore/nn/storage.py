@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import BlockCsrWeight, CsrWeight, Int8Weight, PanelWeight, block_csr, panel
-from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
+from sparsecore.formats import BlockCsrWeight, CsrWeight, Int8Weight, PackedInt8Weight, PanelWeight, block_csr, panel
+from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, current_weight, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
 MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
@@ -45,26 +47,24 @@ class CsrStorage(CompressedModule):
         return None if bias is None else widen(bias)
 
 
-class PackedStorage(CsrStorage):
-    """Float CSR, packed for kernels that want it in another order.
+class PackedStorage(CompressedModule):
+    """A weight that is packed for kernels which want it in another order than the stored one.
 
-    In memory there is the packed form alone; ``state_dict()``, ``tensors()`` and bundles hold CSR.
+    In memory there is the packed form alone; ``state_dict()``, ``tensors()`` and bundles hold the stored one.
     """
 
     packed_names: ClassVar[tuple[str, ...]]
 
-    def _pack(self, weight: CsrWeight) -> PanelWeight | BlockCsrWeight:
-        """Pack the weight, with values widened to float32 (they are read as often as there are activations)."""
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        """Pack the weight, to tensors for packed_names."""
         raise NotImplementedError
 
-    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Give row_ptr, col_idx and values back."""
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        """Give the stored tensors back."""
         raise NotImplementedError
 
     def _hold(self, weight: WeightFormat) -> None:
-        assert isinstance(weight, CsrWeight)
-        packed = self._pack(weight)
-        for name, tensor in zip(self.packed_names, packed.tensors, strict=True):
+        for name, tensor in zip(self.packed_names, self._pack(weight), strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
     def _packed(self) -> list[Tensor]:
@@ -74,15 +74,8 @@ class PackedStorage(CsrStorage):
     def _stored(self) -> dict[str, Tensor]:
         return dict(zip(self.buffer_names, self._unpack_stored(), strict=True))
 
-    def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
-        assert isinstance(self, PackedStorage)
-        packed = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name in self.packed_names:  # model.half() leaves the packed float32 values to their kernels
-            tensor = self._buffers[name]
-            if tensor is not None and tensor.dtype != packed[name].dtype:  # type: ignore[union-attr]
-                self._buffers[name] = packed[name].to(tensor.device)  # type: ignore[union-attr]
-        return self
+    def _fixed_dtype_names(self) -> tuple[str, ...]:
+        return self.packed_names
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -101,7 +94,7 @@ class PackedStorage(CsrStorage):
         missing_keys.extend(prefix + name for name in self.buffer_names if name not in names)
 
 
-class PanelStorage(PackedStorage):
+class PanelStorage(PackedStorage, CsrStorage):
     """Float CSR, packed for kernels that keep a panel of activations in the first-level cache.
 
     Args:
@@ -123,19 +116,21 @@ class PanelStorage(PackedStorage):
         self.__dict__["panel_cols"] = panel_cols  # before nn.Module is set up: _hold() needs it
         super().__init__(weight, bias, **options)
 
-    def _pack(self, weight: CsrWeight) -> PanelWeight:
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, CsrWeight)
+        # Widened once: values are read as often as there are activations.
         packed = PanelWeight.pack(weight.to(torch.float32), self.panel_cols)
         self.sizes = packed.sizes
-        return packed
+        return packed.tensors
 
-    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _unpack_stored(self) -> Sequence[Tensor]:
         return raw.unpack_panel(self._packed(), self.sizes)
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._packed(), self.sizes, self._wide_bias()
 
 
-class BlockStorage(PackedStorage):
+class BlockStorage(PackedStorage, CsrStorage):
     """Float CSR of blocks of rows, for weights that were pruned in them (``pattern="4x1"``).
 
     Args:
@@ -157,25 +152,32 @@ class BlockStorage(PackedStorage):
         self.__dict__["block_rows"] = block_rows  # before nn.Module is set up: _hold() needs it
         super().__init__(weight, bias, **options)
 
-    def _pack(self, weight: CsrWeight) -> BlockCsrWeight:
-        return BlockCsrWeight.pack(weight.to(torch.float32), self.block_rows)
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, CsrWeight)
+        return BlockCsrWeight.pack(weight.to(torch.float32), self.block_rows).tensors
 
-    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _unpack_stored(self) -> Sequence[Tensor]:
         return raw.unpack_block_csr(*self._packed())
 
     def _arguments(self) -> tuple[Any, ...]:
         return *self._packed(), self._wide_bias()
 
 
-class QuantizedStorage(CompressedModule):
+class QuantizedStorage(PackedStorage):
     """int8 weight, and activations quantized on the way in. There are no gradients.
 
     Args:
-        x_scale: scale of the activations, from calibration; None scales each row by its maximum.
+        x_scale: scale of the activations, from calibration; None scales each row (of a convolution, each image) by
+            its maximum.
         x_zero_point: the int8 value that stands for zero, with x_scale.
+        x_channel_scale: ``[in_features]`` or ``[in_channels]`` float32, positive: activations are divided by it
+            first, and the weight is already multiplied with it; None divides by nothing.
     """
 
     keywords: ClassVar[tuple[str, ...]] = ("x_scale", "x_zero_point")
+    takes_16_bits: ClassVar[bool] = True
+    packing: ClassVar[str]  # a format of PackedInt8Weight
+    x_channel_scale: Tensor | None
 
     def __init__(
         self,
@@ -184,6 +186,7 @@ class QuantizedStorage(CompressedModule):
         *,
         x_scale: float | None = None,
         x_zero_point: int = 0,
+        x_channel_scale: Tensor | None = None,
         **options: Any,
     ) -> None:
         if weight.shape[1] > MAX_INT8_K:
@@ -192,6 +195,83 @@ class QuantizedStorage(CompressedModule):
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         super().__init__(weight, bias, **options)
         self.x_scale, self.x_zero_point = _checked_input(x_scale, x_zero_point)
+        self._hold_channel_scale(x_channel_scale)
+
+    def _hold_channel_scale(self, scale: Tensor | None) -> None:
+        if scale is not None:
+            _check_channel_scale(scale, self._num_channels())
+        self.register_buffer("x_channel_scale", scale)
+        self.register_buffer("x_channel_inverse", None if scale is None else scale.reciprocal(), persistent=False)
+
+    def _num_channels(self) -> int:
+        """Numbers that x_channel_scale has."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls: type[Layer], dense: nn.Module, **options: Any) -> Layer:
+        scale = options.get("x_channel_scale")
+        if scale is None:
+            return super().from_dense(dense, **options)  # type: ignore[misc, no-any-return]
+        scaled = copy.copy(dense)
+        scaled._parameters = dict(dense._parameters)
+        weight = current_weight(dense)
+        _check_channel_scale(scale, weight.shape[1] * getattr(dense, "groups", 1))
+        scaled._forward_pre_hooks = OrderedDict()  # pruning is applied
+        scaled.__dict__.pop("weight", None)
+        scaled._parameters["weight"] = nn.Parameter(_times_channels(weight, scale))
+        return super().from_dense(scaled, **options)  # type: ignore[misc, no-any-return]
+
+    def _fill_dense(self, dense: nn.Linear | nn.Conv2d) -> None:
+        super()._fill_dense(dense)
+        if self.x_channel_inverse is not None:
+            dense.weight = nn.Parameter(_times_channels(dense.weight.detach(), self.x_channel_inverse))
+
+    def _fixed_dtype_names(self) -> tuple[str, ...]:
+        return (*super()._fixed_dtype_names(), "x_channel_scale", "x_channel_inverse")
+
+    def _packing_settings(self) -> dict[str, int]:
+        """taps, segments and groups of PackedInt8Weight.pack()."""
+        return {}
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        int8 = weight if isinstance(weight, Int8Weight) else Int8Weight.from_csr(weight)
+        packed = PackedInt8Weight.pack(int8, self.packing, **self._packing_settings())
+        self.packed_shape = packed.shape
+        return (*packed.tensors, packed.scale, packed.weight_sum)
+
+    def _int8_weight(self) -> Int8Weight:
+        *tensors, scale, weight_sum = self._packed()
+        return PackedInt8Weight(self.packing, tuple(tensors), self.packed_shape, scale, weight_sum).unpack()
+
+    def count_nonzero(self) -> int:
+        return int(torch.count_nonzero(self._int8_weight().q))
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """What the operations take after x."""
+        *tensors, scale, weight_sum = self._packed()
+        bias = self._parameters["bias"]
+        quantization = (self.x_scale, self.x_zero_point, self._buffers["x_channel_inverse"])
+        wide = None if bias is None else widen(bias)
+        return tensors, self.packed_shape.sizes, self.packing, scale, weight_sum, wide, None, *quantization
+
+    def tensors(self) -> dict[str, Tensor]:
+        scale = self.x_channel_scale
+        return super().tensors() | ({} if scale is None else {"x_channel_scale": scale})
+
+    @classmethod
+    def from_config(cls: type[Layer], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
+        layer = super().from_config(config, tensors)  # type: ignore[misc]
+        try:
+            layer._hold_channel_scale(tensors.get("x_channel_scale"))
+        except ValueError as error:
+            raise FormatError(str(error)) from None
+        return layer  # type: ignore[no-any-return]
+
+    @classmethod
+    def _rebuild(cls: type[Layer], module: CompressedModule, weight: WeightFormat, **options: Any) -> Layer:
+        if isinstance(module, QuantizedStorage):
+            options = {"x_channel_scale": module.x_channel_scale} | options
+        return super()._rebuild(module, weight, **options)  # type: ignore[misc, no-any-return]
 
     def get_extra_state(self) -> Tensor:
         """Return [x_scale, x_zero_point], which come from data like weights; empty if dynamic."""
@@ -206,13 +286,31 @@ class QuantizedStorage(CompressedModule):
     ) -> None:
         if (state := state_dict.get(prefix + "_extra_state")) is not None:
             _input_from_state(state)  # raises before anything is changed
+        channel_scale = state_dict.get(prefix + "x_channel_scale")
+        if channel_scale is not None:
+            _check_channel_scale(channel_scale, self._num_channels())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if channel_scale is not None or self.x_channel_scale is not None:
+            self._hold_channel_scale(self.x_channel_scale)
 
-    def _shared_arguments(self, group: int, groups: int) -> tuple[Any, ...]:
-        """What both int8 operations take after the weight: bias, input, activation, kernel."""
-        bias = self._parameters["bias"]
-        part = None if bias is None else _rows(widen(bias), group, groups)
-        return part, self.x_scale, self.x_zero_point, self.activation, self.kernel
+
+def _check_channel_scale(scale: object, channels: int) -> None:
+    if (
+        not isinstance(scale, Tensor)
+        or scale.dtype != torch.float32
+        or scale.shape != (channels,)
+        or not bool((scale > 0).all() & scale.isfinite().all())
+    ):
+        got = f"{scale.dtype} {list(scale.shape)}" if isinstance(scale, Tensor) else type(scale).__name__
+        raise ValueError(f"expected x_channel_scale as {channels} positive finite float32 numbers, got {got}")
+
+
+def _times_channels(weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight ``[N, C / groups, ...]`` times a number per input channel."""
+    groups = scale.numel() // weight.shape[1]
+    parts = weight.view(groups, -1, *weight.shape[1:])
+    shape = (groups, 1, weight.shape[1], *(1 for _ in weight.shape[2:]))
+    return (parts * scale.view(shape)).view(weight.shape)
 
 
 def _checked_input(x_scale: Any, x_zero_point: Any) -> tuple[float | None, int]:
@@ -237,19 +335,13 @@ def _input_from_state(state: object) -> tuple[float | None, int]:
         raise FormatError(str(error)) from None
 
 
-def _rows(tensor: Tensor, group: int, groups: int) -> Tensor:
-    """One of equal parts of a tensor."""
-    size = tensor.shape[0] // groups
-    return tensor if groups == 1 else tensor[group * size : (group + 1) * size]
-
-
 class Int8Storage(QuantizedStorage):
     """Dense int8."""
 
     weight_type: ClassVar[type[WeightFormat]] = Int8Weight
     buffer_names: ClassVar[tuple[str, ...]] = ("q", "scale")
-    q: Tensor
-    scale: Tensor
+    packing: ClassVar[str] = "int8"
+    packed_names: ClassVar[tuple[str, ...]] = ("quads", "scale", "weight_sum")
 
     @classmethod
     def _compress(cls, weight: Tensor) -> Int8Weight:
@@ -259,20 +351,16 @@ class Int8Storage(QuantizedStorage):
     def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int8Weight:
         return Int8Weight(**tensors)
 
-    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
-        weight = [_rows(tensor, group, groups) for tensor in self._weight()]
-        return cast(Tensor, raw.gemm_int8(x, *weight, *self._shared_arguments(group, groups)))
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        weight = self._int8_weight()
+        return weight.q, weight.scale
 
 
 class CsrInt8Storage(QuantizedStorage):
-    """int8 CSR."""
+    """int8 without the zeros: stored as CSR, packed for one of the sparse int8 kernels."""
 
     weight_type: ClassVar[type[WeightFormat]] = CsrWeight
     buffer_names: ClassVar[tuple[str, ...]] = ("row_ptr", "col_idx", "values", "scale")
-    row_ptr: Tensor
-    col_idx: Tensor
-    values: Tensor
-    scale: Tensor
 
     @classmethod
     def _compress(cls, weight: Tensor) -> CsrWeight:
@@ -282,12 +370,17 @@ class CsrInt8Storage(QuantizedStorage):
     def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CsrWeight:
         return CsrWeight(**tensors, shape=shape)
 
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        weight = self._int8_weight().to_csr()
+        assert weight.scale is not None
+        return weight.row_ptr, weight.col_idx, weight.values, weight.scale
+
     @classmethod
     def from_int8(cls: type[Layer], module: nn.Module) -> Layer:
-        """Leave the zeros out of a dense int8 layer; the outputs stay equal."""
-        if not isinstance(module, Int8Storage):
-            raise UnsupportedError(f"expected a dense int8 layer, got {type(module).__name__}")
-        return cls._rebuild(module, Int8Weight(module.q, module.scale).to_csr())
+        """Leave the zeros out of an int8 layer; the outputs stay equal."""
+        if not isinstance(module, QuantizedStorage):
+            raise UnsupportedError(f"expected an int8 layer, got {type(module).__name__}")
+        return cls._rebuild(module, module._int8_weight().to_csr())
 
     @classmethod
     def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
@@ -297,11 +390,24 @@ class CsrInt8Storage(QuantizedStorage):
         weight = cast(CsrWeight, module.weight_format)
         return cls._rebuild(module, weight.quantize(), **options)
 
-    def _multiply(self, x: Tensor, group: int = 0, groups: int = 1) -> Tensor:
-        weight = self._weight() if groups == 1 else self._group(group, groups)
-        arguments = self._shared_arguments(group, groups)
-        return cast(Tensor, raw.spmm_csr_int8(x, *weight, *arguments))
 
-    def _group(self, group: int, groups: int) -> list[Tensor]:
-        """row_ptr, col_idx, values and scale of one of equal groups of rows."""
-        raise NotImplementedError
+class LookupStorage(CsrInt8Storage):
+    """Packed for table lookup: fast at any number of activations."""
+
+    packing: ClassVar[str] = "lookup"
+    packed_names: ClassVar[tuple[str, ...]] = (
+        "entry_ptr",
+        "step_ptr",
+        "entry_group",
+        "entry_steps",
+        "slots",
+        "scale",
+        "weight_sum",
+    )
+
+
+class BitmapInt8Storage(CsrInt8Storage):
+    """Packed as a bitmap and values: the fewest bytes, for weights that are read for a few activations."""
+
+    packing: ClassVar[str] = "bitmap"
+    packed_names: ClassVar[tuple[str, ...]] = ("masks", "value_ptr", "packed_values", "scale", "weight_sum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 from sparsecore import _C
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import (
+    BitmapInt8Linear,
     BlockConv2d,
     BlockLinear,
     CompressedModule,
@@ -35,6 +37,20 @@ def _same(layer: nn.Module, shape: Shape | None) -> nn.Module:
 
 def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
     return lambda layer, shape: make(layer)
+
+
+# A bitmap saves bytes, which matters while the weight is read for few activations.
+MOST_BITMAP_ROWS = 16
+
+
+def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> _Maker:
+    def maker(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        rows = math.prod(shape[:-1]) if shape else 0
+        if rows > MOST_BITMAP_ROWS:
+            raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations, got {rows}")
+        return make(layer)
+
+    return maker
 
 
 def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> _Maker:
@@ -100,13 +116,14 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     Int8Linear: {
         DENSE: _dense,
         "int8": _same,
-        "csr int8": _any_shape(SparseInt8Linear.from_int8),
+        "lookup int8": _any_shape(SparseInt8Linear.from_int8),
+        "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
         "panel": _dequantized(PanelLinear),
     },
     Int8Conv2d: {
         DENSE: _dense,
         "int8": _same,
-        "csr int8": _any_shape(SparseInt8Conv2d.from_int8),
+        "lookup int8": _any_shape(SparseInt8Conv2d.from_int8),
         "panel": _dequantized(PanelConv2d),
     },
     PanelLinear: {DENSE: _dense, "panel": _same},
@@ -115,8 +132,9 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     BlockConv2d: {DENSE: _dense, "block": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
     SparseConv2d: {DENSE: _dense, "csr": _same},
-    SparseInt8Linear: {DENSE: _dense, "csr int8": _same},
-    SparseInt8Conv2d: {DENSE: _dense, "csr int8": _same},
+    SparseInt8Linear: {DENSE: _dense, "lookup int8": _same, "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8)},
+    SparseInt8Conv2d: {DENSE: _dense, "lookup int8": _same},
+    BitmapInt8Linear: {DENSE: _dense, "bitmap int8": _same, "lookup int8": _any_shape(SparseInt8Linear.from_int8)},
 }
 
 # Class -> format, and the operation whose table its kernel is in.
@@ -129,8 +147,9 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     BlockConv2d: ("block", "conv2d_block"),
     Int8Linear: ("int8", "gemm_int8"),
     Int8Conv2d: ("int8", "gemm_int8"),
-    SparseInt8Linear: ("csr int8", "spmm_int8"),
-    SparseInt8Conv2d: ("csr int8", "spmm_int8"),
+    SparseInt8Linear: ("lookup int8", "lookup_int8"),
+    SparseInt8Conv2d: ("lookup int8", "lookup_int8"),
+    BitmapInt8Linear: ("bitmap int8", "bitmap_int8"),
 }
 
 
@@ -155,16 +174,14 @@ def candidates(layer: nn.Module) -> Mapping[str, _Maker]:
 def weight_statistics(layer: nn.Module) -> WeightStatistics:
     """Count the non-zeros of a layer's weight."""
     if isinstance(layer, CompressedModule):
-        N, K = layer.weight_shape
-        stored = layer.get_buffer("values" if "values" in layer._buffers else "q")
-        return WeightStatistics(N, K, int(torch.count_nonzero(stored)))
+        return WeightStatistics(*layer.weight_shape, layer.count_nonzero())
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
     return WeightStatistics(len(weight), weight[0].numel() if len(weight) else 0, int(weight.count_nonzero()))
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``csr``, ``int8`` or ``csr int8``."""
+    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``csr``, ``int8``, ``lookup int8`` or ``bitmap int8``."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

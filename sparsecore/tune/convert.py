@@ -43,7 +43,7 @@ def convert(
 
     Works layer by layer on any module: linear layers and 2-D convolutions with zeros become sparse where that is
     faster, BatchNorm is folded where one run shows that it can be. Dense is always a candidate. int8 layers, from
-    ``quantize()``, choose between dense and CSR int8 and dense float.
+    ``quantize()``, choose among dense int8, int8 without zeros, and float32.
 
     Args:
         model: any module; it stays as it is. Zeros made by torch.nn.utils.prune are read too.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
+from sparsecore import _C
 from sparsecore.tune.candidates import DENSE, WeightStatistics
 
 # Shares of the FMA peak as measured (benchmarks/NOTES.md), at many columns of activations. Their ratio decides; the
 # peak itself cancels out.
 DENSE_SHARE = 0.75
-SHARES = {"csr": 0.3, "csr int8": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6}
+SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6}
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
 DENSE_BYTES = 4.0
 SPARSE_BYTES = 8.0
 GATHER = 1.5
+# Dense int8 over dense float32 at many columns of activations: with and without dot products of bytes.
+INT8_WITH_VNNI, INT8_WITHOUT = 0.3, 0.65
+# A step of table lookup over the dot product of as many dense weights.
+LOOKUP_STEP = 1.7
 
 
 def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> float:
@@ -25,10 +32,27 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     if format_name == DENSE:
         return 1.0
     density = 1.0 - weight.sparsity
-    if format_name == "int8":
-        return 0.5 if columns == 1 else 0.8
+    if format_name in ("int8", "lookup int8", "bitmap int8"):
+        return _relative_int8_time(format_name, density, columns)
     if columns == 1 and format_name != "panel":
         return density * SPARSE_BYTES / DENSE_BYTES * GATHER
     # A panel kernel computes a whole vector of columns, however few there are.
     padding = 8 / columns if format_name == "panel" and 0 < columns < 8 else 1.0
     return density * padding * DENSE_SHARE / SHARES[format_name]
+
+
+def _relative_int8_time(format_name: str, density: float, columns: int) -> float:
+    bytes_per_weight = {"int8": 1.0, "lookup int8": 2 * _slots(density), "bitmap int8": 1 / 8 + density}[format_name]
+    has_vnni = _C.isa().endswith(("vnni", "vbmi", "amx", "neondot"))
+    work = {"int8": 1.0, "lookup int8": LOOKUP_STEP * _slots(density), "bitmap int8": 1.3}[format_name]
+    if columns == 1:
+        return max(bytes_per_weight, work / 4) / DENSE_BYTES
+    return work * (INT8_WITH_VNNI if has_vnni else INT8_WITHOUT)
+
+
+def _slots(density: float) -> float:
+    """Slots per dense weight of the lookup format: the fullest of a block's rows decides, in fours."""
+    _, table, _ = _C.int8_packing()
+    mean = table * density
+    fullest = mean + 1.8 * math.sqrt(mean * (1 - density))  # of 8 to 16 rows, if zeros fall at random
+    return 4 * math.ceil(fullest / 4) / table

@@ -53,7 +53,7 @@ def test_close_to_the_float_model(activations: Any) -> None:
         error = (model(x) - expected).abs().max()
     assert kinds(model) == INT8
     assert float(error) < 0.02 * float(expected.abs().max())
-    assert bool((model[3][0].q[zeros] == 0).all())
+    assert bool((model[3][0].weight_format.q[zeros] == 0).all())
     assert [module.x_scale is None for module in (model[0], model[4])] == [activations == "dynamic"] * 2
 
 
@@ -69,7 +69,7 @@ def test_sparse_layers_stay_sparse() -> None:
     pattern = model[0].col_idx.clone()
     quantize(model)
     assert kinds(model) == [SparseInt8Conv2d, Int8Linear, SparseInt8Linear]
-    assert torch.equal(model[0].col_idx, pattern)
+    assert torch.equal(model[0].weight_format.col_idx, pattern)
     with pytest.raises(UnsupportedError, match="nothing to quantize"):
         quantize(model)
 

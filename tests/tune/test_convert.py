@@ -23,7 +23,8 @@ def _setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What measuring says instead of a clock, by format."""
-    fixed = {"dense": 100.0, "panel": 70.0, "4x1": 80.0, "8x1": 80.0, "csr": 50.0, "int8": 60.0, "csr int8": 55.0}
+    fixed = {"dense": 100.0, "panel": 70.0, "4x1": 80.0, "8x1": 80.0, "csr": 50.0, "int8": 60.0}
+    fixed |= {"lookup int8": 55.0, "bitmap int8": 65.0}
     monkeypatch.setattr(measure, "_measure", lambda forms, shape: ({name: fixed[name] for name in forms}, 0.0))
     return fixed
 
@@ -128,7 +129,7 @@ def test_dense_is_kept_where_sparse_is_not_clearly_faster(times: dict[str, float
 
 def test_int8_layers_choose_among_all_four(times: dict[str, float]) -> None:
     model = sc.quantize(pruned_net())
-    assert set(formats(sc.convert(model, X)).values()) == {"csr int8"}
+    assert set(formats(sc.convert(model, X)).values()) == {"lookup int8"}
     times["int8"] = 20.0
     assert set(formats(sc.convert(model, X, cache=False)).values()) == {"int8"}
     times["dense"] = 10.0

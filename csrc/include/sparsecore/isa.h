@@ -10,7 +10,7 @@ enum class Isa {
   kAvxVnni,
   kAvx512,  // F, BW, DQ, VL
   kAvx512Vnni,
-  kAvx512Vbmi,
+  kAvx512Vbmi,  // with VBMI2 and VNNI, as on Ice Lake and Zen 4
   kAmx,
   kNeon,
   kNeonDot,

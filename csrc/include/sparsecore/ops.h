@@ -68,53 +68,84 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels();
 std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels();
 std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
 
-// Rows of float32 activations to integers, the zero point already taken off:
-//   out = clamp(round_half_even(x / scale) + zero_point, -128, 127) - zero_point
-// so that real = scale * out and the whole int8 range stays exact in int16. Dynamic: scale = max|x| / 127 per row,
-// zero_point 0; a row of zeros (or of nothing above 127 subnormal steps) gets scale 1; a row with a NaN or infinity
-// gets scale NaN, and so its outputs are NaN. Static: a NaN gives 0, infinities the ends of the range. Tiles are rows
-// of x; the rows argument of run is ignored.
-struct QuantizeArgs {
-  const float* x = nullptr;  // [M, K]
-  int64_t M = 0, K = 0, ldx = 0;
-  bool is_dynamic = true;
-  float static_scale = 1.0f;
-  int32_t zero_point = 0;
-  int16_t* out = nullptr;  // [M, ld_out], columns K .. ld_out are set to 0
-  int64_t ld_out = 0;
-  float* scale = nullptr;  // [M]
-};
-std::span<const Kernel<QuantizeArgs>> quantize_kernels();
-
-// Largest K whose int32 sums of |int16 x| <= 255 times |int8 weight| <= 128 cannot overflow.
+// Largest K whose int32 sums of |x| <= 255 times |int8 weight| <= 128 cannot overflow.
 inline constexpr int64_t kMaxInt8K = 65536;
 
-// Dense int8 linear layer: acc_i32 = sum_k x[m, k] * weight[n, k], exact for every int8 value;
-// y = activation(float(acc_i32) * (x_scale[m] * weight_scale[n]) + bias[n]).
-struct GemmInt8Args {
-  const int16_t* x = nullptr;  // [M, ldx] from QuantizeArgs
-  const float* x_scale = nullptr;
-  int64_t M = 0, N = 0, K = 0, ldx = 0;
-  const int8_t* weight = nullptr;  // [N, K]
-  const float* weight_scale = nullptr;
-  float* y = nullptr;  // [M, ldy]
-  int64_t ldy = 0;
-  Epilogue epilogue;
+// 8-bit activations in memory: integer + 128 in a byte, the channels of a pixel side by side.
+//
+// Output position m lies in image m / (height * width), and reads K = segments * segment_cols bytes: segment s starts
+// at x + image * image_stride + row * row_stride + column * column_stride + segment_offset[s]. A linear layer has one
+// image per row of x and one segment; a convolution one segment per row of its filter (padding is in the buffer).
+// kReadBeyond bytes after the last one must be readable.
+struct ActivationsU8 {
+  const uint8_t* x = nullptr;
+  int64_t images = 0, height = 1, width = 1;
+  int64_t image_stride = 0, row_stride = 0, column_stride = 0;
+  const int64_t* segment_offset = nullptr;  // [segments of the weight]
+  const float* scale = nullptr;             // [images]
+  int32_t zero_point = 128;                 // the byte that stands for 0
+  int64_t positions() const { return images * height * width; }
 };
-std::span<const Kernel<GemmInt8Args>> gemm_int8_kernels();
+inline constexpr int64_t kReadBeyond = 128;
 
-// The same with an int8 weight in CSR order.
-struct SpmmInt8Args {
-  CsrView<int8_t> weight;
-  const float* weight_scale = nullptr;
-  const int16_t* x = nullptr;
-  const float* x_scale = nullptr;
-  int64_t M = 0, ldx = 0;
-  float* y = nullptr;
-  int64_t ldy = 0;
+// Integer product: acc_i32 = sum_k (byte[m, k] - zero_point) * weight[n, k], exact for all bytes and weights;
+//   v = activation(fma(float(acc_i32), x_scale[image] * weight_scale[n], bias[n]) + residual)
+//   y = v, rounded to its dtype, or clamp(round_half_even(v * y_inverse_scale) + y_zero_point, -128, 127) as int8
+//   (NaN gives y_zero_point).
+template <class Weight>
+struct Int8ProductOf {
+  Weight weight;
+  const float* weight_scale = nullptr;  // [N]
+  const int32_t* weight_sum = nullptr;  // [N] sums of the rows of the weight
+  ActivationsU8 x;
+  Layout layout = Layout::kRows;  // y[positions, N], or kColumns: y[image, N, height * width]
+  Dtype dtype = Dtype::kFloat32;  // of y and the residual
+  bool is_int8 = false;           // y is int8; kRows only, without residual
+  float y_inverse_scale = 1.0f;
+  int32_t y_zero_point = 0;
+  void* y = nullptr;
+  int64_t ldy = 0;  // kRows: distance of positions of y; kColumns: of images
+  const void* residual = nullptr;  // strides of y, or null
   Epilogue epilogue;
 };
-std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels();
+// The rows argument of run counts blocks of weight.lanes rows. Kernels support the lanes (and the table) they name.
+using GemmInt8Args = Int8ProductOf<Int8View>;
+using BitmapInt8Args = Int8ProductOf<BitmapInt8View>;
+using LookupInt8Args = Int8ProductOf<LookupView>;
+std::span<const Kernel<GemmInt8Args>> gemm_int8_kernels();
+std::span<const Kernel<BitmapInt8Args>> bitmap_int8_kernels();
+std::span<const Kernel<LookupInt8Args>> lookup_int8_kernels();
+
+// What the best enabled kernels want: rows of a block, columns of a group, and whether the values of slots 2 i and
+// 2 i + 1 must be such that 255 * (their sum) fits in int16 (pmaddubsw saturates otherwise).
+struct Int8Packing {
+  int64_t lanes;
+  int64_t table;
+  bool has_safe_pairs;
+};
+Int8Packing int8_packing();
+
+// Activations to bytes (ActivationsU8), padding included: byte = clamp(round_half_even(x * (1 / scale)) + zero_point,
+// -128, 127) + 128 with the scale of the image. Dynamic: scale = max|x| / 127 over the image, zero_point 0; an image of
+// zeros (or of nothing above 127 subnormal steps) gets scale 1; one with a NaN or infinity gets scale NaN, and so its
+// outputs are NaN. Otherwise a NaN gives the zero point, infinities the ends of the range. Tiles are rows of pixels of
+// `out` (images * (height + 2 * padding_h)); with is_dynamic they are images, which must have one row and no padding,
+// unless out is null: then only the scales are found. The rows argument of run is ignored.
+struct QuantizeArgs {
+  const void* x = nullptr;  // [images, height, width, channels] or, not channels_last, [images, channels, height, width]
+  Dtype dtype = Dtype::kFloat32;
+  bool is_int8 = false;  // x holds the integers already
+  bool channels_last = true;
+  int64_t images = 0, channels = 0, height = 1, width = 1;
+  int64_t padding_h = 0, padding_w = 0;
+  bool is_dynamic = true;
+  float* scale = nullptr;  // [images], written if dynamic, else read
+  int32_t zero_point = 0;
+  const float* channel_inverse_scale = nullptr;  // [channels] or null: x is multiplied with it first
+  uint8_t* out = nullptr;                        // [images, height + 2 padding_h, width + 2 padding_w, ld_out]
+  int64_t ld_out = 0;                            // at least channels; bytes between are not written
+};
+std::span<const Kernel<QuantizeArgs>> quantize_kernels();
 
 // Peak rates of the calling thread, for rooflines. `tiles` is ignored by both.
 struct ProbeArgs {

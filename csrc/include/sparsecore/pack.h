@@ -80,4 +80,28 @@ void unpack_panel(const PanelView<T>& weight, Range blocks, const int32_t* row_p
 template <class T>
 const char* validate_panel(const PanelView<T>& weight, Range blocks);
 
+// Dense int8 [N, K] to the lookup format in two passes over ranges of blocks: entries and steps of the blocks counted
+// to entry_ptr[block + 1] and step_ptr[block + 1]; then, after running_sum() of both, the rest. shape gives rows,
+// cols, segments, lanes and table; zeros are left out. Groups with many non-zeros become several entries.
+// has_safe_pairs: slots 2 i and 2 i + 1 of a row hold values whose sum, 255 times, fits in int16.
+inline constexpr int64_t kMaxLookupSteps = 6;
+struct LookupArrays {
+  const int32_t* entry_ptr;
+  const int32_t* step_ptr;
+  uint16_t* entry_group;
+  uint8_t* entry_steps;
+  uint8_t* slots;
+};
+void count_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks, int32_t* entry_ptr,
+                  int32_t* step_ptr);
+void fill_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks,
+                 const LookupArrays& out);
+
+// The exact inverse: rows of those blocks of dense int8 [N, K]. weight must be valid.
+void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense);
+
+// What is wrong with those blocks, or null if kernels can run: pointers monotone and inside the arrays, as many steps
+// as the entries say, groups inside the weight. Columns of slots need no check: kernels look them up modulo the table.
+const char* validate_lookup(const LookupView& weight, Range blocks);
+
 }  // namespace sparsecore

@@ -84,4 +84,56 @@ struct PanelView {
   int64_t num_segments() const { return num_blocks() * num_panels(); }
 };
 
+// Integer weights[N, K] for kernels whose vector lanes are `lanes` output rows (a block of rows), each with a quad of
+// 4 values in 4 neighbouring bytes, as integer dot products add them. K is cut into `segments` equal pieces, the
+// columns that lie side by side in memory: rows of a filter, or all of K. Rows are filled up with zeros to whole
+// blocks. Private to the int8 kernels, whose numbers of lanes differ.
+struct Int8Blocks {
+  int64_t rows = 0;  // N
+  int64_t cols = 0;  // K, a multiple of segments
+  int64_t segments = 1;
+  int64_t lanes = 0;
+
+  int64_t num_blocks() const { return (rows + lanes - 1) / lanes; }
+  int64_t segment_cols() const { return segments == 0 ? 0 : cols / segments; }
+  int64_t quads() const { return (segment_cols() + 3) / 4; }         // of a segment
+  int64_t quad_bytes() const { return 4 * lanes; }                   // of all rows of a block
+  int64_t block_bytes() const { return segments * quads() * quad_bytes(); }
+};
+
+// Dense: all quads in order.
+struct Int8View : Int8Blocks {
+  const int8_t* values = nullptr;  // [num_blocks, segments, quads, lanes, 4]
+};
+
+// The same without the zeros: a bit per byte of a quad vector, bit 4 lane + i for its byte i, and the bytes of the set
+// bits in order.
+//
+//   lanes 2, one quad     values [[5 0 0 7] [0 0 1 0]]      masks 0b01001001      values 5 7 1
+struct BitmapInt8View : Int8Blocks {
+  int64_t nnz = 0;
+  const uint8_t* masks = nullptr;      // [num_blocks, segments, quads, lanes / 2], little endian
+  const int32_t* value_ptr = nullptr;  // [num_blocks + 1] first value of each block
+  const int8_t* values = nullptr;      // [nnz]
+};
+
+// Table lookup: a group is `table` neighbouring columns of a segment, whose activations a byte shuffle looks up 4 lanes
+// at once. A step holds 4 slots of (column in the group, value) for each row of a block; a value of 0 fills up. An
+// entry is the steps of a block in one group; entries of a block come with few steps first, so that loop ends predict.
+//
+//   lanes 2, table 8, one entry   row 0: columns 1 5      slots 1 5 0 0  3 0 0 0   the columns, rows side by side
+//   of one step                   row 1: column 3               9 8 0 0  7 0 0 0   the values
+struct LookupView : Int8Blocks {
+  int64_t table = 0;
+  int64_t num_entries = 0;
+  int64_t num_steps = 0;
+  const int32_t* entry_ptr = nullptr;   // [num_blocks + 1] first entry of each block
+  const int32_t* step_ptr = nullptr;    // [num_blocks + 1] first step of each block
+  const uint16_t* entry_group = nullptr;  // [num_entries] group: segment * groups() + group of the segment
+  const uint8_t* entry_steps = nullptr;   // [num_entries] 1 .. kMaxLookupSteps, never falling inside a block
+  const uint8_t* slots = nullptr;         // [num_steps, 2, lanes, 4] columns, then values (int8)
+
+  int64_t groups() const { return (segment_cols() + table - 1) / table; }  // of a segment
+};
+
 }  // namespace sparsecore

@@ -3,18 +3,20 @@
 
 namespace sparsecore {
 
-Kernel<QuantizeArgs> quantize_f32s16_avx2();
-Kernel<QuantizeArgs> quantize_f32s16_neon();
-Kernel<QuantizeArgs> quantize_f32s16_scalar();
+Kernel<QuantizeArgs> quantize_f32u8_avx512();
+Kernel<QuantizeArgs> quantize_f32u8_avx2();
+Kernel<QuantizeArgs> quantize_f32u8_neon();
+Kernel<QuantizeArgs> quantize_f32u8_scalar();
 
 std::span<const Kernel<QuantizeArgs>> quantize_kernels() {
   static const Kernel<QuantizeArgs> table[] = {
 #if defined(__x86_64__)
-      quantize_f32s16_avx2(),
+      quantize_f32u8_avx512(),
+      quantize_f32u8_avx2(),
 #elif defined(__aarch64__)
-      quantize_f32s16_neon(),
+      quantize_f32u8_neon(),
 #endif
-      quantize_f32s16_scalar(),
+      quantize_f32u8_scalar(),
   };
   return table;
 }

@@ -1,4 +1,4 @@
-// The table of spmm: float32 and int8 CSR weights. Best first, scalar last.
+// The tables of spmm: CSR, block CSR and panel weights. Best first, scalar last.
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
@@ -15,9 +15,6 @@ Kernel<SpmmArgs> spmm_csr_f32_avx512();
 Kernel<SpmmArgs> spmm_csr_f32_avx2();
 Kernel<SpmmArgs> spmm_csr_f32_neon();
 Kernel<SpmmArgs> spmm_csr_f32_scalar();
-Kernel<SpmmInt8Args> spmm_csr_s16s8f32_avx2();
-Kernel<SpmmInt8Args> spmm_csr_s16s8f32_neon();
-Kernel<SpmmInt8Args> spmm_csr_s16s8f32_scalar();
 
 std::span<const Kernel<SpmmArgs>> spmm_kernels() {
   static const Kernel<SpmmArgs> table[] = {
@@ -28,18 +25,6 @@ std::span<const Kernel<SpmmArgs>> spmm_kernels() {
       spmm_csr_f32_neon(),
 #endif
       spmm_csr_f32_scalar(),
-  };
-  return table;
-}
-
-std::span<const Kernel<SpmmInt8Args>> spmm_int8_kernels() {
-  static const Kernel<SpmmInt8Args> table[] = {
-#if defined(__x86_64__)
-      spmm_csr_s16s8f32_avx2(),
-#elif defined(__aarch64__)
-      spmm_csr_s16s8f32_neon(),
-#endif
-      spmm_csr_s16s8f32_scalar(),
   };
   return table;
 }

@@ -42,9 +42,9 @@ def test_the_fastest_of_every_sort() -> None:
 
 def test_our_int8_counts_against_peers_only() -> None:
     made = cell(50)
-    made["candidates"].append(candidate("sparsecore", "csr int8", 10, dtype="int8", sparse=True))
+    made["candidates"].append(candidate("sparsecore", "lookup int8", 10, dtype="int8", sparse=True))
     comparison = compare(made)
-    assert (names(comparison)["ours"], names(comparison)["ours_any"]) == ("panel", "csr int8")
+    assert (names(comparison)["ours"], names(comparison)["ours_any"]) == ("panel", "lookup int8")
     assert (comparison.over_dense, comparison.over_peers) == (2, 8)
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     Layer("tiny", 16, 32, 5, 1),
     Layer("tiny", 16, 8, 6, 3, 2),
 )
-FLOAT_FORMATS = {"dense", "panel", "csr", "int8", "csr int8"}
+OUR_FORMATS = {"dense", "panel", "csr", "int8", "lookup int8", "bitmap int8"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_a_real_run() -> None:
     assert seen == [(0, 4, True), (1, 4, False), (2, 4, False), (3, 4, False), (4, 4, False)]
     linear, row, pointwise, spatial = report["cells"]
     csr = {("torch", "csr"), ("scipy", "csr")}
-    ours = {("sparsecore", name) for name in FLOAT_FORMATS}
+    ours = {("sparsecore", name) for name in OUR_FORMATS}
     assert set(by_name(linear)) == set(by_name(row)) == ours | csr | {("torch", "dense")}
     assert set(by_name(pointwise)) == ours | csr | {("torch", "dense"), ("torch", "dense nhwc")}
     assert set(by_name(spatial)) == ours | {("torch", "dense"), ("torch", "dense nhwc")}

@@ -1,0 +1,11 @@
+#include "simd/neon.h"
+// The algorithm text needs the wrapper before it.
+#include "kernels/quantize/quantize.h"
+
+namespace sparsecore {
+
+Kernel<QuantizeArgs> quantize_f32u8_neon() {
+  return make_kernel<Quantize<Simd>, QuantizeArgs>("quantize_f32u8_neon", Isa::kNeon);
+}
+
+}  // namespace sparsecore

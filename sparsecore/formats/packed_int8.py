@@ -1,0 +1,224 @@
+"""PackedInt8Weight: an int8 weight in the order that one of the int8 kernels reads it in.
+
+Private to this machine's kernels: made when a layer is built or loaded, never stored. csrc's views.h
+draws the three layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsecore import _C
+from sparsecore._native import raw
+from sparsecore.errors import FormatError
+from sparsecore.formats.int8 import Int8Weight
+
+READ_BEYOND = 128  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a packed weight is apart from its numbers.
+
+    Attributes:
+        N: rows.
+        K: columns, those of one group.
+        taps: positions of the filter that each channel has; 1 for a linear layer.
+        segments: equal pieces of K that lie side by side in the activations: the rows of the filter,
+            or its taps where dilation or groups part them.
+        lanes: rows of a block.
+        table: columns of a lookup group.
+        groups: of rows, each with its own channels.
+    """
+
+    N: int
+    K: int
+    taps: int
+    segments: int
+    lanes: int
+    table: int
+    groups: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """As the operations take it."""
+        return [self.N, self.K, self.segments, self.lanes, self.table, self.groups]
+
+    @property
+    def quads(self) -> int:
+        return -(-(self.K // self.segments) // 4)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.segments * self.quads * self.lanes * 4
+
+
+@dataclass(frozen=True, eq=False)
+class PackedInt8Weight:
+    """An Int8Weight packed for the kernels of one format.
+
+    Args:
+        format: ``"int8"`` (dense), ``"bitmap"`` or ``"lookup"``; the last two leave zeros out.
+        tensors: the packed weight.
+        shape: its shape and layout.
+        scale: ``[N]`` float32.
+        weight_sum: ``[N]`` int32, sums of the rows, with which kernels take zero points off.
+
+    Example:
+        >>> weight = Int8Weight.from_dense(torch.eye(3))
+        >>> packed = PackedInt8Weight.pack(weight, "lookup")
+        >>> torch.equal(packed.unpack().q, weight.q)
+        True
+    """
+
+    format: str
+    tensors: tuple[Tensor, ...]
+    shape: Shape
+    scale: Tensor
+    weight_sum: Tensor
+
+    @classmethod
+    def pack(
+        cls,
+        weight: Int8Weight,
+        format: str = "int8",
+        *,
+        taps: int = 1,
+        segments: int = 1,
+        groups: int = 1,
+        packing: tuple[int, int, bool] | None = None,
+    ) -> PackedInt8Weight:
+        """Pack a weight whose columns are channels times taps, as torch flattens filters.
+
+        Args:
+            weight: ``[N, K]``.
+            format: see the class.
+            taps: see Shape, like segments and groups.
+            segments: a divisor of taps.
+            groups: a divisor of N.
+            packing: lanes, table and whether pairs of values must not saturate; None takes what the
+                best kernels of this machine want.
+
+        Raises:
+            FormatError: there is no such format, or a size does not divide what it should.
+        """
+        if format not in _FORMATS:
+            raise FormatError(f"expected a format of {', '.join(_FORMATS)}, got {format!r}")
+        N, K = weight.shape
+        if K % taps or taps % segments or N % groups:
+            raise FormatError(
+                f"expected K of whole channels and N of whole groups, got {weight.shape}, {taps} taps, {groups} groups"
+            )
+        lanes, table, has_safe_pairs = packing or _C.int8_packing()
+        shape = Shape(N, K, taps, segments, lanes, table, groups)
+        q = weight.q.view(N, K // taps, taps).transpose(1, 2).reshape(N, K)
+        tensors = _FORMATS[format][0](q, shape, has_safe_pairs)
+        return cls(format, tuple(tensors), shape, weight.scale, weight.q.sum(1, dtype=torch.int32))
+
+    def unpack(self) -> Int8Weight:
+        """Return the weight that was packed."""
+        q = _FORMATS[self.format][1](self.tensors, self.shape)
+        shape = self.shape
+        return Int8Weight(
+            q.view(shape.N, shape.taps, shape.K // shape.taps).transpose(1, 2).reshape(shape.N, shape.K).contiguous(),
+            self.scale,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory of all tensors together."""
+        return sum(tensor.nbytes for tensor in (*self.tensors, self.scale, self.weight_sum))
+
+
+# --- dense: [groups * blocks, segments, quads, lanes, 4], rows and quads filled up with zeros ---
+
+
+def _pack_int8(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
+    return [_blocks(q, shape).flatten()]
+
+
+def _blocks(q: Tensor, shape: Shape) -> Tensor:
+    rows = shape.N // shape.groups
+    blocks = -(-rows // shape.lanes)
+    columns = shape.K // shape.segments
+    padded = q.new_zeros(shape.groups, blocks * shape.lanes, shape.segments, shape.quads * 4)
+    padded[:, :rows, :, :columns] = q.view(shape.groups, rows, shape.segments, columns)
+    quads = padded.view(shape.groups * blocks, shape.lanes, shape.segments, shape.quads, 4)
+    return quads.permute(0, 2, 3, 1, 4).reshape(shape.groups * blocks, shape.block_bytes)
+
+
+def _unpack_int8(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+    rows = shape.N // shape.groups
+    blocks = tensors[0].view(-1, shape.segments, shape.quads, shape.lanes, 4).permute(0, 3, 1, 2, 4)
+    padded = blocks.reshape(shape.groups, -1, shape.segments, shape.quads * 4)
+    return padded[:, :rows, :, : shape.K // shape.segments].reshape(shape.N, shape.K)
+
+
+# --- bitmap: masks, value_ptr, values ---
+
+
+def _pack_bitmap(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
+    blocks = _blocks(q, shape)
+    kept = blocks != 0
+    bits = kept.view(-1, 8).to(torch.uint8) << torch.arange(8, dtype=torch.uint8)
+    value_ptr = torch.zeros(len(blocks) + 1, dtype=torch.int32)
+    value_ptr[1:] = kept.sum(1).cumsum(0)
+    values = torch.cat((blocks[kept], q.new_zeros(READ_BEYOND)))
+    return [bits.sum(1, dtype=torch.uint8), value_ptr, values]
+
+
+def _unpack_bitmap(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+    masks, _, values = tensors
+    kept = (masks[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten() == 1
+    blocks = values.new_zeros(kept.numel())
+    blocks[kept] = values[: len(values) - READ_BEYOND]
+    return _unpack_int8([blocks], shape)
+
+
+# --- lookup: entry_ptr, step_ptr, entry_group, entry_steps, slots ---
+
+
+def _pack_lookup(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
+    settings = (shape.segments, shape.lanes, shape.table, has_safe_pairs)
+    parts = [raw.pack_lookup(part.contiguous(), *settings) for part in q.chunk(shape.groups)]
+    entry_ptr, step_ptr, *rest = zip(*parts, strict=True)
+    return [_joined(entry_ptr), _joined(step_ptr), *map(torch.cat, rest)]
+
+
+def _joined(pointers: Sequence[Tensor]) -> Tensor:
+    """One running sum of several."""
+    counts = torch.cat([pointer.diff() for pointer in pointers])
+    result = counts.new_zeros(len(counts) + 1)
+    result[1:] = counts.cumsum(0)
+    return result
+
+
+def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+    if shape.groups == 1:
+        return raw.unpack_lookup(list(tensors), shape.sizes)
+    entry_ptr, step_ptr, entry_group, entry_steps, slots = tensors
+    rows = shape.N // shape.groups
+    blocks = -(-rows // shape.lanes)
+    sizes = [rows, *shape.sizes[1:5], 1]
+    parts = []
+    for group in range(shape.groups):
+        entries = entry_ptr[group * blocks : (group + 1) * blocks + 1]
+        steps = step_ptr[group * blocks : (group + 1) * blocks + 1]
+        entry_range = slice(int(entries[0]), int(entries[-1]))
+        slot_range = slice(*(8 * shape.lanes * int(step) for step in (steps[0], steps[-1])))
+        part = [entries - entries[0], steps - steps[0], entry_group[entry_range], entry_steps[entry_range]]
+        parts.append(raw.unpack_lookup([*part, slots[slot_range]], sizes))
+    return torch.cat(parts)
+
+
+_Pack = Callable[[Tensor, Shape, bool], list[Tensor]]
+_Unpack = Callable[[Sequence[Tensor], Shape], Tensor]
+_FORMATS: dict[str, tuple[_Pack, _Unpack]] = {
+    "int8": (_pack_int8, _unpack_int8),
+    "bitmap": (_pack_bitmap, _unpack_bitmap),
+    "lookup": (_pack_lookup, _unpack_lookup),
+}
