@@ -65,11 +65,12 @@ void for_each_table(Function function) {
   function("spmm", spmm_kernels());
   function("spmm_block", spmm_block_kernels());
   function("spmm_panel", spmm_panel_kernels());
-  function("spmm_int8", spmm_int8_kernels());
   function("conv2d", conv2d_kernels());
   function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());
   function("gemm_int8", gemm_int8_kernels());
+  function("bitmap_int8", bitmap_int8_kernels());
+  function("lookup_int8", lookup_int8_kernels());
   function("quantize", quantize_kernels());
   function("probe", probes());
 }
@@ -82,10 +83,36 @@ TEST(Tables, EndWithTheirOnlyScalarRow) {
   });
 }
 
+template <class Args>
+Args args_of_packing(int64_t lanes, int64_t table) {
+  Args args;
+  args.weight.lanes = lanes;
+  if constexpr (requires { args.weight.table; }) args.weight.table = table;
+  return args;
+}
+
+// The kernels of the three int8 products, with what they are asked.
+template <class Function>
+void for_each_int8_table(int64_t lanes, int64_t table, Function function) {
+  function(gemm_int8_kernels(), args_of_packing<GemmInt8Args>(lanes, table));
+  function(bitmap_int8_kernels(), args_of_packing<BitmapInt8Args>(lanes, table));
+  function(lookup_int8_kernels(), args_of_packing<LookupInt8Args>(lanes, table));
+}
+
 TEST(Tables, ScalarSupportsWhatNoVectorKernelDoes) {
-  GemmInt8Args gemm;
-  gemm.K = gemm.ldx = 17;  // rows of x that end with their last value
-  EXPECT_TRUE(gemm_int8_kernels().back().supports(gemm));
+  for_each_int8_table(6, 10, [](const auto& kernels, const auto& args) {
+    EXPECT_TRUE(kernels.back().supports(args)) << kernels.back().name;
+    EXPECT_EQ(select_kernel(kernels, args).isa, Isa::kScalar);
+  });
+}
+
+TEST(Tables, WeightsArePackedForTheBestKernelOfEachFormat) {
+  const Int8Packing packing = int8_packing();
+  for_each_int8_table(packing.lanes, packing.table, [](const auto& kernels, const auto& args) {
+    const auto is_enabled = [](const auto& row) { return isa_enabled(row.isa); };
+    const auto& best = *std::find_if(kernels.begin(), kernels.end(), is_enabled);
+    EXPECT_STREQ(select_kernel(kernels, args).name, best.name);
+  });
 }
 
 TEST(Tables, NamesAreUniqueAndEndWithTheirIsa) {

@@ -1,13 +1,15 @@
-// The oracle computes every integer anew; since each kernel must equal it, all kernels equal each other.
+// The oracle computes every byte anew; since each kernel must equal it, all kernels equal each other.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
-#include <memory>
+#include <ostream>
 #include <vector>
 
 #include "harness.h"
+#include "numbers.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
@@ -18,256 +20,363 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kSmallestNormal = std::numeric_limits<float>::min();
 constexpr float kSmallest = std::numeric_limits<float>::denorm_min();
 constexpr float kLargest = std::numeric_limits<float>::max();
-constexpr int16_t kUnwrittenInteger = 0x5a5a;
+constexpr uint8_t kUnwrittenByte = 0x5a;
 
-// Rows of x in a padded, poisoned buffer that ends with its last number.
-struct Problem {
-  Problem(const std::vector<std::vector<float>>& rows, int64_t padding, int64_t out_padding, Guard guard_side)
-      : guard(guard_side), M(static_cast<int64_t>(rows.size())), K(rows.empty() ? 0 : int64_t(rows[0].size())) {
-    args.M = M;
-    args.K = K;
-    args.ldx = K + padding;
-    args.ld_out = K + out_padding;
-    x = std::make_unique<Buffer<float>>(poisoned_input(M == 0 || K == 0 ? 0 : (M - 1) * args.ldx + K, guard));
-    for (int64_t m = 0; m < M; ++m) {
-      for (int64_t k = 0; k < K; ++k) (*x)[m * args.ldx + k] = rows[size_t(m)][size_t(k)];
+struct Shape {
+  int64_t images = 1, channels = 1, height = 1, width = 1;
+  int64_t padding_h = 0, padding_w = 0;
+  bool channels_last = true;
+  bool is_int8 = false;
+  Dtype dtype = Dtype::kFloat32;
+  bool is_dynamic = true;
+  float scale = 1.0f;
+  int32_t zero_point = 0;
+  bool has_channel_scale = false;
+  int64_t gap = 0;  // bytes between pixels of out
+  Guard guard = Guard::kAfter;
+
+  int64_t size() const { return images * channels * height * width; }
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << shape.images << "x" << shape.channels << "x" << shape.height << "x" << shape.width << ", padding "
+      << shape.padding_h << "x" << shape.padding_w << (shape.channels_last ? ", channels last, " : ", channels first, ")
+      << (shape.is_int8 ? "int8" : dtype_name(shape.dtype));
+  if (shape.is_dynamic) {
+    out << ", dynamic";
+  } else {
+    out << ", scale " << shape.scale << ", zero point " << shape.zero_point;
+  }
+  return out << (shape.has_channel_scale ? ", channel scales" : "") << ", gap " << shape.gap
+             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+}
+
+struct Result {
+  Buffer<uint8_t> out;
+  Buffer<float> scale;
+
+  bool operator==(const Result& other) const {
+    return std::equal(out.begin(), out.end(), other.out.begin()) && same_bits(scale, other.scale);
+  }
+};
+
+// x(image, channel, row, column) is number i of `content`, in that order whatever the layout.
+class Problem {
+ public:
+  Problem(const Shape& shape, const std::vector<float>& content)
+      : shape_(shape),
+        numbers_(shape.dtype, shape.is_int8 ? 0 : shape.size(), shape.guard),
+        integers_(shape.is_int8 ? shape.size() : 0, shape.guard),
+        channel_inverse_(shape.has_channel_scale ? shape.channels : 0, shape.guard) {
+    for (int64_t i = 0; i < shape.size(); ++i) {
+      const int64_t plane = shape.height * shape.width;
+      const int64_t image = i / plane / shape.channels, channel = i / plane % shape.channels, pixel = i % plane;
+      const int64_t at = shape.channels_last ? (image * plane + pixel) * shape.channels + channel : i;
+      const float value = content[static_cast<size_t>(i)];
+      if (shape.is_int8) {
+        integers_[at] = static_cast<int8_t>(value);
+      } else {
+        numbers_.set(at, static_cast<float>(round_to(shape.dtype, double(value))));
+      }
+      place_.push_back(at);
     }
-    args.x = x->data();
+    for (int64_t c = 0; c < channel_inverse_.size(); ++c) channel_inverse_[c] = 0.3f + float(c % 7);
   }
 
-  struct Result {
-    Buffer<int16_t> out;
-    Buffer<float> scale;
-  };
+  QuantizeArgs args() const {
+    QuantizeArgs args;
+    args.x = shape_.is_int8 ? static_cast<const void*>(integers_.data()) : numbers_.data();
+    args.dtype = shape_.dtype;
+    args.is_int8 = shape_.is_int8;
+    args.channels_last = shape_.channels_last;
+    args.images = shape_.images;
+    args.channels = shape_.channels;
+    args.height = shape_.height;
+    args.width = shape_.width;
+    args.padding_h = shape_.padding_h;
+    args.padding_w = shape_.padding_w;
+    args.is_dynamic = shape_.is_dynamic;
+    args.zero_point = shape_.zero_point;
+    args.channel_inverse_scale = shape_.has_channel_scale ? channel_inverse_.data() : nullptr;
+    args.ld_out = shape_.channels + shape_.gap;
+    return args;
+  }
 
+  // function(arguments) with outputs that nobody has written; scales are there if they are not dynamic.
   template <class Function>
   Result run_with(Function function) const {
-    Result result{Buffer<int16_t>(M * args.ld_out, guard), unwritten_output(M, guard)};
-    std::fill(result.out.begin(), result.out.end(), kUnwrittenInteger);
-    QuantizeArgs with_output = args;
+    Result result{Buffer<uint8_t>(shape_.images * padded_height() * padded_width() * ld(), shape_.guard),
+                  unwritten_output(shape_.images, shape_.guard)};
+    std::fill(result.out.begin(), result.out.end(), kUnwrittenByte);
+    if (!shape_.is_dynamic) std::fill(result.scale.begin(), result.scale.end(), shape_.scale);
+    QuantizeArgs with_output = args();
     with_output.out = result.out.data();
     with_output.scale = result.scale.data();
     function(with_output);
     return result;
   }
-  Result run(const Kernel<QuantizeArgs>& kernel) const {
-    return run_with([&](const QuantizeArgs& with_output) { run_all(kernel, with_output, 1, guard); });
-  }
-
-  static double round_half_even(double a) {
-    const double down = std::floor(a), rest = a - down;
-    if (rest != 0.5) return rest < 0.5 ? down : down + 1.0;
-    return std::fmod(down, 2.0) == 0.0 ? down : down + 1.0;
-  }
-
-  // The integer of one x, whose quotient is rounded to float32 first.
-  static int16_t integer(float x, float scale, int32_t zero_point) {
-    const float quotient = x / scale;
-    if (std::isnan(quotient)) return 0;
-    const double q = round_half_even(double(quotient)) + zero_point;
-    return static_cast<int16_t>((q < -128.0 ? -128.0 : q > 127.0 ? 127.0 : q) - zero_point);
-  }
 
   void check(const Result& result) const {
-    for (int64_t m = 0; m < M; ++m) {
-      const float scale = result.scale[m];
-      check_scale(m, scale);
-      for (int64_t k = 0; k < args.ld_out; ++k) {
-        const int16_t got = result.out[m * args.ld_out + k];
-        if (k >= K) {
-          ASSERT_EQ(got, 0) << "padding of out, row " << m << ", column " << k;
-          continue;
+    for (int64_t image = 0; image < shape_.images; ++image) {
+      check_scale(image, result.scale[image]);
+      for (int64_t row = 0; row < padded_height(); ++row) {
+        for (int64_t column = 0; column < padded_width(); ++column) {
+          const int64_t at = ((image * padded_height() + row) * padded_width() + column) * ld();
+          check_pixel(image, row - shape_.padding_h, column - shape_.padding_w, result.scale[image],
+                      result.out.data() + at);
+          if (::testing::Test::HasFatalFailure()) return;
         }
-        const float value = (*x)[m * args.ldx + k];
-        ASSERT_EQ(got, integer(value, scale, args.is_dynamic ? 0 : args.zero_point))
-            << "row " << m << ", column " << k << ", x " << value << ", scale " << scale;
       }
     }
   }
 
-  void check_scale(int64_t m, float scale) const {
-    ASSERT_FALSE(is_unwritten(scale)) << "row " << m;
-    if (!args.is_dynamic) {
-      ASSERT_EQ(scale, args.static_scale);
+  // max|x| / 127, or what the contract says instead.
+  void check_scale(int64_t image, float scale) const {
+    ASSERT_FALSE(is_unwritten(scale)) << "image " << image;
+    if (!shape_.is_dynamic) {
+      ASSERT_EQ(scale, shape_.scale);
       return;
     }
     float largest = 0.0f;
     bool is_finite = true;
-    for (int64_t k = 0; k < K; ++k) {
-      const float value = (*x)[m * args.ldx + k];
+    for (int64_t i = 0; i < shape_.size() / shape_.images; ++i) {
+      const float value = balanced(image * (shape_.size() / shape_.images) + i);
       is_finite &= std::isfinite(value);
       largest = std::max(largest, std::fabs(value));
     }
     if (!is_finite) {
-      ASSERT_TRUE(std::isnan(scale)) << "row " << m;
-    } else if (largest == 0.0f) {
-      ASSERT_EQ(scale, 1.0f) << "row " << m;
-    } else if (largest / 127.0f >= kSmallestNormal) {
-      ASSERT_EQ(scale, largest / 127.0f) << "row " << m;
-    } else {  // a scale could only be subnormal: any that is usable, with results no further off than x itself
-      ASSERT_GT(scale, 0.0f) << "row " << m;
-      ASSERT_TRUE(std::isfinite(scale)) << "row " << m;
+      ASSERT_TRUE(std::isnan(scale)) << "image " << image;
+    } else {
+      ASSERT_EQ(scale, largest < 127.0f * kSmallestNormal ? 1.0f : largest / 127.0f) << "image " << image;
     }
   }
 
-  Guard guard;
-  int64_t M, K;
-  std::unique_ptr<Buffer<float>> x;
-  QuantizeArgs args;
+ private:
+  int64_t padded_height() const { return shape_.height + 2 * shape_.padding_h; }
+  int64_t padded_width() const { return shape_.width + 2 * shape_.padding_w; }
+  int64_t ld() const { return shape_.channels + shape_.gap; }
+
+  // Number i, divided by the scale of its channel.
+  float balanced(int64_t i) const {
+    const float value = numbers_[place_[static_cast<size_t>(i)]];
+    if (!shape_.has_channel_scale) return value;
+    return value * channel_inverse_[i / (shape_.height * shape_.width) % shape_.channels];
+  }
+
+  int byte_of(int64_t i, float scale) const {
+    if (shape_.is_int8) return integers_[place_[static_cast<size_t>(i)]] + 128;
+    const float quotient = balanced(i) * (1.0f / scale);
+    if (std::isnan(quotient)) return 128 + shape_.zero_point;
+    const double q = std::nearbyint(double(quotient)) + double(shape_.zero_point);
+    return 128 + static_cast<int>(std::clamp(q, -128.0, 127.0));
+  }
+
+  void check_pixel(int64_t image, int64_t row, int64_t column, float scale, const uint8_t* out) const {
+    const bool is_inside = row >= 0 && row < shape_.height && column >= 0 && column < shape_.width;
+    for (int64_t c = 0; c < shape_.channels; ++c) {
+      const int64_t i = ((image * shape_.channels + c) * shape_.height + row) * shape_.width + column;
+      ASSERT_EQ(out[c], is_inside ? byte_of(i, scale) : 128 + shape_.zero_point)
+          << "image " << image << ", channel " << c << ", pixel " << row << ", " << column;
+    }
+    for (int64_t c = shape_.channels; is_inside && c < ld(); ++c) {
+      ASSERT_EQ(out[c], kUnwrittenByte) << "between the pixels, after pixel " << row << ", " << column;
+    }
+  }
+
+  Shape shape_;
+  Numbers numbers_;
+  Buffer<int8_t> integers_;
+  Buffer<float> channel_inverse_;
+  std::vector<int64_t> place_;
 };
 
-using Rows = std::vector<std::vector<float>>;
-
 template <class Value>
-Rows make_rows(int64_t M, int64_t K, Value value) {
-  Rows rows(static_cast<size_t>(M), std::vector<float>(static_cast<size_t>(K)));
-  for (std::vector<float>& row : rows) {
-    for (float& x : row) x = value();
-  }
-  return rows;
+std::vector<float> make_content(const Shape& shape, Value value) {
+  std::vector<float> content(static_cast<size_t>(shape.size()));
+  for (float& x : content) x = value();
+  return content;
 }
 
 class QuantizeTest : public KernelTest<QuantizeArgs> {
  protected:
-  // On both sides of a guard page, with and without padding.
-  void check(const Rows& rows, bool is_dynamic = true, float scale = 1.0f, int32_t zero_point = 0) {
+  Result run(const Problem& problem, Guard guard) {
+    return problem.run_with([&](const QuantizeArgs& args) { run_all(kernel(), args, 1, guard); });
+  }
+  void check(const Shape& shape, const std::vector<float>& content) {
+    const Case trace(shape);
+    const Problem problem(shape, content);
+    ASSERT_TRUE(kernel().supports(problem.args()));
+    problem.check(run(problem, shape.guard));
+  }
+  // One image of one row of numbers, on both sides of a guard page.
+  void check_row(const std::vector<float>& row, Shape shape = {}) {
+    shape.channels = static_cast<int64_t>(row.size());
     for (const Guard guard : {Guard::kAfter, Guard::kBefore}) {
-      for (const int64_t padding : {0, 3}) {
-        const Case trace(rows.size(), " rows", is_dynamic ? ", dynamic" : ", static", ", scale ", scale,
-                         ", zero point ", zero_point, ", padding ", padding);
-        Problem problem(rows, padding, padding == 0 ? (16 - int64_t(rows[0].size()) % 16) % 16 : 1, guard);
-        problem.args.is_dynamic = is_dynamic;
-        problem.args.static_scale = scale;
-        problem.args.zero_point = zero_point;
-        ASSERT_TRUE(kernel().supports(problem.args));
-        problem.check(problem.run(kernel()));
-      }
+      shape.guard = guard;
+      check(shape, row);
     }
   }
-  void check_static(const Rows& rows, float scale, int32_t zero_point) { check(rows, false, scale, zero_point); }
+  void check_static(const std::vector<float>& row, float scale, int32_t zero_point) {
+    Shape shape;
+    shape.is_dynamic = false;
+    shape.scale = scale;
+    shape.zero_point = zero_point;
+    check_row(row, shape);
+  }
 };
 SPARSECORE_TEST_EACH_KERNEL(QuantizeTest, quantize_kernels());
 
 TEST_P(QuantizeTest, RowsOfEveryLength) {
-  for (const int64_t K : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 300}) {
-    for (const int64_t M : {1, 2, 5}) {
-      Random random(static_cast<uint64_t>(K * 10 + M));
-      const Case trace("K ", K, ", M ", M);
-      const Rows rows = make_rows(M, K, [&] { return 10.0f * random.number(); });
-      check(rows);
-      check_static(rows, 0.04f, 0);
-      check_static(rows, 0.04f, -37);
-      if (HasFailure()) return;
+  for (const int64_t channels : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 300}) {
+    for (const int64_t images : {1, 2, 5}) {
+      for (const Dtype dtype : kAllDtypes) {
+        Random random(static_cast<uint64_t>(channels * 10 + images));
+        Shape shape{.images = images, .channels = channels, .dtype = dtype};
+        shape.has_channel_scale = random.chance(0.5);
+        shape.gap = random.pick<int64_t>({0, 3, 64});
+        const auto content = make_content(shape, [&] { return 10.0f * random.number(); });
+        check(shape, content);
+        shape.is_dynamic = false;
+        shape.scale = 0.04f;
+        shape.zero_point = random.pick({0, -37, 127, -128});
+        check(shape, content);
+        if (HasFailure()) return;
+      }
     }
+  }
+}
+
+// Borders, both orders of channels, and squares that are transposed.
+TEST_P(QuantizeTest, Images) {
+  for (uint64_t seed = 0; seed < 600; ++seed) {
+    Random random(seed);
+    const Case trace("seed ", seed);
+    Shape shape{.images = random.integer(1, 3), .channels = random.pick<int64_t>({1, 3, 8, 15, 16, 17, 40})};
+    shape.height = random.integer(1, 5);
+    shape.width = random.pick<int64_t>({1, 2, 7, 8, 16, 19, 33});
+    shape.padding_h = random.integer(0, 2);
+    shape.padding_w = random.integer(0, 2);
+    shape.channels_last = random.chance(0.5);
+    shape.is_int8 = random.chance(0.2);
+    shape.dtype = random.pick(kAllDtypes);
+    shape.is_dynamic = false;
+    shape.scale = 0.01f;
+    shape.zero_point = static_cast<int32_t>(random.integer(-128, 127));
+    shape.has_channel_scale = !shape.is_int8 && random.chance(0.5);
+    shape.gap = random.pick<int64_t>({0, 0, 5});
+    shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
+    const float factor = shape.is_int8 ? 127.9f : 1.0f;
+    const auto content = make_content(shape, [&] { return factor * random.number_or_special(0.0); });
+    check(shape, content);
+    if (HasFailure()) return;
+  }
+}
+
+// Without an out, images have any height; with one, they are rows of pixels.
+TEST_P(QuantizeTest, DynamicScalesOfImages) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    Random random(seed);
+    const Case trace("seed ", seed);
+    Shape shape{.images = random.integer(1, 4), .channels = random.pick<int64_t>({1, 3, 8, 17})};
+    shape.height = random.chance(0.5) ? 1 : random.integer(2, 5);
+    shape.width = random.pick<int64_t>({1, 5, 8, 19});
+    shape.channels_last = random.chance(0.5);
+    shape.dtype = random.pick(kAllDtypes);
+    shape.has_channel_scale = random.chance(0.5);
+    shape.gap = random.pick<int64_t>({0, 5});
+    shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
+    const double special_chance = random.pick({0.0, 0.02});
+    const Problem problem(shape, make_content(shape, [&] { return random.number_or_special(special_chance); }));
+    const Result scales = problem.run_with([&](QuantizeArgs args) {
+      args.out = nullptr;
+      run_all(kernel(), args, 1, shape.guard);
+    });
+    for (int64_t image = 0; image < shape.images; ++image) problem.check_scale(image, scales.scale[image]);
+    if (shape.height == 1) problem.check(run(problem, shape.guard));
+    if (HasFailure()) return;
   }
 }
 
 TEST_P(QuantizeTest, HalvesGoToTheEvenNeighbour) {
-  Rows rows(1);
-  for (int half = -300; half <= 300; ++half) rows[0].push_back(float(half) * 0.5f);
-  for (const int32_t zero_point : {0, 1, -1, 127, -128}) check_static(rows, 1.0f, zero_point);
-  for (float& x : rows[0]) x *= 0.25f;
-  check_static(rows, 0.25f, 0);
-  check(Rows{{127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.5f, -126.5f, -127.0f}});  // dynamic scale 1
+  std::vector<float> row;
+  for (int half = -300; half <= 300; ++half) row.push_back(float(half) * 0.5f);
+  for (const int32_t zero_point : {0, 1, -1, 127, -128}) check_static(row, 1.0f, zero_point);
+  for (float& x : row) x *= 0.25f;
+  check_static(row, 0.25f, 0);
+  check_row({127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 126.5f, -126.5f, -127.0f});  // dynamic scale 1
 }
 
-// Just below and above every half, where rounding the quotient or multiplying by 1 / scale would tip over.
+// Just below and above every half, where the rounding of the product would tip over.
 TEST_P(QuantizeTest, NeighboursOfHalves) {
   for (const float scale : {1.0f, 0.1f, 1.0f / 3.0f, 0.0078431377f, 3e-20f, 7e20f}) {
-    Rows rows(1);
+    std::vector<float> row;
     for (int step = -130; step <= 130; ++step) {
       const float half = (float(step) + 0.5f) * scale;
-      for (const float x : {std::nextafterf(half, -kInf), half, std::nextafterf(half, kInf)}) rows[0].push_back(x);
+      for (const float x : {std::nextafterf(half, -kInf), half, std::nextafterf(half, kInf)}) row.push_back(x);
     }
-    check_static(rows, scale, 0);
-    check_static(rows, scale, 5);
+    check_static(row, scale, 0);
+    check_static(row, scale, 5);
   }
 }
 
 TEST_P(QuantizeTest, ClampsToTheRangeOfInt8) {
-  const Rows rows{{1e9f, -1e9f, 126.4f, 126.6f, 127.4f, 127.6f, 128.0f, -127.6f, -128.4f, -128.6f, kLargest, -kLargest,
-                   3e9f, -3e9f, 1e19f, 32768.0f, -32769.0f, 65536.0f}};
+  const std::vector<float> row{1e9f,    -1e9f,    126.4f,    126.6f, 127.4f, 127.6f, 128.0f,   -127.6f,   -128.4f,
+                               -128.6f, kLargest, -kLargest, 3e9f,   -3e9f,  1e19f,  32768.0f, -32769.0f, 65536.0f};
   for (const int32_t zero_point : {0, 1, -1, 100, 127, -128}) {
-    check_static(rows, 1.0f, zero_point);
-    check_static(rows, 1e-30f, zero_point);
+    check_static(row, 1.0f, zero_point);
+    check_static(row, 1e-30f, zero_point);
   }
 }
 
-TEST_P(QuantizeTest, StaticNanGivesZeroAndInfinitiesTheEnds) {
-  for (const size_t length : {size_t(3), size_t(8), size_t(11)}) {
+TEST_P(QuantizeTest, StaticNanGivesTheZeroPointAndInfinitiesTheEnds) {
+  for (const int64_t length : {3, 8, 11, 17}) {
     for (const int32_t zero_point : {0, 17, -128}) {
-      std::vector<float> row(length, 1.0f);
+      std::vector<float> row(static_cast<size_t>(length), 1.0f);
       row[0] = kNan;
       row[1] = kInf;
-      row[length - 1] = -kInf;
-      check_static({row}, 0.5f, zero_point);
-      const Problem::Result result = [&] {
-        Problem problem({row}, 0, 0, Guard::kAfter);
-        problem.args.is_dynamic = false;
-        problem.args.zero_point = zero_point;
-        return problem.run(kernel());
-      }();
-      EXPECT_EQ(result.out[0], 0);
-      EXPECT_EQ(result.out[1], 127 - zero_point);
-      EXPECT_EQ(result.out[int64_t(length) - 1], -128 - zero_point);
+      row.back() = -kInf;
+      check_static(row, 0.5f, zero_point);
+      const Problem problem({.channels = length, .is_dynamic = false, .zero_point = zero_point}, row);
+      const Result result = run(problem, Guard::kAfter);
+      EXPECT_EQ(result.out[0], 128 + zero_point);
+      EXPECT_EQ(result.out[1], 255);
+      EXPECT_EQ(result.out[length - 1], 0);
     }
   }
 }
 
-// NaN or an infinity at every place of a row, with neighbours that are fine.
-TEST_P(QuantizeTest, DynamicRowsThatAreNotFiniteGetScaleNan) {
-  for (const int64_t K : {1, 5, 8, 9, 20}) {
-    for (const float special : {kNan, -kNan, kInf, -kInf}) {
-      for (int64_t at = 0; at < K; ++at) {
-        Random random(static_cast<uint64_t>(K * 100 + at));
-        Rows rows = make_rows(3, K, [&] { return random.number(); });
-        rows[1][static_cast<size_t>(at)] = special;
-        check(rows);
-        if (HasFailure()) return;
-      }
-    }
-  }
-}
-
-// The largest value at every place: found wherever it is.
+// NaN or an infinity, or the largest value, at every place of an image, with neighbours that are fine.
 TEST_P(QuantizeTest, DynamicScaleSeesEveryElement) {
-  for (const int64_t K : {1, 7, 8, 9, 31, 40}) {
-    for (int64_t at = 0; at < K; ++at) {
-      for (const float peak : {5.0f, -5.0f}) {
-        Random random(static_cast<uint64_t>(K * 100 + at));
-        Rows rows = make_rows(2, K, [&] { return random.number(); });
-        rows[0][static_cast<size_t>(at)] = peak;
-        check(rows);
+  for (const int64_t channels : {1, 5, 8, 9, 20, 33}) {
+    for (const float special : {5.0f, -5.0f, kNan, -kNan, kInf, -kInf}) {
+      for (int64_t at = 0; at < channels; ++at) {
+        Random random(static_cast<uint64_t>(channels * 100 + at));
+        const Shape shape{.images = 3, .channels = channels};
+        std::vector<float> content = make_content(shape, [&] { return random.number(); });
+        content[static_cast<size_t>(channels + at)] = special;
+        check(shape, content);
         if (HasFailure()) return;
       }
     }
   }
 }
 
-TEST_P(QuantizeTest, ZeroRows) {
-  check(make_rows(3, 20, [] { return 0.0f; }));
-  check(make_rows(3, 20, [] { return -0.0f; }));
-  check(Rows{{0.0f, -0.0f, 0.0f}, {1.0f, 2.0f, -3.0f}, {-0.0f, -0.0f, -0.0f}});
+TEST_P(QuantizeTest, ZeroImages) {
+  check_row(std::vector<float>(20, 0.0f));
+  check_row(std::vector<float>(20, -0.0f));
+  check_row({0.0f, -0.0f, 0.0f});
 }
 
-TEST_P(QuantizeTest, TinyAndHugeRows) {
+TEST_P(QuantizeTest, TinyAndHugeImages) {
   for (const float peak : {kSmallest, 100.0f * kSmallest, kSmallestNormal, 126.0f * kSmallestNormal,
-                           127.0f * kSmallestNormal, 128.0f * kSmallestNormal, 1e-30f, kLargest}) {
-    Random random(1);
-    Rows rows = make_rows(2, 21, [&] { return peak * random.number(); });
-    rows[0][4] = peak;
-    rows[1][13] = -peak;
-    check(rows);
-    // Whatever the scale is: what comes back differs by half a step, or by no more than a subnormal scale forces.
-    const Problem problem(rows, 0, 0, Guard::kAfter);
-    const Problem::Result result = problem.run(kernel());
-    for (int64_t m = 0; m < 2; ++m) {
-      const double step = std::min(double(result.scale[m]), 2.0 * 127.0 * double(kSmallestNormal));
-      const double allowed = std::max(0.5 * double(result.scale[m]) * (1.0 + 1e-4), step);
-      for (int64_t k = 0; k < 21; ++k) {
-        const double back = double(result.scale[m]) * result.out[m * 21 + k];
-        EXPECT_LE(std::fabs(back - double(rows[size_t(m)][size_t(k)])), allowed) << "peak " << peak;
-      }
+                           std::nextafterf(127.0f * kSmallestNormal, 0.0f), 127.0f * kSmallestNormal,
+                           128.0f * kSmallestNormal, 1e-30f, kLargest}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      Random random(1);
+      std::vector<float> row(21);
+      for (float& x : row) x = peak * random.number();
+      row[13] = sign * peak;
+      check_row(row);
     }
   }
 }
@@ -276,9 +385,10 @@ TEST_P(QuantizeTest, AnyFloatAtAll) {
   for (uint64_t seed = 0; seed < 300; ++seed) {
     Random random(seed);
     const Case trace("seed ", seed);
-    const Rows rows = make_rows(3, random.integer(1, 40), [&] { return random.any_float(); });
-    check(rows);
-    check_static(rows, std::max(std::fabs(random.number()), 1e-3f), static_cast<int32_t>(random.integer(-128, 127)));
+    std::vector<float> row(static_cast<size_t>(random.integer(1, 40)));
+    for (float& x : row) x = random.any_float();
+    check_row(row, {.dtype = random.pick(kAllDtypes)});
+    check_static(row, std::max(std::fabs(random.number()), 1e-3f), static_cast<int32_t>(random.integer(-128, 127)));
     if (HasFailure()) return;
   }
 }
@@ -287,18 +397,25 @@ TEST_P(QuantizeTest, AnySplitGivesTheSame) {
   for (uint64_t seed = 0; seed < 100; ++seed) {
     Random random(seed);
     const Case trace("seed ", seed);
-    const Problem problem(make_rows(random.integer(1, 50), random.integer(1, 40), [&] { return random.number(); }), 2,
-                          1, Guard::kAfter);
-    const Problem::Result parts = problem.run_with(
+    Shape shape{.images = random.integer(1, 9), .channels = random.integer(1, 40)};
+    shape.is_dynamic = random.chance(0.5);
+    if (!shape.is_dynamic) {
+      shape.height = random.integer(1, 6);
+      shape.padding_h = random.integer(0, 2);
+      shape.padding_w = random.integer(0, 2);
+      shape.scale = 0.01f;
+    }
+    const Problem problem(shape, make_content(shape, [&] { return random.number(); }));
+    const Result parts = problem.run_with(
         [&](const QuantizeArgs& args) { run_split(kernel(), args, {0, 1}, {0, kernel().num_tiles(args)}, random); });
     problem.check(parts);
-    if (HasFailure()) return;
+    ASSERT_TRUE(parts == run(problem, Guard::kAfter));
   }
 }
 
-TEST_P(QuantizeTest, NoRows) {
-  const Problem problem({}, 0, 0, Guard::kAfter);
-  EXPECT_EQ(kernel().num_tiles(problem.args), 0);
+TEST_P(QuantizeTest, NoImages) {
+  EXPECT_EQ(kernel().num_tiles(Problem({.images = 0}, {}).args()), 0);
+  EXPECT_EQ(kernel().num_tiles(Problem({.images = 0, .height = 3, .is_dynamic = false}, {}).args()), 0);
 }
 
 }  // namespace
