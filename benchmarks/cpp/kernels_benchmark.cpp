@@ -15,6 +15,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "sparsecore/ops.h"
@@ -185,6 +186,30 @@ struct Packed<PanelView<float>> {
     view.run_row = run_row.data();
     view.run_length = run_length.data();
     view.panel_col = panel_col.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+template <>
+struct Packed<BitmapView> {
+  BitmapView view;
+  int64_t rows;
+  std::vector<int32_t> block_ptr;
+  std::vector<uint16_t> masks;
+  std::vector<float> values;
+
+  Packed(const Csr<float>& csr, Packing) {
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.nnz = csr.view.nnz;
+    rows = view.num_blocks();
+    block_ptr.resize(static_cast<size_t>(rows) + 1);
+    masks.resize(static_cast<size_t>(rows * view.cols));
+    values.resize(static_cast<size_t>(view.nnz + kBitmapSlack));
+    fill_bitmap<float>(csr.view, {0, rows}, {block_ptr.data(), masks.data(), values.data()});
+    view.block_ptr = block_ptr.data();
+    view.masks = masks.data();
     view.values = values.data();
   }
   Packed(const Packed&) = delete;
@@ -366,8 +391,10 @@ void add_spmm(const std::string& op, std::span<const Kernel<SpmmOf<Weight>>> tab
       for (const Linear& layer : kLinears) {
         add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity, block_rows);
       }
-      for (const Conv& layer : kPointwise) {
-        add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
+      if constexpr (!std::is_same_v<Weight, BitmapView>) {  // rows layout only
+        for (const Conv& layer : kPointwise) {
+          add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
+        }
       }
     });
   });
@@ -390,6 +417,7 @@ void add_all() {
   for_enabled(probes(), [](const Probe& row) { add(std::string("probe/") + row.name, fma_probe, row); });
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
+  add_spmm("spmm_bitmap", spmm_bitmap_kernels());
   add_conv2d("conv2d", conv2d_kernels());
   for (const int64_t block_rows : {4, 8}) {  // weights that were pruned in such blocks
     const std::string suffix = "_block" + std::to_string(block_rows);

@@ -119,8 +119,8 @@ const char* validate_bitmap(const BitmapView& weight, Range blocks) {
   return nullptr;
 }
 
-#define SPARSECORE_INSTANTIATE(T)                                                        \
-  template void fill_bitmap<T>(const CsrView<T>&, Range, const BitmapArrays<T>&);         \
+#define SPARSECORE_INSTANTIATE(T)                                                 \
+  template void fill_bitmap<T>(const CsrView<T>&, Range, const BitmapArrays<T>&); \
   template void unpack_bitmap<T>(const BitmapView&, Range, const int32_t*, int32_t*, T*);
 SPARSECORE_INSTANTIATE(float)
 SPARSECORE_INSTANTIATE(uint16_t)

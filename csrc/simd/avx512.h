@@ -85,7 +85,9 @@ struct Simd {
     asm("" : "+v"(packed));  // in a register: with its operand in memory the instruction is slow on Zen 4
     return _mm512_maskz_expand_ps(lanes, packed);
   }
-  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) { return _mm512_mask3_fmadd_ps(a, b, c, lanes); }
+  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
+    return _mm512_mask3_fmadd_ps(a, b, c, lanes);
+  }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

@@ -1,8 +1,9 @@
 """Stored weight formats: frozen dataclasses of plain tensors, validated when built."""
 
+from sparsecore.formats.bitmap import BitmapWeight
 from sparsecore.formats.block_csr import BlockCsrWeight
 from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.int8 import Int8Weight
 from sparsecore.formats.panel import PanelWeight
 
-__all__ = ["BlockCsrWeight", "CsrWeight", "Int8Weight", "PanelWeight"]
+__all__ = ["BitmapWeight", "BlockCsrWeight", "CsrWeight", "Int8Weight", "PanelWeight"]

@@ -2,9 +2,10 @@
 
 from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.linear import BlockLinear, Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
+from sparsecore.nn.linear import BitmapLinear, BlockLinear, Int8Linear, PanelLinear, SparseInt8Linear, SparseLinear
 
 __all__ = [
+    "BitmapLinear",
     "BlockConv2d",
     "BlockLinear",
     "CompressedModule",

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import BlockCsrWeight, CsrWeight, Int8Weight, PanelWeight, block_csr, panel
+from sparsecore.formats import (
+    BitmapWeight,
+    BlockCsrWeight,
+    CsrWeight,
+    Int8Weight,
+    PanelWeight,
+    bitmap,
+    block_csr,
+    panel,
+)
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
@@ -53,8 +62,8 @@ class PackedStorage(CsrStorage):
 
     packed_names: ClassVar[tuple[str, ...]]
 
-    def _pack(self, weight: CsrWeight) -> PanelWeight | BlockCsrWeight:
-        """Pack the weight, with values widened to float32 (they are read as often as there are activations)."""
+    def _pack(self, weight: CsrWeight) -> PanelWeight | BlockCsrWeight | BitmapWeight:
+        """Pack the weight; panels and blocks widen values to float32: they are read once for every activation."""
         raise NotImplementedError
 
     def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,6 +174,25 @@ class BlockStorage(PackedStorage):
 
     def _arguments(self) -> tuple[Any, ...]:
         return *self._packed(), self._wide_bias()
+
+
+class BitmapStorage(PackedStorage):
+    """Float CSR as a bitmap and packed values, the fewest bytes; 16-bit values stay such."""
+
+    packed_names: ClassVar[tuple[str, ...]] = bitmap.TENSOR_NAMES
+
+    def _pack(self, weight: CsrWeight) -> BitmapWeight:
+        held = self._buffers.get("values")  # loading keeps the type of values, as in any torch module
+        return BitmapWeight.pack(weight if held is None else weight.to(held.dtype))
+
+    def _unpack_stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        return raw.unpack_bitmap(self._packed(), list(self.weight_shape))
+
+    def _num_stored(self) -> int:
+        return super()._num_stored() - bitmap.SLACK
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._packed(), list(self.weight_shape), self._wide_bias()
 
 
 class QuantizedStorage(CompressedModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 from sparsecore import _C
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import (
+    BitmapLinear,
     BlockConv2d,
     BlockLinear,
     CompressedModule,
@@ -58,6 +60,16 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> _Ma
     return make
 
 
+# Rows of x up to which the bytes of a weight decide its time. A bitmap multiplies with its zeros too.
+MOST_BITMAP_ROWS = 16
+
+
+def _bitmap(layer: nn.Module, shape: Shape | None) -> nn.Module:
+    if shape is None or math.prod(shape[:-1]) > MOST_BITMAP_ROWS:
+        raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations; use panels")
+    return BitmapLinear.from_dense(layer)
+
+
 _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -88,6 +100,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "panel": _panel(PanelLinear),
         "4x1": _blocks(BlockLinear, 4),
         "8x1": _blocks(BlockLinear, 8),
+        "bitmap": _bitmap,
         "csr": _any_shape(SparseLinear.from_dense),
     },
     nn.Conv2d: {
@@ -110,6 +123,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "panel": _dequantized(PanelConv2d),
     },
     PanelLinear: {DENSE: _dense, "panel": _same},
+    BitmapLinear: {DENSE: _dense, "bitmap": _same},
     PanelConv2d: {DENSE: _dense, "panel": _same},
     BlockLinear: {DENSE: _dense, "block": _same},
     BlockConv2d: {DENSE: _dense, "block": _same},
@@ -125,6 +139,7 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     SparseConv2d: ("csr", "conv2d"),
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
+    BitmapLinear: ("bitmap", "spmm_bitmap"),
     BlockLinear: ("block", "spmm_block"),
     BlockConv2d: ("block", "conv2d_block"),
     Int8Linear: ("int8", "gemm_int8"),
@@ -164,7 +179,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``csr``, ``int8`` or ``csr int8``."""
+    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr``, ``int8`` or ``csr int8``."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

@@ -1,5 +1,5 @@
-// spmm, bitmap format, values of 32 or 16 bits, rows layout: algorithm text. For few rows of activations, where the time
-// is the bytes of the weight.
+// spmm, bitmap format, values of 32 or 16 bits, rows layout: algorithm text. For few rows of activations, where the
+// time is the bytes of the weight.
 //
 // Lanes are output rows. For each column of a block of 16 rows, 16 numbers are loaded from where the block's next value
 // is, spread to the lanes whose bits are set in the column's mask, and multiplied with that column of every row of x;
@@ -31,8 +31,8 @@ constexpr int max_tile_rows() {
   return rows < 1 ? 1 : rows > 8 ? 8 : rows;
 }
 
-// Blocks in flight for M rows of x: they hide each other's waits (tile.h's kSums) and share the activations, while their
-// sums take less than three quarters of the registers. Each is two more streams from memory: at most 4.
+// Blocks in flight for M rows of x: they hide each other's waits (tile.h's kSums) and share the activations, while
+// their sums take less than three quarters of the registers. Each is two more streams from memory: at most 4.
 template <class S, int M>
 constexpr int blocks_at_once() {
   for (int blocks = 4; blocks > 1; blocks /= 2) {

@@ -56,7 +56,8 @@ def test_a_real_run() -> None:
     linear, row, pointwise, spatial = report["cells"]
     csr = {("torch", "csr"), ("scipy", "csr")}
     ours = {("sparsecore", name) for name in FLOAT_FORMATS}
-    assert set(by_name(linear)) == set(by_name(row)) == ours | csr | {("torch", "dense")}
+    assert set(by_name(linear)) == ours | csr | {("torch", "dense")}
+    assert set(by_name(row)) == set(by_name(linear)) | {("sparsecore", "bitmap")}  # for few rows of activations
     assert set(by_name(pointwise)) == ours | csr | {("torch", "dense"), ("torch", "dense nhwc")}
     assert set(by_name(spatial)) == ours | {("torch", "dense"), ("torch", "dense nhwc")}
     for cell in report["cells"]:
