@@ -21,6 +21,7 @@ from sparsecore.nn.conv import resolve_padding
 #: The only classes a file can name.
 CLASSES: dict[str, type[CompressedModule]] = {
     "BitmapInt8Linear": compressed.BitmapInt8Linear,
+    "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
     "BlockLinear": compressed.BlockLinear,
     "SparseLinear": compressed.SparseLinear,

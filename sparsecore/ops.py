@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
+from sparsecore.formats.bitmap import BLOCK_ROWS, SLACK
 from sparsecore.formats.block_csr import unblock
 
 aten = torch.ops.aten
@@ -226,6 +227,41 @@ def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel)
+
+
+# The bitmap form, for few rows of x: rows layout only, values of 32 or 16 bits (sparsecore.formats.bitmap).
+
+
+@torch.library.register_fake("sparsecore::spmm_bitmap")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    kernel_name: str,
+) -> Tensor:
+    _check_devices(x, *weight, bias, residual)
+    return x.new_empty([*x.shape[:-1], sizes[0]])
+
+
+def _setup_spmm_bitmap(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.sizes, bias, residual, ctx.activation, _ = inputs
+    ctx.layout = "rows"
+    ctx.bias_index = 3
+    _save_spmm(ctx, x, weight, bias, residual)
+
+
+def _backward_spmm_bitmap(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, residual, bias, *weight = ctx.saved_tensors
+    row_ptr, col_idx, values = raw.unpack_bitmap(weight, ctx.sizes)
+    csr = (row_ptr, col_idx, values.float())
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
+    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None
+
+
+torch.library.register_autograd("sparsecore::spmm_bitmap", _backward_spmm_bitmap, setup_context=_setup_spmm_bitmap)
 
 
 # --- conv2d: float CSR filters, direct ---
@@ -658,3 +694,17 @@ def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, T
     values = weight[5]
     indices = weight[0].new_empty([sizes[0] + 1])
     return indices, indices.new_empty(values.shape), torch.empty_like(values)
+
+
+@torch.library.register_fake("sparsecore::pack_bitmap")
+def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    blocks = -(-(row_ptr.shape[0] - 1) // BLOCK_ROWS)
+    masks = row_ptr.new_empty([blocks, cols], dtype=torch.int16)
+    return row_ptr.new_empty([blocks + 1]), masks, values.new_empty([values.shape[0] + SLACK])
+
+
+@torch.library.register_fake("sparsecore::unpack_bitmap")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    block_ptr, _, values = weight
+    nnz = values.shape[0] - SLACK
+    return block_ptr.new_empty([sizes[0] + 1]), block_ptr.new_empty([nnz]), values.new_empty([nnz])

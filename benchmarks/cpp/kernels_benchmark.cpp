@@ -15,6 +15,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "sparsecore/ops.h"
@@ -190,18 +191,121 @@ struct Packed<PanelView<float>> {
   Packed(const Packed&) = delete;
 };
 
+template <>
+struct Packed<BitmapView> {
+  BitmapView view;
+  int64_t rows;
+  std::vector<int32_t> block_ptr;
+  std::vector<uint16_t> masks;
+  std::vector<float> values;
+
+  Packed(const Csr<float>& csr, Packing) {
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.nnz = csr.view.nnz;
+    rows = view.num_blocks();
+    block_ptr.resize(static_cast<size_t>(rows) + 1);
+    masks.resize(static_cast<size_t>(rows * view.cols));
+    values.resize(static_cast<size_t>(view.nnz + kBitmapSlack));
+    fill_bitmap<float>(csr.view, {0, rows}, {block_ptr.data(), masks.data(), values.data()});
+    view.block_ptr = block_ptr.data();
+    view.masks = masks.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+// Int8 weights[N, K] in one segment, for the lanes and the table of `shape`; flops: of a row of activations.
+template <class View>
+struct PackedInt8;
+
+template <>
+struct PackedInt8<Int8View> {
+  Int8View view;
+  double flops;
+  std::vector<int8_t> values;
+
+  PackedInt8(Int8View shape, double, bool) : view(shape), flops(2.0 * double(shape.rows * shape.cols)) {
+    values.assign(static_cast<size_t>(view.num_blocks() * view.block_bytes()), int8_t(3));
+    view.values = values.data();
+  }
+};
+
+template <>
+struct PackedInt8<BitmapInt8View> {
+  BitmapInt8View view;
+  double flops;
+  std::vector<uint8_t> masks;
+  std::vector<int32_t> value_ptr{0};
+  std::vector<int8_t> values;
+
+  PackedInt8(BitmapInt8View shape, double sparsity, bool) : view(shape) {
+    std::mt19937 random(2);
+    std::bernoulli_distribution keep(1.0 - sparsity);
+    int32_t nnz = 0;
+    for (int64_t block = 0; block < view.num_blocks(); ++block) {
+      for (int64_t byte = 0; byte < view.block_bytes() / 8; ++byte) {
+        int mask = 0;
+        for (int bit = 0; bit < 8; ++bit) mask |= keep(random) << bit;
+        masks.push_back(static_cast<uint8_t>(mask));
+        nnz += __builtin_popcount(static_cast<unsigned>(mask));
+      }
+      value_ptr.push_back(nnz);
+    }
+    values.assign(static_cast<size_t>(nnz + kReadBeyond), int8_t(3));
+    flops = 2.0 * double(nnz);
+    view.nnz = nnz;
+    view.masks = masks.data();
+    view.value_ptr = value_ptr.data();
+    view.values = values.data();
+  }
+  PackedInt8(const PackedInt8&) = delete;
+};
+
+template <>
+struct PackedInt8<LookupView> {
+  LookupView view;
+  double flops;
+  std::vector<int32_t> entry_ptr, step_ptr;
+  std::vector<uint16_t> entry_group;
+  std::vector<uint8_t> entry_steps, slots;
+
+  PackedInt8(LookupView shape, double sparsity, bool has_safe_pairs) : view(shape) {
+    const Csr<int8_t> csr(shape.rows, shape.cols, sparsity);
+    const Range blocks{0, view.num_blocks()};
+    std::vector<int8_t> dense(static_cast<size_t>(shape.rows * shape.cols));
+    unpack_csr(csr.view, {0, shape.rows}, dense.data());
+    entry_ptr.resize(static_cast<size_t>(blocks.end) + 1);
+    step_ptr.resize(entry_ptr.size());
+    count_lookup(dense.data(), shape, has_safe_pairs, blocks, entry_ptr.data(), step_ptr.data());
+    view.num_entries = running_sum(entry_ptr.data(), blocks.end);
+    view.num_steps = running_sum(step_ptr.data(), blocks.end);
+    entry_group.resize(static_cast<size_t>(view.num_entries));
+    entry_steps.resize(entry_group.size());
+    slots.resize(static_cast<size_t>(view.num_steps * 2 * view.quad_bytes()));
+    fill_lookup(dense.data(), shape, has_safe_pairs, blocks,
+                {entry_ptr.data(), step_ptr.data(), entry_group.data(), entry_steps.data(), slots.data()});
+    flops = csr.flops(1);
+    view.entry_ptr = entry_ptr.data();
+    view.step_ptr = step_ptr.data();
+    view.entry_group = entry_group.data();
+    view.entry_steps = entry_steps.data();
+    view.slots = slots.data();
+  }
+  PackedInt8(const PackedInt8&) = delete;
+};
+
+// Bytes of activations as the bindings lay them out.
 struct QuantizedRows {
   int64_t ld;
-  std::vector<int16_t> values;
+  std::vector<uint8_t> bytes;
   std::vector<float> scale;
 
   QuantizedRows(int64_t M, int64_t K)
-      : ld((K + 15) / 16 * 16), values(static_cast<size_t>(M * ld)), scale(static_cast<size_t>(M), 0.01f) {
+      : ld((K + 63) / 64 * 64), bytes(static_cast<size_t>(M * ld + kReadBeyond)), scale(static_cast<size_t>(M), 0.01f) {
     std::mt19937 random(3);
-    std::uniform_int_distribution<int> value(-127, 127);
-    for (int64_t m = 0; m < M; ++m) {
-      for (int64_t k = 0; k < K; ++k) values[static_cast<size_t>(m * ld + k)] = static_cast<int16_t>(value(random));
-    }
+    std::uniform_int_distribution<int> value(0, 255);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(value(random));
   }
 };
 
@@ -279,40 +383,41 @@ void conv2d(benchmark::State& state, const Kernel<Conv2dOf<Weight>>& kernel, Con
   time_kernel(state, kernel, args, weight.rows, csr.flops(args.out_height * args.out_width));
 }
 
-void spmm_int8(benchmark::State& state, const Kernel<SpmmInt8Args>& kernel, Linear layer, double sparsity) {
-  const Csr<int8_t> weight(layer.N, layer.K, sparsity);
-  const QuantizedRows x(layer.M, layer.K);
-  const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
-  std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
-  SpmmInt8Args args;
-  args.weight = weight.view;
-  args.weight_scale = scale.data();
-  args.x = x.values.data();
-  args.x_scale = x.scale.data();
-  args.M = layer.M;
-  args.ldx = x.ld;
-  args.y = y.data();
-  args.ldy = layer.N;
-  time_kernel(state, kernel, args, layer.N, weight.flops(layer.M));
+// The shape of the weight for the first packing that the kernel supports.
+template <class Weight>
+Weight shape_for(const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer) {
+  Int8ProductOf<Weight> args;
+  args.weight.rows = layer.N;
+  args.weight.cols = layer.K;
+  for (const Int8Packing packing : {int8_packing(), {16, 64, false}, {16, 16, false}, {8, 16, false}, {4, 16, false}}) {
+    args.weight.lanes = packing.lanes;
+    if constexpr (requires { args.weight.table; }) args.weight.table = packing.table;
+    if (kernel.supports(args)) break;
+  }
+  return args.weight;
 }
 
-void gemm_int8(benchmark::State& state, const Kernel<GemmInt8Args>& kernel, Linear layer) {
-  const std::vector<int8_t> weight(static_cast<size_t>(layer.N * layer.K), int8_t(3));
+template <class Weight>
+void int8_product(benchmark::State& state, const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer, double sparsity) {
+  const bool has_safe_pairs = kernel.isa == Isa::kAvx2;  // its pmaddubsw saturates otherwise
+  const PackedInt8<Weight> weight(shape_for(kernel, layer), sparsity, has_safe_pairs);
   const QuantizedRows x(layer.M, layer.K);
   const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
+  const std::vector<int32_t> sum(static_cast<size_t>(layer.N), 1);
   std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
-  GemmInt8Args args;
-  args.x = x.values.data();
-  args.x_scale = x.scale.data();
-  args.M = layer.M;
-  args.N = layer.N;
-  args.K = layer.K;
-  args.ldx = x.ld;
-  args.weight = weight.data();
+  const int64_t start = 0;
+  Int8ProductOf<Weight> args;
+  args.weight = weight.view;
   args.weight_scale = scale.data();
+  args.weight_sum = sum.data();
+  args.x.x = x.bytes.data();
+  args.x.images = layer.M;
+  args.x.image_stride = x.ld;
+  args.x.segment_offset = &start;
+  args.x.scale = x.scale.data();
   args.y = y.data();
   args.ldy = layer.N;
-  time_kernel(state, kernel, args, layer.N, 2.0 * double(layer.M * layer.N * layer.K));
+  time_kernel(state, kernel, args, weight.view.num_blocks(), weight.flops * double(layer.M));
 }
 
 void quantize(benchmark::State& state, const Kernel<QuantizeArgs>& kernel, Linear layer) {
@@ -320,13 +425,13 @@ void quantize(benchmark::State& state, const Kernel<QuantizeArgs>& kernel, Linea
   QuantizedRows out(layer.M, layer.K);
   QuantizeArgs args;
   args.x = x.data();
-  args.M = layer.M;
-  args.K = args.ldx = layer.K;
-  args.out = out.values.data();
+  args.images = layer.M;
+  args.channels = layer.K;
+  args.out = out.bytes.data();
   args.ld_out = out.ld;
   args.scale = out.scale.data();
   time_kernel(state, kernel, args, 1, 0.0);
-  state.SetBytesProcessed(state.iterations() * layer.M * layer.K * int64_t(sizeof(float) + sizeof(int16_t)));
+  state.SetBytesProcessed(state.iterations() * layer.M * layer.K * int64_t(sizeof(float) + sizeof(uint8_t)));
 }
 
 void fma_probe(benchmark::State& state, const Probe& probe) {
@@ -366,8 +471,10 @@ void add_spmm(const std::string& op, std::span<const Kernel<SpmmOf<Weight>>> tab
       for (const Linear& layer : kLinears) {
         add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity, block_rows);
       }
-      for (const Conv& layer : kPointwise) {
-        add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
+      if constexpr (!std::is_same_v<Weight, BitmapView>) {  // rows layout only
+        for (const Conv& layer : kPointwise) {
+          add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
+        }
       }
     });
   });
@@ -386,10 +493,22 @@ void add_conv2d(const std::string& op, std::span<const Kernel<Conv2dOf<Weight>>>
   });
 }
 
+template <class Weight>
+void add_int8(const std::string& op, std::span<const Kernel<Int8ProductOf<Weight>>> table) {
+  for_enabled(table, [&](const auto& row) {
+    for_sparsities([&](double sparsity, const std::string& suffix) {
+      for (const Linear& layer : kLinears) {
+        add(op + "/" + row.name + "/" + layer.name() + "/" + suffix, int8_product<Weight>, row, layer, sparsity);
+      }
+    });
+  });
+}
+
 void add_all() {
   for_enabled(probes(), [](const Probe& row) { add(std::string("probe/") + row.name, fma_probe, row); });
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
+  add_spmm("spmm_bitmap", spmm_bitmap_kernels());
   add_conv2d("conv2d", conv2d_kernels());
   for (const int64_t block_rows : {4, 8}) {  // weights that were pruned in such blocks
     const std::string suffix = "_block" + std::to_string(block_rows);
@@ -397,16 +516,13 @@ void add_all() {
     add_conv2d("conv2d" + suffix, conv2d_block_kernels(), block_rows);
   }
   add_conv2d("conv2d_panel", conv2d_panel_kernels());
-  for_enabled(spmm_int8_kernels(), [](const Kernel<SpmmInt8Args>& row) {
-    const std::string prefix = std::string("spmm_int8/") + row.name + "/";
-    for_sparsities([&](double sparsity, const std::string& suffix) {
-      for (const Linear& layer : kLinears) add(prefix + layer.name() + "/" + suffix, spmm_int8, row, layer, sparsity);
-    });
-  });
   for_enabled(gemm_int8_kernels(), [](const Kernel<GemmInt8Args>& row) {
-    for (const Linear& layer : kLinears)
-      add(std::string("gemm_int8/") + row.name + "/" + layer.name(), gemm_int8, row, layer);
+    for (const Linear& layer : kLinears) {
+      add(std::string("gemm_int8/") + row.name + "/" + layer.name(), int8_product<Int8View>, row, layer, 0.0);
+    }
   });
+  add_int8("bitmap_int8", bitmap_int8_kernels());
+  add_int8("lookup_int8", lookup_int8_kernels());
   for_enabled(quantize_kernels(), [](const Kernel<QuantizeArgs>& row) {
     for (const Linear& layer : kLinears)
       add(std::string("quantize/") + row.name + "/" + layer.name(), quantize, row, layer);

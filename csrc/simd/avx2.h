@@ -12,6 +12,19 @@
 namespace sparsecore {
 namespace {
 
+// For each mask of 8 lanes: on a lane that is set, which of the packed numbers goes there; on another one, negative.
+struct ExpandTable {
+  alignas(64) int8_t index[256][8] = {};
+
+  constexpr ExpandTable() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int8_t next = 0;
+      for (int lane = 0; lane < 8; ++lane) index[bits][lane] = (bits >> lane & 1) != 0 ? next++ : int8_t(-128);
+    }
+  }
+};
+constexpr ExpandTable kExpandTable;
+
 struct Simd {
   using F32 = __m256;
   static constexpr int kLanes = 8;
@@ -99,6 +112,15 @@ struct Simd {
   static SPARSECORE_INLINE F32 even(F32 a, F32 b) {
     const __m256d halves = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));  // a0 a2 b0 b2 | a4 a6 b4 b6
     return _mm256_castpd_ps(_mm256_permute4x64_pd(halves, 0xd8));
+  }
+  using Lanes = __m256i;  // indices for vpermps, which reads three bits, and for vblendvps, which reads the sign
+  static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.index[bits])));
+  }
+  static SPARSECORE_INLINE int64_t count(uint32_t bits) { return __builtin_popcount(bits); }
+  static SPARSECORE_INLINE F32 expand(F32 packed, Lanes lanes) { return _mm256_permutevar8x32_ps(packed, lanes); }
+  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
+    return _mm256_blendv_ps(fma(a, b, c), c, _mm256_castsi256_ps(lanes));
   }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

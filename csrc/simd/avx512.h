@@ -93,6 +93,16 @@ struct Simd {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return _mm512_permutex2var_ps(a, index, b);
   }
+  using Lanes = __mmask16;
+  static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) { return static_cast<__mmask16>(bits); }
+  static SPARSECORE_INLINE int64_t count(uint32_t bits) { return __builtin_popcount(bits); }
+  static SPARSECORE_INLINE F32 expand(F32 packed, Lanes lanes) {
+    asm("" : "+v"(packed));  // in a register: with its operand in memory the instruction is slow on Zen 4
+    return _mm512_maskz_expand_ps(lanes, packed);
+  }
+  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
+    return _mm512_mask3_fmadd_ps(a, b, c, lanes);
+  }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

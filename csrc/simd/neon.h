@@ -12,6 +12,23 @@
 namespace sparsecore {
 namespace {
 
+// For each mask of 4 lanes: on a lane that is set, the bytes of the packed number that goes there; on another one, 255.
+struct ExpandTable {
+  alignas(64) uint8_t index[16][16] = {};
+
+  constexpr ExpandTable() {
+    for (int bits = 0; bits < 16; ++bits) {
+      int next = 0;
+      for (int lane = 0; lane < 4; ++lane) {
+        const bool is_set = (bits >> lane & 1) != 0;
+        for (int byte = 0; byte < 4; ++byte) index[bits][4 * lane + byte] = is_set ? uint8_t(4 * next + byte) : 255;
+        next += is_set;
+      }
+    }
+  }
+};
+constexpr ExpandTable kExpandTable;
+
 struct Simd {
   using F32 = float32x4_t;
   static constexpr int kLanes = 4;
@@ -95,6 +112,18 @@ struct Simd {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
   }
   static SPARSECORE_INLINE F32 even(F32 a, F32 b) { return vuzp1q_f32(a, b); }
+  using Lanes = uint8x16_t;  // indices for tbl
+  static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) { return vld1q_u8(kExpandTable.index[bits]); }
+  static SPARSECORE_INLINE int64_t count(uint32_t bits) {  // digit `bits` is its count; NEON counts in vectors only
+    return static_cast<int64_t>(0x4332322132212110u >> (4 * bits) & 7);
+  }
+  static SPARSECORE_INLINE F32 expand(F32 packed, Lanes lanes) {
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(packed), lanes));
+  }
+  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
+    const uint32x4_t is_other = vceqq_u32(vreinterpretq_u32_u8(lanes), vdupq_n_u32(0xffffffffu));
+    return vbslq_f32(is_other, c, fma(a, b, c));
+  }
   static SPARSECORE_INLINE float reduce_add(F32 a) { return vaddvq_f32(a); }
   static SPARSECORE_INLINE void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
     const F32 row[4] = {load(src), load(src + ld_src), load(src + 2 * ld_src), load(src + 3 * ld_src)};

@@ -89,6 +89,14 @@ struct Simd {
     return result;
   }
   static SPARSECORE_INLINE float reduce_add(F32 a) { return a; }
+  // Some of a vector's lanes, from a bit for each; how many bits are set.
+  using Lanes = bool;
+  static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) { return bits != 0; }
+  static SPARSECORE_INLINE int64_t count(uint32_t bits) { return bits; }
+  // The first numbers of `packed`, in order, on those lanes; anything on the others.
+  static SPARSECORE_INLINE F32 expand(F32 packed, Lanes) { return packed; }
+  // a * b + c on those lanes, c on the others.
+  static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) { return lanes ? fma(a, b, c) : c; }
   // Lanes 0, 2, 4, ... of a, then of b.
   static SPARSECORE_INLINE F32 even(F32 a, F32) { return a; }
   // dst[c][r] = src[r][c] for a square of kLanes.

@@ -29,6 +29,8 @@ const char* dtype_name(ScalarType dtype) {
       return "bfloat16";
     case ScalarType::Char:
       return "int8";
+    case ScalarType::Short:
+      return "int16";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -46,6 +48,22 @@ std::string shape_text(const Tensor& tensor) {
   std::string text = "[";
   for (int64_t d = 0; d < tensor.dim(); ++d) text += (d > 0 ? ", " : "") + std::to_string(tensor.size(d));
   return text + "]";
+}
+
+bool float_dtype(ScalarType type, Dtype& dtype) {
+  switch (type) {
+    case ScalarType::Float:
+      dtype = Dtype::kFloat32;
+      return true;
+    case ScalarType::BFloat16:
+      dtype = Dtype::kBFloat16;
+      return true;
+    case ScalarType::Half:
+      dtype = Dtype::kFloat16;
+      return true;
+    default:
+      return false;
+  }
 }
 
 void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int64_t dim) {
@@ -126,6 +144,29 @@ PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vecto
   view.run_length = tensors[3].const_data_ptr<uint8_t>();
   view.panel_col = tensors[4].const_data_ptr<uint8_t>();
   view.values = tensors[5].const_data_ptr<float>();
+  return view;
+}
+
+BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  check(tensors.size() == 3 && sizes.size() == 2, "expected a bitmap weight of 3 tensors and 2 sizes");
+  BitmapView view;
+  check(float_dtype(tensors[2].scalar_type(), view.dtype), "expected float32, float16 or bfloat16 values, got ",
+        dtype_name(tensors[2].scalar_type()));
+  check_tensor(tensors[0], "block_ptr", ScalarType::Int, 1);
+  check_tensor(tensors[1], "masks", ScalarType::Short, 2);
+  check_tensor(tensors[2], "values", tensors[2].scalar_type(), 1);
+  view.rows = sizes[0];
+  view.cols = sizes[1];
+  check(view.rows >= 0 && view.rows <= kMax && view.cols >= 0 && view.cols <= kMax,
+        "expected a bitmap weight with N and K in [0, 2^31)");
+  view.nnz = tensors[2].numel() - kBitmapSlack;
+  check(tensors[0].numel() == view.num_blocks() + 1 && tensors[1].size(0) == view.num_blocks() &&
+            tensors[1].size(1) == view.cols && view.nnz >= 0,
+        "expected a bitmap weight whose tensors fit together");
+  view.block_ptr = tensors[0].const_data_ptr<int32_t>();
+  view.masks = static_cast<const uint16_t*>(tensors[1].const_data_ptr());
+  view.values = tensors[2].const_data_ptr();
   return view;
 }
 

@@ -36,6 +36,9 @@ void check(bool condition, const Parts&... parts) {
 const char* dtype_name(ScalarType dtype);
 std::string shape_text(const Tensor& tensor);
 
+// Whether float kernels take numbers of this type, and as which dtype.
+bool float_dtype(ScalarType type, Dtype& dtype);
+
 // A contiguous CPU tensor of that dtype; the error names it.
 void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int64_t dim);
 
@@ -49,6 +52,10 @@ BlockCsrView<float> block_csr_view(const Tensor& row_ptr, const Tensor& col_idx,
 // Tensors and sizes of the panel format as Python's PanelWeight holds them, in this order: run_ptr and entry_ptr
 // int32, run_row, run_length and panel_col uint8, values float32; N, K, block_rows, panel_cols.
 PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
+
+// Tensors and sizes of the bitmap format as Python's BitmapWeight holds them, in this order: block_ptr int32, masks
+// int16 (their bits), values float32, bfloat16 or float16; N, K.
+BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
 
 // "relu" and so on; bias float32 [N] or none.
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows);

@@ -1,4 +1,4 @@
-// torch.ops.sparsecore: dense to CSR to panels, and back.
+// torch.ops.sparsecore: dense to CSR to panels or bitmaps, and back.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -196,6 +196,65 @@ std::tuple<Tensor, Tensor, Tensor> unpack_panel(const std::vector<Tensor>& weigh
   return {row_ptr, col_idx, values};
 }
 
+// Calls function(constant T) with the type that packing uses for a float dtype.
+template <class Function>
+void with_packed_float(ScalarType dtype, Function function) {
+  if (dtype == ScalarType::Float) return function(float{});
+  check(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+        "expected float32, float16 or bfloat16 values, got ", dtype_name(dtype));
+  function(uint16_t{});
+}
+
+// A block's masks, and its entries.
+int64_t work_of_block(int64_t cols, int64_t nnz, int64_t num_blocks) {
+  return cols + nnz / std::max<int64_t>(num_blocks, 1);
+}
+
+std::tuple<Tensor, Tensor, Tensor> pack_bitmap(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                                               int64_t cols) {
+  Tensor block_ptr = row_ptr, masks = row_ptr, packed = values;
+  with_packed_float(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const CsrView<T> weight = validated_view<T>(row_ptr, col_idx, values, cols);
+    const int64_t num_blocks = BitmapView{.rows = weight.rows}.num_blocks();
+    block_ptr = new_tensor(row_ptr, {num_blocks + 1}, ScalarType::Int);
+    masks = new_tensor(row_ptr, {num_blocks, cols}, ScalarType::Short);
+    packed = new_tensor(values, {weight.nnz + kBitmapSlack}, values.scalar_type());
+    const BitmapArrays<T> arrays{block_ptr.mutable_data_ptr<int32_t>(),
+                                 static_cast<uint16_t*>(masks.mutable_data_ptr()),
+                                 static_cast<T*>(packed.mutable_data_ptr())};
+    arrays.block_ptr[0] = 0;
+    std::fill_n(arrays.values + weight.nnz, kBitmapSlack, T(0));
+    for_parts(num_blocks, work_of_block(cols, weight.nnz, num_blocks),
+              [&](Range blocks) { fill_bitmap<T>(weight, blocks, arrays); });
+  });
+  return {block_ptr, masks, packed};
+}
+
+std::tuple<Tensor, Tensor, Tensor> unpack_bitmap(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
+  const BitmapView view = bitmap_view(weight, sizes);
+  const int64_t num_blocks = view.num_blocks(), work = work_of_block(view.cols, view.nnz, num_blocks);
+  const char* text = find_problem(num_blocks, work, [&](Range blocks) { return validate_bitmap(view, blocks); });
+  if (text == nullptr && (view.block_ptr[0] != 0 || view.block_ptr[num_blocks] != view.nnz)) {
+    text = "block_ptr must rise from 0 to the number of values";
+  }
+  if (text != nullptr) fail("invalid bitmap weight: ", text);
+  const Tensor row_ptr = new_tensor(weight[0], {view.rows + 1}, ScalarType::Int);
+  const Tensor col_idx = new_tensor(weight[0], {view.nnz}, ScalarType::Int);
+  const Tensor values = new_tensor(weight[2], {view.nnz}, weight[2].scalar_type());
+  int32_t* ends = row_ptr.mutable_data_ptr<int32_t>();
+  int32_t* columns = col_idx.mutable_data_ptr<int32_t>();
+  for_parts(num_blocks, work, [&](Range blocks) { count_unpacked(view, blocks, ends); });
+  running_sum(ends, view.rows);
+  with_packed_float(weight[2].scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    T* unpacked = static_cast<T*>(values.mutable_data_ptr());
+    for_parts(num_blocks, work,
+              [&](Range blocks) { sparsecore::unpack_bitmap<T>(view, blocks, ends, columns, unpacked); });
+  });
+  return {row_ptr, col_idx, values};
+}
+
 Tensor unpack_csr(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t cols) {
   const Tensor dense = new_tensor(values, {std::max<int64_t>(row_ptr.numel() - 1, 0), cols}, values.scalar_type());
   with_packed_type(values.scalar_type(), [&](auto zero) {
@@ -233,6 +292,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
       "pack_panel(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int block_rows, int panel_cols) -> "
       "(Tensor run_ptr, Tensor entry_ptr, Tensor run_row, Tensor run_length, Tensor panel_col, Tensor values)");
   m.def("unpack_panel(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
+  m.def(
+      "pack_bitmap(Tensor row_ptr, Tensor col_idx, Tensor values, int cols) -> "
+      "(Tensor block_ptr, Tensor masks, Tensor values)");
+  m.def("unpack_bitmap(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
@@ -242,6 +305,8 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("pack_block_csr", TORCH_BOX(&pack_block_csr));
   m.impl("pack_panel", TORCH_BOX(&pack_panel));
   m.impl("unpack_panel", TORCH_BOX(&unpack_panel));
+  m.impl("pack_bitmap", TORCH_BOX(&pack_bitmap));
+  m.impl("unpack_bitmap", TORCH_BOX(&unpack_bitmap));
 }
 
 }  // namespace sparsecore::torch_binding

@@ -108,6 +108,28 @@ struct PanelRows {
   }
 };
 
+// Blocks of rows in the bitmap format.
+struct BitmapRows {
+  static constexpr const char* kFormat = "bitmap";
+  BitmapView weight;
+  int64_t rows = weight.num_blocks();
+  std::vector<int32_t> work_before = block_work(weight);
+  const int32_t* row_ptr = work_before.data();
+  const char* validate(Range blocks) const { return validate_bitmap(weight, blocks); }
+
+  // Running sum of each block's float32s to read: its entries, and half of one for a mask. Nonsense in block_ptr gives
+  // a bad split, not a wrong read.
+  static std::vector<int32_t> block_work(const BitmapView& weight) {
+    const int64_t num_blocks = weight.num_blocks();
+    std::vector<int32_t> result(static_cast<size_t>(num_blocks) + 1);
+    for (int64_t block = 0; block <= num_blocks; ++block) {
+      const uint64_t masks = uint64_t(block) * uint64_t(weight.cols) / 2;
+      result[static_cast<size_t>(block)] = static_cast<int32_t>(uint32_t(weight.block_ptr[block]) + uint32_t(masks));
+    }
+    return result;
+  }
+};
+
 // The rows that any task of a share reads: tasks of several tiles share them, and once is enough to validate them.
 inline Range rows_of(const std::vector<Task>& tasks) {
   Range rows = tasks.front().rows;

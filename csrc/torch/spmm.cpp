@@ -1,4 +1,4 @@
-// torch.ops.sparsecore.spmm_csr and spmm_panel: arguments in, views out, run.
+// torch.ops.sparsecore.spmm_csr, spmm_panel and spmm_bitmap: arguments in, views out, run.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -78,6 +78,17 @@ Tensor spmm_panel(const Tensor& x, const std::vector<Tensor>& weight, const std:
                   kernel);
 }
 
+Tensor spmm_bitmap(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                   const std::string& activation, const std::string& kernel) {
+  SpmmBitmapArgs args;
+  args.weight = bitmap_view(weight, sizes);
+  const std::string layout = "rows";
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  return run_spmm(args, spmm_bitmap_kernels(), BitmapRows{args.weight}, x, bias, residual, activation, layout, kernel);
+}
+
 }  // namespace
 
 // No defaults beside Tensor[]: PyTorch's autograd counts arguments before it fills defaults in.
@@ -88,11 +99,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
       "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
       "str layout, str kernel_name) -> Tensor");
+  m.def(
+      "spmm_bitmap(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
+      "str kernel_name) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_csr", TORCH_BOX(&spmm_csr));
   m.impl("spmm_panel", TORCH_BOX(&spmm_panel));
+  m.impl("spmm_bitmap", TORCH_BOX(&spmm_bitmap));
 }
 
 }  // namespace sparsecore::torch_binding

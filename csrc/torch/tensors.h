@@ -37,19 +37,7 @@ inline Tensor float_input(const Tensor& x) {
 
 // Activations of any dtype that float kernels take, and which one.
 inline Tensor activations(const Tensor& x, Dtype& dtype) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      dtype = Dtype::kFloat32;
-      break;
-    case ScalarType::BFloat16:
-      dtype = Dtype::kBFloat16;
-      break;
-    case ScalarType::Half:
-      dtype = Dtype::kFloat16;
-      break;
-    default:
-      fail("expected float32, float16 or bfloat16 x; convert it with .float()");
-  }
+  check(float_dtype(x.scalar_type(), dtype), "expected float32, float16 or bfloat16 x; convert it with .float()");
   return on_cpu(x);
 }
 

@@ -4,6 +4,7 @@ from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.linear import (
     BitmapInt8Linear,
+    BitmapLinear,
     BlockLinear,
     Int8Linear,
     PanelLinear,
@@ -13,6 +14,7 @@ from sparsecore.nn.linear import (
 
 __all__ = [
     "BitmapInt8Linear",
+    "BitmapLinear",
     "BlockConv2d",
     "BlockLinear",
     "CompressedModule",

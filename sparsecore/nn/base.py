@@ -215,10 +215,14 @@ class CompressedModule(nn.Module):
         dense.bias = _copy(self.bias)
         dense.train(self.training)
 
+    def _num_stored(self) -> int:
+        """Values in memory, zeros among them included."""
+        return self.get_buffer("values").numel()
+
     def _settings_repr(self) -> str:
         shown: dict[str, object] = {"bias": self.bias is not None}
         if "values" in self.buffer_names:
-            nnz = self.get_buffer("values").numel() if "values" in self._buffers else self.count_nonzero()
+            nnz = self._num_stored()
             numel = self.weight_shape[0] * self.weight_shape[1]
             shown = {"nnz": nnz, "sparsity": f"{1 - nnz / max(numel, 1):.3f}"} | shown
         usual = {"activation": "none", "kernel": "", "x_scale": None, "x_zero_point": 0}

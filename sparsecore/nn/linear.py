@@ -13,6 +13,7 @@ from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
 from sparsecore.nn.storage import (
     BitmapInt8Storage,
+    BitmapStorage,
     BlockStorage,
     CsrStorage,
     Int8Storage,
@@ -100,6 +101,20 @@ class PanelLinear(LinearGeometry, PanelStorage):
 
     def _run(self, x: Tensor) -> Tensor:
         return cast(Tensor, raw.spmm_panel(x, *self._arguments(), None, self.activation, "rows", self.kernel))
+
+
+class BitmapLinear(LinearGeometry, BitmapStorage):
+    """SparseLinear packed in the fewest bytes, for few rows of activations; 16-bit values stay 16 bits wide.
+
+    Example:
+        >>> import torch
+        >>> layer = BitmapLinear.from_dense(nn.Linear(8, 4))
+        >>> layer(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def _run(self, x: Tensor) -> Tensor:
+        return cast(Tensor, raw.spmm_bitmap(x, *self._arguments(), None, self.activation, self.kernel))
 
 
 class QuantizedLinear(LinearGeometry, QuantizedStorage):

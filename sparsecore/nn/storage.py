@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import BlockCsrWeight, CsrWeight, Int8Weight, PackedInt8Weight, PanelWeight, block_csr, panel
+from sparsecore.formats import (
+    BitmapWeight,
+    BlockCsrWeight,
+    CsrWeight,
+    Int8Weight,
+    PackedInt8Weight,
+    PanelWeight,
+    bitmap,
+    block_csr,
+    panel,
+)
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, current_weight, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
@@ -163,6 +173,26 @@ class BlockStorage(PackedStorage, CsrStorage):
         return *self._packed(), self._wide_bias()
 
 
+class BitmapStorage(PackedStorage, CsrStorage):
+    """Float CSR as a bitmap and packed values, the fewest bytes; 16-bit values stay such."""
+
+    packed_names: ClassVar[tuple[str, ...]] = bitmap.TENSOR_NAMES
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, CsrWeight)
+        held = self._buffers.get("values")  # loading keeps the type of values, as in any torch module
+        return BitmapWeight.pack(weight if held is None else weight.to(held.dtype)).tensors
+
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        return raw.unpack_bitmap(self._packed(), list(self.weight_shape))
+
+    def _num_stored(self) -> int:
+        return super()._num_stored() - bitmap.SLACK
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._packed(), list(self.weight_shape), self._wide_bias()
+
+
 class QuantizedStorage(PackedStorage):
     """int8 weight, and activations quantized on the way in. There are no gradients.
 
@@ -245,6 +275,9 @@ class QuantizedStorage(PackedStorage):
 
     def count_nonzero(self) -> int:
         return int(torch.count_nonzero(self._int8_weight().q))
+
+    def _num_stored(self) -> int:
+        return self.count_nonzero()
 
     def _arguments(self) -> tuple[Any, ...]:
         """What the operations take after x."""

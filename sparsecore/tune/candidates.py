@@ -13,6 +13,7 @@ from sparsecore import _C
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import (
     BitmapInt8Linear,
+    BitmapLinear,
     BlockConv2d,
     BlockLinear,
     CompressedModule,
@@ -39,15 +40,14 @@ def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
     return lambda layer, shape: make(layer)
 
 
-# A bitmap saves bytes, which matters while the weight is read for few activations.
+# Rows of x up to which the bytes of a weight decide its time. A bitmap multiplies with its zeros too.
 MOST_BITMAP_ROWS = 16
 
 
 def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> _Maker:
     def maker(layer: nn.Module, shape: Shape | None) -> nn.Module:
-        rows = math.prod(shape[:-1]) if shape else 0
-        if rows > MOST_BITMAP_ROWS:
-            raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations, got {rows}")
+        if shape is None or math.prod(shape[:-1]) > MOST_BITMAP_ROWS:
+            raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations; bitmaps are for few")
         return make(layer)
 
     return maker
@@ -104,6 +104,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "panel": _panel(PanelLinear),
         "4x1": _blocks(BlockLinear, 4),
         "8x1": _blocks(BlockLinear, 8),
+        "bitmap": _for_few_rows(BitmapLinear.from_dense),
         "csr": _any_shape(SparseLinear.from_dense),
     },
     nn.Conv2d: {
@@ -127,6 +128,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "panel": _dequantized(PanelConv2d),
     },
     PanelLinear: {DENSE: _dense, "panel": _same},
+    BitmapLinear: {DENSE: _dense, "bitmap": _same},
     PanelConv2d: {DENSE: _dense, "panel": _same},
     BlockLinear: {DENSE: _dense, "block": _same},
     BlockConv2d: {DENSE: _dense, "block": _same},
@@ -143,6 +145,7 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     SparseConv2d: ("csr", "conv2d"),
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
+    BitmapLinear: ("bitmap", "spmm_bitmap"),
     BlockLinear: ("block", "spmm_block"),
     BlockConv2d: ("block", "conv2d_block"),
     Int8Linear: ("int8", "gemm_int8"),
@@ -181,7 +184,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``csr``, ``int8``, ``lookup int8`` or ``bitmap int8``."""
+    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr``, ``int8``, ``lookup int8`` or ``bitmap int8``."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

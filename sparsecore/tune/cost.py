@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from sparsecore import _C
-from sparsecore.tune.candidates import DENSE, WeightStatistics
+from sparsecore.tune.candidates import DENSE, MOST_BITMAP_ROWS, WeightStatistics
 
-# Shares of the FMA peak as measured (benchmarks/NOTES.md), at many columns of activations. Their ratio decides; the
-# peak itself cancels out.
+# Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
+# of activations. Their ratio decides; the peak itself cancels out.
 DENSE_SHARE = 0.75
-SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6}
+SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
 DENSE_BYTES = 4.0
 SPARSE_BYTES = 8.0
@@ -19,6 +19,10 @@ GATHER = 1.5
 INT8_WITH_VNNI, INT8_WITHOUT = 0.3, 0.65
 # A step of table lookup over the dot product of as many dense weights.
 LOOKUP_STEP = 1.7
+# A bit for each weight beside its entries. And a mask of 16 weights costs about 1.5 cycles, of the 10 in which their 64
+# dense bytes come from memory (prediction).
+BITMAP_BYTES = 0.125
+BITMAP_WORK = 0.15
 
 
 def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> float:
@@ -34,6 +38,10 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     density = 1.0 - weight.sparsity
     if format_name in ("int8", "lookup int8", "bitmap int8"):
         return _relative_int8_time(format_name, density, columns)
+    if format_name == "bitmap":
+        if not 0 < columns <= MOST_BITMAP_ROWS:  # it multiplies with its zeros too
+            return DENSE_SHARE / SHARES["bitmap"]
+        return max((BITMAP_BYTES + density * DENSE_BYTES) / DENSE_BYTES, BITMAP_WORK)
     if columns == 1 and format_name != "panel":
         return density * SPARSE_BYTES / DENSE_BYTES * GATHER
     # A panel kernel computes a whole vector of columns, however few there are.

@@ -1,6 +1,7 @@
 // A CSR weight in the form that a kernel takes, in guarded buffers: one specialization per view.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -11,6 +12,7 @@
 #include "csr.h"
 #include "guarded.h"
 #include "harness.h"
+#include "numbers.h"
 #include "sparsecore/pack.h"
 #include "sparsecore/views.h"
 
@@ -20,10 +22,12 @@ namespace sparsecore::test {
 struct Packing {
   int64_t block_rows = 8, panel_cols = 16;  // of panels
   int64_t csr_block_rows = 1;               // of block CSR
+  Dtype value_dtype = Dtype::kFloat32;      // of bitmaps; the values must be numbers of it
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Packing& packing) {
-  return out << packing.block_rows << "x" << packing.panel_cols << "/" << packing.csr_block_rows;
+  return out << packing.block_rows << "x" << packing.panel_cols << "/" << packing.csr_block_rows << " "
+             << dtype_name(packing.value_dtype);
 }
 
 template <class View>
@@ -155,6 +159,69 @@ class PackedWeight<PanelView<T>> {
 
  private:
   PanelView<T> sizes_;
+};
+
+// The same entries with values as bits of a 16-bit dtype.
+inline Csr<uint16_t> encoded(const Csr<float>& csr, Dtype dtype) {
+  Csr<uint16_t> result{csr.rows, csr.cols, csr.row_ptr, csr.col_idx, {}};
+  for (const float value : csr.values) result.values.push_back(encode(dtype, double(value)));
+  return result;
+}
+
+template <>
+class PackedWeight<BitmapView> {
+ public:
+  PackedWeight(const Csr<float>& csr, Packing packing, Guard guard)
+      : PackedWeight(csr, packing.value_dtype, guard, nullptr) {
+    if (dtype_ == Dtype::kFloat32) {
+      fill(csr, guard, values);
+    } else {
+      fill(encoded(csr, dtype_), guard, narrow_values);
+    }
+  }
+  PackedWeight(const Csr<uint16_t>& csr, Dtype dtype, Guard guard) : PackedWeight(csr, dtype, guard, nullptr) {
+    fill(csr, guard, narrow_values);
+  }
+
+  BitmapView view() const {
+    BitmapView view{.rows = rows_, .cols = cols_, .nnz = nnz_};
+    view.block_ptr = block_ptr.data();
+    view.masks = masks.data();
+    view.dtype = dtype_;
+    view.values = dtype_ == Dtype::kFloat32 ? static_cast<const void*>(values.data()) : narrow_values.data();
+    return view;
+  }
+  int64_t num_rows() const { return view().num_blocks(); }
+
+ private:
+  template <class T>
+  PackedWeight(const Csr<T>& csr, Dtype dtype, Guard guard, std::nullptr_t)
+      : block_ptr((csr.rows + kBitmapBlockRows - 1) / kBitmapBlockRows + 1, guard),
+        masks((block_ptr.size() - 1) * csr.cols, guard),
+        values(dtype == Dtype::kFloat32 ? csr.nnz() + kBitmapSlack : 0, guard),
+        narrow_values(dtype == Dtype::kFloat32 ? 0 : csr.nnz() + kBitmapSlack, guard),
+        rows_(csr.rows),
+        cols_(csr.cols),
+        nnz_(csr.nnz()),
+        dtype_(dtype) {}
+
+  template <class T>
+  void fill(const Csr<T>& csr, Guard guard, Buffer<T>& packed) {
+    const GuardedCsr<T> source(csr, guard);
+    block_ptr[0] = 0;
+    fill_bitmap<T>(source.view(), {0, block_ptr.size() - 1}, {block_ptr.data(), masks.data(), packed.data()});
+    std::fill(packed.end() - kBitmapSlack, packed.end(), T(0));
+  }
+
+ public:  // so that tests can damage them
+  Buffer<int32_t> block_ptr;
+  Buffer<uint16_t> masks;
+  Buffer<float> values;
+  Buffer<uint16_t> narrow_values;
+
+ private:
+  int64_t rows_, cols_, nnz_;
+  Dtype dtype_;
 };
 
 // Calls function(kernel, arguments that hold the weight, what its rows argument counts) for the row in `any`.

@@ -38,7 +38,7 @@ std::vector<Int8Packing> int8_packings_of(const Kernel<Args>& kernel) {
     if constexpr (requires { args.weight.table; }) {
       args.weight.table = packing.table;
       // pmaddubsw, the only one that saturates.
-      const bool needs_safe_pairs = std::string_view(kernel.name) == "MUTANT";
+      const bool needs_safe_pairs = std::string_view(kernel.name) == "lookup_u8s8_avx2";
       if (needs_safe_pairs && !packing.has_safe_pairs) continue;
     } else if (packing.table != 16 || packing.has_safe_pairs) {
       continue;

@@ -21,6 +21,7 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.SparseLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.PanelLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.PanelConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
+    snn.BitmapLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.BlockLinear: lambda **options: nn.Linear(12, 8, **options),
     snn.BlockConv2d: lambda **options: nn.Conv2d(4, 8, 3, padding=1, groups=2, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
@@ -29,7 +30,8 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.Int8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
 }
-PACKED = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d]
+WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d]
+PACKED = [*WIDENING, snn.BitmapLinear]
 FLOAT = [snn.SparseLinear, snn.SparseConv2d, *PACKED]
 INT8 = [cls for cls in LAYERS if cls not in FLOAT]
 SPARSE = [cls for cls in LAYERS if "col_idx" in cls.buffer_names]
@@ -206,7 +208,7 @@ def test_compile_in_one_graph(cls: type[CompressedModule]) -> None:
     assert torch.equal(compiled(x), layer(x))
 
 
-@pytest.mark.parametrize("cls", [snn.BlockLinear, snn.PanelLinear])
+@pytest.mark.parametrize("cls", [snn.BitmapLinear, snn.BlockLinear, snn.PanelLinear])
 def test_inductor_in_bfloat16(cls: type[CompressedModule]) -> None:
     model, x = cls.from_dense(dense(cls), activation="relu").bfloat16(), example(cls).bfloat16()
     model.requires_grad_(False)  # a compiled backward pass takes Inductor most of a minute
@@ -233,8 +235,8 @@ def test_16_bit_float_layers(cls: type[CompressedModule], dtype: torch.dtype) ->
     layer = dense(cls).to(dtype)
     compressed = cls.from_dense(layer)
     assert compressed.bias.dtype == dtype
-    # Kernels want float32 values, and packed layers hold those.
-    assert compressed.get_buffer("values").dtype == (torch.float32 if cls in PACKED else dtype)
+    # Kernels want float32 values, and packed layers hold those, except for bitmaps.
+    assert compressed.get_buffer("values").dtype == (torch.float32 if cls in WIDENING else dtype)
     x = example(cls).to(dtype)
     y = compressed(x)
     assert y.dtype == dtype

@@ -17,6 +17,7 @@ from sparsecore.nn import CompressedModule
 
 # Class, options of from_dense(), names of what the state_dict must not hold.
 FORMS = [
+    (snn.BitmapLinear, {}, "masks"),
     (snn.BlockLinear, {"block_rows": 4}, "block_ptr"),
     (snn.BlockLinear, {"block_rows": 8}, "block_ptr"),
     (snn.PanelLinear, {"panel_cols": 7}, "run_ptr"),
@@ -58,7 +59,7 @@ def test_state_dict_holds_csr(
     assert set(state) == {"row_ptr", "col_idx", "values", "bias"}
     assert private in dict(layer.named_buffers())
     for name in ("row_ptr", "col_idx", "values"):
-        assert torch.equal(state[name], getattr(weight, name)), name
+        assert torch.equal(state[name].to(getattr(weight, name).dtype), getattr(weight, name)), name
     other = cls.from_dense(make_model(cls)[0], **options)
     other.load_state_dict(state)
     x = example(cls)
@@ -116,3 +117,18 @@ def test_moving_and_casting_keep_the_packed_values(
         for name, tensor in layer.named_buffers():
             assert tensor.dtype == before[name].dtype
             assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bitmaps_keep_16_bit_values(dtype: torch.dtype) -> None:
+    layer = snn.BitmapLinear.from_dense(pruned(snn.BitmapLinear)[0].to(dtype))
+    assert layer.values.dtype == layer.state_dict()["values"].dtype == dtype
+    assert f"nnz={layer.weight_format.nnz}," in str(layer)
+    wide = snn.BitmapLinear.from_dense(make_model(snn.BitmapLinear)[0])
+    wide.load_state_dict(layer.state_dict())
+    assert wide.values.dtype == torch.float32
+    x = example(snn.BitmapLinear)
+    assert torch.equal(wide(x), layer.float()(x))
+    layer.load_state_dict(wide.state_dict())
+    assert layer.values.dtype == dtype
+    assert torch.equal(wide(x), layer(x))

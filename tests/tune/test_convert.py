@@ -24,7 +24,7 @@ def _setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What measuring says instead of a clock, by format."""
     fixed = {"dense": 100.0, "panel": 70.0, "4x1": 80.0, "8x1": 80.0, "csr": 50.0, "int8": 60.0}
-    fixed |= {"lookup int8": 55.0, "bitmap int8": 65.0}
+    fixed |= {"lookup int8": 55.0, "bitmap int8": 65.0, "bitmap": 110.0}
     monkeypatch.setattr(measure, "_measure", lambda forms, shape: ({name: fixed[name] for name in forms}, 0.0))
     return fixed
 
@@ -85,6 +85,32 @@ def test_blocks_where_they_are_fastest(form: str, block_rows: int, times: dict[s
     torch.testing.assert_close(fast(X), model(X), rtol=1e-4, atol=1e-5)
     sc.save(fast, tmp_path / "m.safetensors")
     assert formats(sc.load(tmp_path / "m.safetensors", lambda: copy.deepcopy(model))) == formats(fast)
+
+
+def test_bitmaps_for_few_rows(times: dict[str, float], tmp_path: Path) -> None:
+    times["bitmap"] = 20.0
+    model = nn.Sequential(nn.Linear(64, 24)).eval()
+    sc.prune(model, 0.6)
+    for shape, format_name in (((1, 64), "bitmap"), ((2, 8, 64), "bitmap"), ((17, 64), "csr")):
+        x = torch.randn(shape)
+        fast = sc.convert(model, x)
+        assert formats(fast) == {"0": format_name}
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    fast = sc.convert(model, torch.randn(1, 64))
+    assert sc.explain(fast).rows[0].kernel.startswith("spmm_bitmap_f32_")
+    assert formats(sc.convert(fast, torch.randn(1, 64))) == {"0": "bitmap"}
+    sc.save(fast, tmp_path / "m.safetensors")
+    loaded = sc.load(tmp_path / "m.safetensors", lambda: copy.deepcopy(model))
+    assert formats(loaded) == {"0": "bitmap"}
+    assert torch.equal(loaded(x), fast(x))
+
+
+def test_the_cost_model_takes_bitmaps_for_few_rows_only() -> None:
+    model = nn.Sequential(nn.Linear(64, 24)).eval()
+    sc.prune(model, 0.6)
+    assert formats(sc.convert(model, torch.randn(1, 64), policy="model")) == {"0": "bitmap"}
+    for x in (torch.randn(17, 64), None):
+        assert formats(sc.convert(model, x, policy="model"))["0"] != "bitmap"
 
 
 def test_blocks_are_for_weights_that_were_pruned_in_them(times: dict[str, float]) -> None:

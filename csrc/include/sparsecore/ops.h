@@ -39,9 +39,11 @@ struct SpmmOf {
 using SpmmArgs = SpmmOf<CsrView<float>>;
 using SpmmBlockArgs = SpmmOf<BlockCsrView<float>>;  // block_rows 4 or 8; the rows argument of run counts blocks
 using SpmmPanelArgs = SpmmOf<PanelView<float>>;     // the rows argument of run counts blocks
+using SpmmBitmapArgs = SpmmOf<BitmapView>;          // Layout::kRows only; the rows argument of run counts blocks
 std::span<const Kernel<SpmmArgs>> spmm_kernels();
 std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels();
 std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
+std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels();
 
 // Direct sparse convolution: x[batch, C, H, W], weight[N, C/groups * KH * KW], y and residual[batch, N, OH, OW], all
 // contiguous. Numbers as in spmm. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).

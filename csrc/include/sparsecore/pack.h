@@ -1,4 +1,4 @@
-// Dense + mask -> CSR -> panels and back, and the only check of untrusted index arrays.
+// Dense + mask -> CSR -> panels or bitmaps and back, and the only check of untrusted index arrays.
 #pragma once
 
 #include <cstdint>
@@ -103,5 +103,27 @@ void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense);
 // What is wrong with those blocks, or null if kernels can run: pointers monotone and inside the arrays, as many steps
 // as the entries say, groups inside the weight. Columns of slots need no check: kernels look them up modulo the table.
 const char* validate_lookup(const LookupView& weight, Range blocks);
+
+// CSR to bitmap in one pass over ranges of blocks, which are independent of each other: writes block_ptr[block + 1],
+// masks and values of the blocks. block_ptr[0] = 0 and the zeros behind the last value are the caller's. weight must be
+// valid. T: float, or uint16_t (the bits of float16 or bfloat16).
+template <class T>
+struct BitmapArrays {
+  int32_t* block_ptr;
+  uint16_t* masks;
+  T* values;
+};
+template <class T>
+void fill_bitmap(const CsrView<T>& weight, Range blocks, const BitmapArrays<T>& out);
+
+// The exact inverse, in two passes over ranges of blocks with running_sum() of row_ptr [rows + 1] between them, as for
+// panels. weight must be valid; T is of the size of its dtype.
+void count_unpacked(const BitmapView& weight, Range blocks, int32_t* row_ptr);
+template <class T>
+void unpack_bitmap(const BitmapView& weight, Range blocks, const int32_t* row_ptr, int32_t* col_idx, T* values);
+
+// What is wrong with blocks [blocks.begin, blocks.end), or null if kernels can run on them: the bits of a block's masks
+// are as many as its values, which lie inside the array.
+const char* validate_bitmap(const BitmapView& weight, Range blocks);
 
 }  // namespace sparsecore

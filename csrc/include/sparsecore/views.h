@@ -134,6 +134,32 @@ struct LookupView : Int8Blocks {
   const uint8_t* slots = nullptr;         // [num_steps, 2, lanes, 4] columns, then values (int8)
 
   int64_t groups() const { return (segment_cols() + table - 1) / table; }  // of a segment
+
+// One bit per position and the stored values: the smallest form of a float weight at 30 to 90% zeros. Rows come in
+// blocks of 16; where K columns and a density d are stored, a weight costs 1/8 + d * (bytes of a value) bytes.
+// Private to the bitmap kernels.
+//
+//   block_ptr  int32 [num_blocks + 1]       block b has the values block_ptr[b] .. block_ptr[b + 1]
+//   masks      uint16 [num_blocks, K]       bit r of masks[b * K + k]: row 16 b + r has an entry in column k. Bits of
+//                                           rows past N are 0
+//   values     [nnz + kBitmapSlack]         of a dtype; the entries by block, in it by column, in that by row, then
+//                                           zeros, so that 16 numbers can be loaded from wherever the next entry is
+//
+//   [ 5 . 7 ]   block_ptr 0 4
+//   [ 1 2 . ]   masks     0b11 0b10 0b01
+//               values    5 1  2    7   0 0 ...
+inline constexpr int64_t kBitmapBlockRows = 16;
+inline constexpr int64_t kBitmapSlack = 16;
+struct BitmapView {
+  int64_t rows = 0;  // N
+  int64_t cols = 0;  // K
+  int64_t nnz = 0;
+  const int32_t* block_ptr = nullptr;
+  const uint16_t* masks = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  const void* values = nullptr;
+
+  int64_t num_blocks() const { return (rows + kBitmapBlockRows - 1) / kBitmapBlockRows; }
 };
 
 }  // namespace sparsecore

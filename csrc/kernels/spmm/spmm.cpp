@@ -1,4 +1,4 @@
-// The tables of spmm: CSR, block CSR and panel weights. Best first, scalar last.
+// The tables of spmm, one for each format of the weight. Best first, scalar last.
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
@@ -7,6 +7,10 @@ Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_neon();
 Kernel<SpmmPanelArgs> spmm_panel_f32_scalar();
+Kernel<SpmmBitmapArgs> spmm_bitmap_f32_avx512();
+Kernel<SpmmBitmapArgs> spmm_bitmap_f32_avx2();
+Kernel<SpmmBitmapArgs> spmm_bitmap_f32_neon();
+Kernel<SpmmBitmapArgs> spmm_bitmap_f32_scalar();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx512();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx2();
 Kernel<SpmmBlockArgs> spmm_block_f32_neon();
@@ -52,6 +56,19 @@ std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels() {
       spmm_panel_f32_neon(),
 #endif
       spmm_panel_f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels() {
+  static const Kernel<SpmmBitmapArgs> table[] = {
+#if defined(__x86_64__)
+      spmm_bitmap_f32_avx512(),
+      spmm_bitmap_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_bitmap_f32_neon(),
+#endif
+      spmm_bitmap_f32_scalar(),
   };
   return table;
 }

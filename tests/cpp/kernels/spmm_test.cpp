@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <variant>
 #include <vector>
 
 #include "csr.h"
@@ -15,7 +16,7 @@
 namespace sparsecore::test {
 namespace {
 
-using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs>;
+using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -133,6 +134,9 @@ class Problem {
         residual_(numbers(random, y_place_, shape.has_residual ? shape.N : 0)),
         bias_(shape.has_bias ? shape.N : 0, shape.guard) {
     for (float& bias : bias_) bias = random.number();
+    for (float& value : weight_.values) {
+      value = static_cast<float>(round_to(shape.packing.value_dtype, double(value)));
+    }
   }
 
   // What lies in the padding is NaN: whoever reads it gets NaN into the result.
@@ -157,7 +161,7 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs> {
+class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -166,9 +170,17 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs> {
     problem.check(problem.run(any_kernel()));
   }
 
-  // Block CSR has whole blocks of rows.
+  bool is_bitmap() const { return std::holds_alternative<Kernel<SpmmBitmapArgs>>(any_kernel().row); }
+
+  // Block CSR has whole blocks of rows; bitmaps have one layout, and values of any dtype.
   Shape fitted(Shape shape) const {
     Random random(shape.seed);
+    if (is_bitmap()) {
+      shape.layout = Layout::kRows;
+      shape.columns *= shape.batch;
+      shape.batch = 1;
+      shape.packing.value_dtype = random.pick(kAllDtypes);
+    }
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
     shape.N = (shape.N + R - 1) / R * R;
@@ -180,7 +192,8 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs> {
             .panel_cols = random.pick<int64_t>({1, 5, 16, 64, 255})};
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels());
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(),
+                            spmm_bitmap_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,
@@ -251,6 +264,23 @@ TEST_P(SpmmTest, ManyRows) {
         check(shape);
         if (HasFailure()) return;
       }
+    }
+  }
+}
+
+// Around blocks of 16 outputs, alone and four at once, for the rows of activations that tiles of 1 to 8 are made for.
+TEST_P(SpmmTest, AroundBlocksOfOutputs) {
+  uint64_t seed = 43000;
+  for (int64_t columns = 0; columns <= 20; ++columns) {
+    for (const int64_t N : {1, 15, 16, 17, 31, 33, 63, 64, 65, 80, 129}) {
+      Random random(++seed);
+      Shape shape{.N = N, .K = random.pick<int64_t>({0, 1, 3, 50}), .columns = columns, .fill = random.pick(kAllFills)};
+      randomize_options(shape, random);
+      shape.padding = random.chance(0.5) ? 0 : random.integer(1, 9);
+      shape.packing = random_packing(random);
+      shape.seed = seed;
+      check(shape);
+      if (HasFailure()) return;
     }
   }
 }

@@ -208,6 +208,30 @@ TEST_P(SimdTest, StridedCopiesReadNothingPastTheLast) {
   }
 }
 
+TEST_P(SimdTest, ExpandsOntoAnyLanes) {
+  const int lanes = simd().lanes;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto size = static_cast<size_t>(lanes);
+  std::vector<float> packed(size), b(size), c(size), to(size);
+  for (uint32_t bits = 0; bits < 1u << lanes; ++bits) {
+    for (size_t lane = 0; lane < size; ++lane) {
+      packed[lane] = static_cast<float>(lane + 2);
+      b[lane] = (bits >> lane & 1) != 0 ? 3.0f : nan;  // nothing is computed on the other lanes
+      c[lane] = static_cast<float>(lane) / 16.0f;
+    }
+    simd().expand_fma(bits, packed.data(), b.data(), c.data(), to.data());
+    float next = 2.0f;
+    int64_t count = 0;
+    for (size_t lane = 0; lane < size; ++lane) {
+      const bool is_set = (bits >> lane & 1) != 0;
+      ASSERT_EQ(to[lane], c[lane] + (is_set ? 3.0f * next : 0.0f)) << "bits " << bits << ", lane " << lane;
+      next += is_set ? 1.0f : 0.0f;
+      count += is_set;
+    }
+    ASSERT_EQ(simd().count(bits), count);
+  }
+}
+
 TEST_P(SimdTest, TransposesOfEverySize) {
   const int64_t most = simd().lanes + 3;
   for (const Dtype dtype : kAllDtypes) {

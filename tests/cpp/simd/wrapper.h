@@ -17,6 +17,9 @@ struct Wrapper {
   void (*store)(Dtype dtype, const float* from, void* to);
   void (*store_n)(Dtype dtype, const float* from, void* to, int n);
   void (*even)(const float* a, const float* b, float* to);
+  // Packed numbers on the lanes of `bits`, times b, plus c; and how many bits are set.
+  void (*expand_fma)(uint32_t bits, const float* packed, const float* b, const float* c, float* to);
+  int64_t (*count)(uint32_t bits);
   // csrc/kernels/tile.h and conv2d/strip.h
   void (*copy_in)(Dtype dtype, const void* from, float* to, int64_t n);
   void (*copy_out)(Dtype dtype, const float* from, void* to, int64_t n);

@@ -22,6 +22,11 @@ struct WrapperText {
     with_dtype(dtype, [=](auto tag) { S::store_n(static_cast<Element<decltype(tag)>*>(to), S::load(from), n); });
   }
   static void even(const float* a, const float* b, float* to) { S::store(to, S::even(S::load(a), S::load(b))); }
+  static void expand_fma(uint32_t bits, const float* packed, const float* b, const float* c, float* to) {
+    const auto lanes = S::lanes_of(bits);
+    S::store(to, S::fma_on(lanes, S::expand(S::load(packed), lanes), S::load(b), S::load(c)));
+  }
+  static int64_t count(uint32_t bits) { return S::count(bits); }
   static void copy_in(Dtype dtype, const void* from, float* to, int64_t n) {
     with_dtype(dtype, [=](auto tag) { copy_numbers<S>(static_cast<const Element<decltype(tag)>*>(from), to, n); });
   }
@@ -46,8 +51,8 @@ struct WrapperText {
   }
 
   static Wrapper table(Isa isa) {
-    return {isa,  S::kLanes, load,     load_n,  store,        store_n,
-            even, copy_in,   copy_out, strided, transpose_in, transpose_out};
+    return {isa,        S::kLanes, load,    load_n,   store,   store_n,      even,
+            expand_fma, count,     copy_in, copy_out, strided, transpose_in, transpose_out};
   }
 
  private:
