@@ -19,7 +19,7 @@ from sparsecore.quantize.report import (
     quantization_report,
 )
 from sparsecore.quantize.scheme import Scheme, check_batches
-from sparsecore.quantize.sensitivity import OutputError, fit_budget, sensitivity
+from sparsecore.quantize.sensitivity import ReferenceOutputs, fit_budget, sensitivity
 
 __all__ = [
     "OBSERVERS",
@@ -111,8 +111,8 @@ def quantize(
     quantized = scheme.quantize(model, layers, batches, progress)
     error, errors = None, dict[str, float]()
     if max_error is not None and batches is not None:
-        output_error = OutputError(model, layers, batches)
-        quantized, error, errors = fit_budget(output_error, quantized, max_error, progress=progress)
+        reference = ReferenceOutputs(model, layers, batches)
+        quantized, error, errors = fit_budget(reference, quantized, max_error, progress=progress)
     report = QuantizationReport(scheme.describe(), max_error, error, _rows(layers, quantized, errors))
 
     from sparsecore.nn import put_layer

@@ -123,8 +123,8 @@ class MeanSquaredError(Histogram):
     by nothing); the rare clipped values are counted with step^2 / 12 too, which makes the sum convex.
 
     Reference:
-        Banner et al., Post Training 4-bit Quantization of Convolutional Networks for Rapid-Deployment, NeurIPS 2019,
-        sec. 3, which assumes a distribution where this one counts.
+        Banner et al., Post Training 4-bit Quantization of Convolutional Networks for Rapid-Deployment, NeurIPS 2019
+        (ACIQ), which assumes a distribution where this one counts.
     """
 
     def range(self) -> tuple[float, float] | None:

@@ -66,11 +66,11 @@ def sensitivity(
     layers = find_layers(model, exclude)
     quantized = scheme.quantize(model, layers, batches, progress)
     with progress_line(progress) as show:
-        errors = OutputError(model, layers, batches).of_each(quantized, show)
+        errors = ReferenceOutputs(model, layers, batches).errors_alone(quantized, show)
     return Sensitivity(tuple(sorted(errors, key=lambda row: -row.error)))
 
 
-class OutputError:
+class ReferenceOutputs:
     """The float outputs of a model on batches, and how far those with int8 layers are from them.
 
     Raises:
@@ -85,7 +85,7 @@ class OutputError:
             if any(bool(y.isnan().any()) for y in outputs):
                 raise ValueError(f"expected numbers from the model, got NaN on calibration batch {index}")
 
-    def measure(self, quantized: Mapping[nn.Module, nn.Module]) -> float:
+    def error(self, quantized: Mapping[nn.Module, nn.Module]) -> float:
         """Return the relative error of the worst output with these layers in place of their float ones.
 
         Outputs of other shapes, such as another number of detected objects, are infinitely far.
@@ -104,17 +104,17 @@ class OutputError:
                         sums[i] += square
         return max((_root_ratio(*sums) for sums in squares.values()), default=0.0)
 
-    def of_each(self, quantized: Mapping[nn.Module, nn.Module], show: Callable[[str], None]) -> list[LayerError]:
+    def errors_alone(self, quantized: Mapping[nn.Module, nn.Module], show: Callable[[str], None]) -> list[LayerError]:
         """Return the error of each layer alone, in the order of the model."""
         rows = []
         for done, (layer, form) in enumerate(quantized.items()):
             show(f"sensitivity: {done} of {len(quantized)} layers")
-            rows.append(LayerError(self.names[layer], self.measure({layer: form})))
+            rows.append(LayerError(self.names[layer], self.error({layer: form})))
         return rows
 
 
 def fit_budget(
-    output_error: OutputError,
+    reference: ReferenceOutputs,
     quantized: Mapping[nn.Module, nn.Module],
     max_error: float,
     *,
@@ -123,7 +123,7 @@ def fit_budget(
     """Leave out layers, the most sensitive first, until the model's output error is within the budget.
 
     Args:
-        output_error: of the model.
+        reference: the float model's outputs.
         quantized: all layers in int8, by their float form.
         max_error: the budget.
         progress: write a line to stderr while it takes long.
@@ -132,15 +132,15 @@ def fit_budget(
         The layers to quantize, the error with them, and the error of each layer alone by name (empty if all fit).
     """
     kept = dict(quantized)
-    error = output_error.measure(kept)
+    error = reference.error(kept)
     if error <= max_error:
         return kept, error, {}
     with progress_line(progress) as show:
-        rows = output_error.of_each(quantized, show)
+        rows = reference.errors_alone(quantized, show)
         errors = dict(zip(quantized, (row.error for row in rows), strict=True))
         for layer in sorted(errors, key=lambda layer: -errors[layer]):
             del kept[layer]
-            error = output_error.measure(kept) if kept else 0.0
+            error = reference.error(kept) if kept else 0.0
             show(f"error budget: {error:.3%} with {len(kept)} of {len(quantized)} layers in int8")
             if error <= max_error:
                 break

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import CompressedModule, Int8Linear
 from sparsecore.quantize import quantization_report, quantize, sensitivity
-from sparsecore.quantize.sensitivity import OutputError
+from sparsecore.quantize.sensitivity import ReferenceOutputs
 
 
 def network() -> nn.Sequential:
@@ -199,7 +199,7 @@ def measured(expected: Tensor, found: Tensor) -> float:
         def forward(self, x: Tensor) -> Tensor:
             return next(self.outputs)
 
-    return OutputError(Recorded(), {}, [torch.zeros(1)]).measure({})
+    return ReferenceOutputs(Recorded(), {}, [torch.zeros(1)]).error({})
 
 
 @pytest.mark.parametrize(
