@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import CompressedModule, Int8Linear
-from sparsecore.quantize import quantization_report, quantize, sensitivity
+from sparsecore.quantize import quantization_report, quantize, run, sensitivity
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 
 
@@ -59,6 +59,40 @@ def test_sensitivity_is_the_error_of_one_layer_in_int8(settings: dict[str, Any])
     assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU] * 3 + [nn.Linear]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_training_flags_are_put_back() -> None:
+    class Changing(nn.Module):
+        """Gives fewer outputs every time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.calls = nn.Linear(16, 8), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.layer(x)[:, : 8 - self.calls // 2]
+
+    model = nn.Sequential(Changing(), nn.Dropout()).train()
+    model[1].eval()
+    rows = sensitivity(model, batches())
+    assert rows.rows[0].error == float("inf")
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.filterwarnings("ignore:no layer was quantized")
+def test_progress_only_when_it_takes_long(
+    progress: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize(network(), batches(), max_error=1e-9, progress=progress)
+    assert capsys.readouterr().err == ""
+    clock = iter(range(1000))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    quantize(network(), batches(), max_error=1e-9, bias_correction=True, progress=progress)
+    shown = capsys.readouterr().err
+    for text in ("calibrating: 2 batches", "correcting biases: 2 batches", "sensitivity: 3 of 4", "error budget: "):
+        assert (text in shown) == progress
 
 
 def test_table() -> None:
