@@ -58,7 +58,7 @@ BLOCK: dict[str, dict[str, Any]] = {
         for observer, settings in zip(OBSERVERS, STATIC.values(), strict=True)
     },
 }
-if "x_channel_scale" in Int8Linear.all_keywords():
+if hasattr(Int8Linear.from_dense(nn.Linear(1, 1)), "x_channel_scale"):
     BLOCK |= {
         f"{activations}, per channel, alpha {alpha}": {"activations": activations, "per_channel": True, "alpha": alpha}
         for activations in ("dynamic", "static")

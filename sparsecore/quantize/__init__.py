@@ -62,9 +62,9 @@ def quantize(
         batches: calibration data: tensors, tuples of positional or dicts of keyword arguments of the
             model, which runs in evaluation mode. A generator will do for static activations alone;
             per_channel, bias_correction and max_error run the batches more than once and need a list.
-        activations: ``"dynamic"`` scales each row of activations (a token, a patch) by its own
-            maximum when it comes; ``"static"`` takes one scale and zero point per layer from the
-            calibration batches.
+        activations: ``"dynamic"`` scales each row of activations (a token) by its own maximum when
+            it comes; ``"static"`` takes one scale and zero point per layer from the calibration
+            batches.
         exclude: what to leave alone: names of modules, fnmatch patterns (``"blocks.0.*"``) or
             module types. A module stands for all that is inside.
         observer: how the static range is chosen from what was seen: a row of OBSERVERS
