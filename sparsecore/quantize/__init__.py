@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.weights import Selector
-from sparsecore.quantize.affine import affine_range
-from sparsecore.quantize.calibrate import OBSERVERS, observe
+from sparsecore.quantize.layers import find_layers, first_names
+from sparsecore.quantize.observers import OBSERVERS, MeanSquaredError, MinMax, Observer, Percentile
+from sparsecore.quantize.report import (
+    ATTRIBUTE,
+    LayerError,
+    LayerRow,
+    QuantizationReport,
+    Sensitivity,
+    quantization_report,
+)
+from sparsecore.quantize.scheme import Scheme, check_batches
+from sparsecore.quantize.sensitivity import ReferenceOutputs, fit_budget, sensitivity
 
-__all__ = ["OBSERVERS", "quantize"]
+__all__ = [
+    "OBSERVERS",
+    "LayerError",
+    "LayerRow",
+    "MeanSquaredError",
+    "MinMax",
+    "Observer",
+    "Percentile",
+    "QuantizationReport",
+    "Sensitivity",
+    "quantization_report",
+    "quantize",
+    "sensitivity",
+]
 
 
 def quantize(
@@ -22,7 +43,11 @@ def quantize(
     *,
     activations: Literal["dynamic", "static"] = "dynamic",
     exclude: Selector | Iterable[Selector] = (),
-    observer: str = "minmax",
+    observer: str | Observer | Callable[[], Observer] = "minmax",
+    per_channel: bool = False,
+    alpha: float = 0.5,
+    bias_correction: bool = False,
+    max_error: float | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Replace the linear layers and 2-D convolutions of a model by int8 ones, in place.
@@ -30,17 +55,29 @@ def quantize(
     nn.Linear and nn.Conv2d become Int8Linear and Int8Conv2d, SparseLinear and SparseConv2d their
     SparseInt8 forms; subclasses stay as they are. Weights are symmetric per output channel, and
     zeros stay exactly zero. Layers are replaced only after everything else went well.
+    ``quantization_report(model)`` says what became of each.
 
     Args:
         model: any module that contains such layers.
-        batches: calibration data for static activations: tensors, tuples of positional or dicts of
-            keyword arguments of the model, which runs in evaluation mode.
-        activations: ``"dynamic"`` scales each row of activations by its own maximum when it comes;
-            ``"static"`` takes one scale and zero point per layer from the calibration batches.
+        batches: calibration data: tensors, tuples of positional or dicts of keyword arguments of the
+            model, which runs in evaluation mode. A generator will do for static activations alone;
+            per_channel, bias_correction and max_error run the batches more than once and need a list.
+        activations: ``"dynamic"`` scales each row of activations (a token) by its own maximum when
+            it comes; ``"static"`` takes one scale and zero point per layer from the calibration
+            batches.
         exclude: what to leave alone: names of modules, fnmatch patterns (``"blocks.0.*"``) or
             module types. A module stands for all that is inside.
-        observer: how the static range is chosen from what was seen: a row of OBSERVERS.
-        progress: write a line to stderr while a long calibration runs.
+        observer: how the static range is chosen from what was seen: a row of OBSERVERS
+            (``"minmax"``, ``"percentile"``, ``"mse"``), or an observer such as ``Percentile(99.9)``.
+        per_channel: divide each input channel by a scale of its own, which goes into the weight, so
+            that outlier channels do not take the range of the others; with either kind of activations.
+        alpha: how much of a channel's range goes into the weight, 0 to 1; 1 is all.
+        bias_correction: take the mean error of each output channel on the batches off the bias; one
+            pass, with the inputs that layers have in the float model.
+        max_error: largest relative error of the model's output on the batches, such as 0.01. Layers
+            stay float, the most sensitive first, until the measured error is within it; with a
+            warning if none can be quantized. See ``sensitivity()`` for the error.
+        progress: write a line to stderr while it takes long.
 
     Returns:
         The same model.
@@ -61,69 +98,36 @@ def quantize(
         Jacob et al., Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference, CVPR 2018.
     """
-    if activations not in ("dynamic", "static"):
-        raise ValueError(f'expected activations "dynamic" or "static", got {activations!r}')
-    if isinstance(batches, Tensor):
-        raise ValueError("expected batches as an iterable of inputs, got one tensor; put it in a list")
-    if (activations == "static") != (batches is not None):
-        raise ValueError('expected calibration batches exactly with activations="static"')
-    layers = _layers(model, exclude)
-    inputs: dict[nn.Module, dict[str, Any]] = {}
+    scheme = Scheme(activations, observer, per_channel, alpha, bias_correction)
+    if max_error is not None and not max_error >= 0:
+        raise ValueError(f"expected a max_error of at least 0, got {max_error}")
+    if (scheme.uses_batches or max_error is not None) != (batches is not None):
+        raise ValueError(
+            'expected calibration batches exactly with activations="static", per_channel, bias_correction or max_error'
+        )
     if batches is not None:
-        ranges = observe(model, layers, batches, observer=observer, progress=progress)
-        inputs = {
-            layer: dict(zip(("x_scale", "x_zero_point"), affine_range(*seen), strict=True))
-            for layer, seen in ranges.items()
-        }
-    builders = _builders()
-    quantized: dict[nn.Module, nn.Module] = {}
-    for name, layer in layers.items():
-        try:
-            quantized[layer] = builders[type(layer)](layer, **inputs.get(layer, {}))
-        except (FormatError, UnsupportedError) as error:
-            raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
-        quantized[layer].train(layer.training)
+        batches = check_batches(batches, scheme.passes + (max_error is not None))
+    layers = find_layers(model, exclude)
+    quantized = scheme.quantize(model, layers, batches, progress)
+    error, errors = None, dict[str, float]()
+    if max_error is not None and batches is not None:
+        reference = ReferenceOutputs(model, layers, batches)
+        quantized, error, errors = fit_budget(reference, quantized, max_error, progress=progress)
+    report = QuantizationReport(scheme.describe(), max_error, error, _rows(layers, quantized, errors))
+
     from sparsecore.nn import put_layer
 
     for name, layer in layers.items():
-        put_layer(model, name, quantized[layer])
+        if layer in quantized:
+            put_layer(model, name, quantized[layer])
+    setattr(model, ATTRIBUTE, report)
     return model
 
 
-def _builders() -> dict[type[nn.Module], Callable[..., nn.Module]]:
-    """What each class of layer becomes; imported late, for sparsecore.nn builds on this package."""
-    from sparsecore import nn as compressed
-
-    return {
-        nn.Linear: compressed.Int8Linear.from_dense,
-        nn.Conv2d: compressed.Int8Conv2d.from_dense,
-        compressed.SparseLinear: compressed.SparseInt8Linear.from_sparse,
-        compressed.SparseConv2d: compressed.SparseInt8Conv2d.from_sparse,
-    }
-
-
-def _layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[str, nn.Module]:
-    """The layers to replace, under each of their names."""
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for selector in selectors:
-        if isinstance(selector, str) and not any(fnmatchcase(name, selector) for name in modules):
-            raise ValueError(f"exclude: nothing in the model is called {selector!r}")
-
-    def is_excluded(name: str) -> bool:
-        parts = name.split(".")
-        owners = [".".join(parts[:end]) for end in range(len(parts) + 1)]
-        return any(
-            fnmatchcase(owner, selector) if isinstance(selector, str) else isinstance(modules[owner], selector)
-            for selector in selectors
-            for owner in owners
-        )
-
-    kinds = _builders().keys()
-    layers = {name: module for name, module in modules.items() if type(module) in kinds and not is_excluded(name)}
-    kind = type(model).__name__
-    if "" in layers:
-        raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
-    if not layers:
-        raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
-    return layers
+def _rows(
+    layers: dict[str, nn.Module], quantized: dict[nn.Module, nn.Module], errors: dict[str, float]
+) -> tuple[LayerRow, ...]:
+    return tuple(
+        LayerRow(name, type(layer).__name__, type(quantized.get(layer, layer)).__name__, errors.get(name))
+        for layer, name in first_names(layers).items()
+    )

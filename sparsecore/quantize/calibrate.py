@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sparsecore.quantize.channels import channel_dim, channel_rows, divide_channels
+from sparsecore.quantize.observers import Observer, check_finite, observer_factory
+from sparsecore.quantize.run import counted, progress_line, run_batches, watching
 
-class Observer(Protocol):
-    """Sees every activation that enters one layer, and proposes a range."""
-
-    def update(self, x: Tensor) -> None: ...
-
-    def range(self) -> tuple[float, float] | None:
-        """Return (low, high), or None when nothing was seen."""
-
-
-class MinMax:
-    """The extreme values seen: nothing is clipped, and one outlier widens every step."""
-
-    def __init__(self) -> None:
-        self.low, self.high = math.inf, -math.inf
-
-    def update(self, x: Tensor) -> None:
-        if x.numel():
-            low, high = x.aminmax()
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise ValueError("expected finite activations, got NaN or infinity")
-            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-
-    def range(self) -> tuple[float, float] | None:
-        return (self.low, self.high) if self.low <= self.high else None
-
-
-#: How to choose a range; a method is a row.
-OBSERVERS: dict[str, Callable[[], Observer]] = {"minmax": MinMax}
+Seen = TypeVar("Seen")
 
 
 def observe(
@@ -48,7 +20,8 @@ def observe(
     layers: Mapping[str, nn.Module],
     batches: Iterable[Any],
     *,
-    observer: str = "minmax",
+    observer: str | Observer | Callable[[], Observer] = "minmax",
+    channel_scales: Mapping[nn.Module, Tensor] | None = None,
     progress: bool = True,
 ) -> dict[nn.Module, tuple[float, float]]:
     """Run the model on every batch in evaluation mode, and return the range entering each layer.
@@ -57,86 +30,54 @@ def observe(
         model: any module; its training flags are put back.
         layers: the layers to watch, by name.
         batches: tensors, tuples of positional or dicts of keyword arguments.
-        observer: a row of OBSERVERS.
+        observer: a row of OBSERVERS, or such as ``Percentile(99.9)``.
+        channel_scales: what the input channels of a layer are divided by before the observer sees them.
         progress: write a line to stderr once a second when it takes longer than that.
 
     Raises:
         ValueError: no batches, a NaN or infinite activation, or a layer that never ran.
     """
-    if observer not in OBSERVERS:
-        raise ValueError(f"expected an observer of {', '.join(OBSERVERS)}, got {observer!r}")
-    observers = {layer: OBSERVERS[observer]() for layer in layers.values()}
-    count = 0
-    with (
-        _watching(layers, observers),
-        _evaluating(model),
-        torch.no_grad(),
-        _progress_line(progress) as show,
-    ):
-        for count, batch in enumerate(batches, start=1):
-            _call(model, batch)
-            show(f"calibrating: {count} batches")
-    if count == 0:
-        raise ValueError("expected at least one calibration batch, got none")
-    ranges = {layer: watcher.range() for layer, watcher in observers.items()}
-    unseen = [name for name, layer in layers.items() if ranges[layer] is None]
+    make = observer_factory(observer)
+    observers = {layer: make() for layer in layers.values()}
+    scales = channel_scales or {}
+
+    def see(layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        observers[layer].update(divide_channels(x, scales[layer], channel_dim(layer)) if layer in scales else x)
+
+    _watch(model, layers, batches, see, progress)
+    return _reached(layers, {layer: watcher.range() for layer, watcher in observers.items()})
+
+
+def observe_channels(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], *, progress: bool = True
+) -> dict[nn.Module, Tensor]:
+    """Run the model like observe(), and return the largest magnitude of each input channel: ``[C]`` float32."""
+    absmax: dict[nn.Module, Tensor] = {}
+
+    def see(layer: nn.Module, x: Tensor, _: Tensor) -> None:
+        if x.numel():
+            check_finite(x)
+            seen = channel_rows(x.detach(), layer).abs().amax(0).float()
+            absmax[layer] = torch.maximum(absmax[layer], seen) if layer in absmax else seen
+
+    _watch(model, layers, batches, see, progress)
+    return _reached(layers, {layer: absmax.get(layer) for layer in layers.values()})
+
+
+def _watch(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    see: Callable[[nn.Module, Tensor, Tensor], None],
+    progress: bool,
+) -> None:
+    with watching(layers, see), progress_line(progress) as show:
+        for _ in run_batches(model, counted(batches, show, "calibrating")):
+            pass
+
+
+def _reached(layers: Mapping[str, nn.Module], seen: Mapping[nn.Module, Seen | None]) -> dict[nn.Module, Seen]:
+    unseen = [name for name, layer in layers.items() if seen[layer] is None]
     if unseen:
         raise ValueError(f"no calibration batch reached {unseen}; leave out with exclude={unseen}")
-    return {layer: seen for layer, seen in ranges.items() if seen is not None}
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    else:
-        model(batch)
-
-
-@contextmanager
-def _watching(layers: Mapping[str, nn.Module], observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
-    def watch(name: str, layer: nn.Module) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            try:
-                observers[layer].update((*args, *kwargs.values())[0].detach())
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}; check the calibration batches and the weights before it") from None
-
-        return layer.register_forward_pre_hook(hook, with_kwargs=True)
-
-    handles = [watch(name, layer) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
-@contextmanager
-def _progress_line(enabled: bool) -> Iterator[Callable[[str], None]]:
-    """Yield a function that rewrites a line on stderr, once a second and not in the first."""
-    shown_at, is_shown = time.monotonic(), False
-
-    def show(text: str) -> None:
-        nonlocal shown_at, is_shown
-        if enabled and time.monotonic() - shown_at >= 1.0:
-            shown_at, is_shown = time.monotonic(), True
-            print(f"\r{text}", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if is_shown:
-            print(file=sys.stderr)
+    return {layer: value for layer, value in seen.items() if value is not None}

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsecore.quantize import calibrate
-from sparsecore.quantize.calibrate import OBSERVERS, MinMax, observe
+from sparsecore.quantize import run
+from sparsecore.quantize.calibrate import observe, observe_channels
+from sparsecore.quantize.observers import OBSERVERS, MinMax, Percentile
 
 
 class TwoInputs(nn.Module):
@@ -49,14 +50,8 @@ def test_model_is_left_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         observe(model, {"1": model[1]}, [torch.randn(4, 7)])
     assert [module.training for module in model.modules()] == flags
-    assert not model[1]._forward_pre_hooks
+    assert not model[1]._forward_hooks
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_activations_must_be_finite(bad: float) -> None:
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        MinMax().update(torch.tensor([1.0, bad, 2.0]))
 
 
 def test_no_batches_and_layers_never_reached() -> None:
@@ -82,6 +77,35 @@ def test_observers_are_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranges == {model[0]: (-1.0, 1.0)}
 
 
+def test_an_observer_is_copied_for_every_layer() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    observer = Percentile(100.0)
+    x = torch.randn(9, 3)
+    for choice in (observer, MinMax):
+        ranges = observe(model, {"0": model[0], "1": model[1]}, [x], observer=choice)
+        assert ranges[model[0]] == (float(x.min()), float(x.max()))
+        assert ranges[model[1]] != ranges[model[0]]
+    assert observer.range() is None
+
+
+def test_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(2), nn.Linear(4, 2))
+    layers = {"0": model[0], "2": model[2]}
+    batches = [torch.randn(5, 2, 4, 4), torch.randn(1, 2, 4, 4)]
+    absmax = observe_channels(model, layers, batches)
+    every = torch.cat(batches)
+    hidden = model[:2](every).detach()
+    assert torch.equal(absmax[model[0]], every.abs().amax((0, 2, 3)))
+    assert torch.equal(absmax[model[2]], hidden.abs().amax((0, 1)))
+    scales = {model[0]: torch.tensor([2.0, 4.0])}
+    ranges = observe(model, layers, batches, channel_scales=scales)
+    scaled = every / torch.tensor([2.0, 4.0])[:, None, None]
+    assert ranges[model[0]] == (float(scaled.min()), float(scaled.max()))
+    assert ranges[model[2]] == (float(hidden.min()), float(hidden.max()))
+    with pytest.raises(ValueError, match="0: expected finite"):
+        observe_channels(model, layers, [torch.full((1, 2, 4, 4), float("nan"))])
+
+
 @pytest.mark.parametrize("progress", [False, True])
 def test_progress_only_when_it_takes_long(
     progress: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -91,6 +115,6 @@ def test_progress_only_when_it_takes_long(
     observe(model, {"0": model[0]}, batches, progress=progress)
     assert capsys.readouterr().err == ""
     clock = iter(range(100))
-    monkeypatch.setattr(calibrate.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
     observe(model, {"0": model[0]}, batches, progress=progress)
     assert ("calibrating: 4 batches" in capsys.readouterr().err) == progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sparsecore.nn import (
     SparseInt8Linear,
     SparseLinear,
 )
-from sparsecore.quantize import quantize
+from sparsecore.quantize import Percentile, quantization_report, quantize
 
 
 def network() -> nn.Sequential:
@@ -53,7 +54,7 @@ def test_close_to_the_float_model(activations: Any) -> None:
         error = (model(x) - expected).abs().max()
     assert kinds(model) == INT8
     assert float(error) < 0.02 * float(expected.abs().max())
-    assert bool((model[3][0].weight_format.q[zeros] == 0).all())
+    assert bool((model[3][0].weight[zeros] == 0).all())
     assert [module.x_scale is None for module in (model[0], model[4])] == [activations == "dynamic"] * 2
 
 
@@ -63,13 +64,32 @@ def test_static_covers_the_calibration_range() -> None:
     assert (model[0].x_scale, model[0].x_zero_point) == (1.0, -128)
 
 
+def test_a_generator_will_do_for_static_activations() -> None:
+    model, x = network(), torch.rand(32, 1, 8, 8)
+    same = network()
+    same.load_state_dict(model.state_dict())
+    quantize(model, (part for part in x.split(8)), activations="static")
+    quantize(same, [x], activations="static")
+    assert [model[i].x_scale for i in (0, 4)] == [same[i].x_scale for i in (0, 4)]
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse", Percentile(99.0)])
+def test_observers_clip(observer: Any) -> None:
+    x = torch.cat([torch.randn(20_000), torch.tensor([200.0])])[:, None]
+    layer = nn.Linear(1, 1)
+    clipped, whole = nn.Sequential(layer), nn.Sequential(layer)
+    quantize(clipped, [x], activations="static", observer=observer)
+    quantize(whole, [x], activations="static")
+    assert clipped[0].x_scale < whole[0].x_scale
+
+
 def test_sparse_layers_stay_sparse() -> None:
     model = network()
     model[0], model[4] = SparseConv2d.from_dense(model[0]), SparseLinear.from_dense(model[4])
-    pattern = model[0].col_idx.clone()
+    zeros = model[0].weight == 0
     quantize(model)
     assert kinds(model) == [SparseInt8Conv2d, Int8Linear, SparseInt8Linear]
-    assert torch.equal(model[0].weight_format.col_idx, pattern)
+    assert bool((model[0].weight[zeros] == 0).all())
     with pytest.raises(UnsupportedError, match="nothing to quantize"):
         quantize(model)
 
@@ -118,6 +138,18 @@ class Failing(nn.Module):
         ({}, {"activations": "static"}, ValueError, "batches exactly with"),
         ({}, {"batches": [torch.rand(1, 1, 8, 8)]}, ValueError, "batches exactly with"),
         ({}, {"activations": "static", "batches": []}, ValueError, "at least one"),
+        ({}, {"activations": "static", "batches": torch.rand(1, 1, 8, 8)}, ValueError, "put it in a list"),
+        ({}, {"max_error": 0.01}, ValueError, "batches exactly with.*max_error"),
+        ({}, {"bias_correction": True}, ValueError, "batches exactly with.*bias_correction"),
+        ({}, {"per_channel": True}, ValueError, "batches exactly with.*per_channel"),
+        ({}, {"max_error": -1.0}, ValueError, "max_error of at least 0"),
+        ({}, {"alpha": 1.5}, ValueError, "alpha between 0 and 1"),
+        ({}, {"observer": "mean"}, ValueError, "observer of minmax, percentile, mse"),
+        *(
+            ({}, {"activations": "static", "batches": iter([torch.rand(1, 1, 8, 8)]), name: value}, ValueError,
+             "expected a list of batches.*got a list_iterator")
+            for name, value in {"max_error": 0.5, "bias_correction": True, "per_channel": True}.items()
+        ),
         (
             {},
             {"activations": "static", "batches": [torch.full((1, 1, 8, 8), float("nan"))]},
@@ -156,3 +188,41 @@ def test_nan_weight_is_named() -> None:
 def test_a_single_layer_cannot_be_replaced_in_place() -> None:
     with pytest.raises(UnsupportedError, match=r"nn\.Sequential"):
         quantize(nn.Linear(2, 2))
+
+
+HAS_CHANNEL_SCALE = hasattr(Int8Linear.from_dense(nn.Linear(1, 1)), "x_channel_scale")
+
+
+@pytest.mark.skipif(not HAS_CHANNEL_SCALE, reason="int8 layers take no x_channel_scale")
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_channel_scales_keep_outlier_channels_apart(activations: Any) -> None:
+    gains = torch.ones(64)
+    gains[5] = 100.0
+    x = torch.randn(256, 64) * gains
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    with torch.no_grad():
+        model[0].weight[:, 5] /= 100
+        expected = model(x)
+    errors = {}
+    for per_channel in (False, True):
+        quantized = copy.deepcopy(model)
+        batches = [x] if per_channel or activations == "static" else None
+        quantize(quantized, batches, activations=activations, per_channel=per_channel)
+        assert quantization_report(quantized).settings.get("per_channel", False) == per_channel
+        errors[per_channel] = float((quantized(x) - expected).norm() / expected.norm())
+    assert errors[True] < errors[False] / 5
+
+
+@pytest.mark.skipif(not HAS_CHANNEL_SCALE, reason="int8 layers take no x_channel_scale")
+def test_channel_scales_of_every_class_of_layer() -> None:
+    for groups in (1, 2):
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=groups), nn.Flatten(), nn.Linear(4 * 36, 3))
+        sparse = nn.Sequential(
+            SparseConv2d.from_dense(model[0], activation="relu"), nn.Flatten(), SparseLinear.from_dense(model[2])
+        )
+        x = torch.randn(16, 2, 8, 8) * torch.tensor([1.0, 50.0])[:, None, None]
+        for network in (model, sparse):
+            expected = network(x).detach()
+            quantize(network, [x], activations="static", per_channel=True)
+            assert float((network(x) - expected).norm() / expected.norm()) < 0.03
+        assert sparse[0].activation == "relu"

@@ -1,0 +1,95 @@
+"""Which layers of a model are quantized, and what each becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.weights import Selector
+
+
+def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[str, nn.Module]:
+    """Return the layers to replace, under each of their names.
+
+    Args:
+        model: any module.
+        exclude: names, fnmatch patterns or types of modules to leave alone with all that is inside.
+
+    Raises:
+        ValueError: a name means nothing in the model.
+        UnsupportedError: there is nothing to quantize, or the model is itself a layer.
+    """
+    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for selector in selectors:
+        if isinstance(selector, str) and not any(fnmatchcase(name, selector) for name in modules):
+            raise ValueError(f"exclude: nothing in the model is called {selector!r}")
+
+    def is_excluded(name: str) -> bool:
+        parts = name.split(".")
+        owners = [".".join(parts[:end]) for end in range(len(parts) + 1)]
+        return any(
+            fnmatchcase(owner, selector) if isinstance(selector, str) else isinstance(modules[owner], selector)
+            for selector in selectors
+            for owner in owners
+        )
+
+    kinds = _builders().keys()
+    layers = {name: module for name, module in modules.items() if type(module) in kinds and not is_excluded(name)}
+    kind = type(model).__name__
+    if "" in layers:
+        raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
+    if not layers:
+        raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
+    return layers
+
+
+def first_names(layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
+    """Return the first name of each layer, in the order of the model."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        names.setdefault(layer, name)
+    return names
+
+
+def quantize_layer(name: str, layer: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """Return the int8 form of a layer.
+
+    Args:
+        name: for errors.
+        layer: one that find_layers() found.
+        settings: x_scale, x_zero_point, x_channel_scale, as far as there are any.
+
+    Raises:
+        FormatError: the weight is NaN or infinite.
+        UnsupportedError: a setting of the layer that the int8 kernels lack.
+    """
+    try:
+        quantized = _builders()[type(layer)](layer, **settings)
+    except (FormatError, UnsupportedError) as error:
+        raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
+    return quantized.train(layer.training)
+
+
+def _builders() -> dict[type[nn.Module], Callable[..., nn.Module]]:
+    """What each class of layer becomes; imported late, for sparsecore.nn builds on this package."""
+    from sparsecore import nn as compressed
+
+    def from_sparse(kind: Any) -> Callable[..., nn.Module]:
+        def build(layer: Any, **settings: Any) -> nn.Module:
+            if "x_channel_scale" in settings:  # the weight is multiplied on its way from dense
+                return kind.from_dense(layer.to_dense_module(), activation=layer.activation, **settings)
+            return kind.from_sparse(layer, **settings)
+
+        return build
+
+    return {
+        nn.Linear: compressed.Int8Linear.from_dense,
+        nn.Conv2d: compressed.Int8Conv2d.from_dense,
+        compressed.SparseLinear: from_sparse(compressed.SparseInt8Linear),
+        compressed.SparseConv2d: from_sparse(compressed.SparseInt8Conv2d),
+    }
