@@ -46,7 +46,7 @@ struct DotNeon {
   static SPARSECORE_INLINE int64_t count(Mask mask) { return __builtin_popcount(mask); }
   // Positions of the set bits, by a table per half of the mask; 0xff shuffles in a zero.
   static SPARSECORE_INLINE Weights expand(const int8_t* values, Mask mask) {
-    const uint8x8_t low = vld1_u8(kExpandTable.index[mask & 0xff]), high = vld1_u8(kExpandTable.index[mask >> 8]);
+    const uint8x8_t low = vld1_u8(kExpandBytes.index[mask & 0xff]), high = vld1_u8(kExpandBytes.index[mask >> 8]);
     const uint8x8_t first = vtbl1_u8(vreinterpret_u8_s8(vld1_s8(values)), low);
     const uint8x8_t second = vtbl1_u8(vreinterpret_u8_s8(vld1_s8(values + __builtin_popcount(mask & 0xff))), high);
     return vreinterpretq_s8_u8(vcombine_u8(first, second));

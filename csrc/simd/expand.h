@@ -18,8 +18,8 @@ SPARSECORE_INLINE __m128i expand_16(const int8_t* values, uint32_t mask) {
   const int second = _mm_popcnt_u32(mask & 0xff);
   const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
   const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values + second));
-  const __m128i low_index = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.index[mask & 0xff]));
-  const __m128i high_index = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.index[mask >> 8 & 0xff]));
+  const __m128i low_index = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandBytes.index[mask & 0xff]));
+  const __m128i high_index = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandBytes.index[mask >> 8 & 0xff]));
   return _mm_unpacklo_epi64(_mm_shuffle_epi8(low, low_index), _mm_shuffle_epi8(high, high_index));
 }
 

@@ -7,16 +7,16 @@ namespace sparsecore {
 namespace {
 
 // For each mask of 8 bits: which of the next bytes each set bit takes; 0x80, which shuffles in a zero, for the others.
-struct ExpandTable {
+struct ExpandBytesTable {
   uint8_t index[256][8];
-  constexpr ExpandTable() : index() {
+  constexpr ExpandBytesTable() : index() {
     for (int mask = 0; mask < 256; ++mask) {
       uint8_t next = 0;
       for (int i = 0; i < 8; ++i) index[mask][i] = (mask >> i & 1) != 0 ? next++ : uint8_t{0x80};
     }
   }
 };
-alignas(64) constexpr ExpandTable kExpandTable;
+alignas(64) constexpr ExpandBytesTable kExpandBytes;
 
 }  // namespace
 }  // namespace sparsecore

@@ -40,9 +40,9 @@ def test_degenerate_sizes(
 
 def integer_reference(layer: Int8Linear, x: Tensor, x_scale: Tensor, x_zero_point: int) -> tuple[Tensor, Tensor]:
     """y from int64 sums, and the float32 roundings that come after them."""
-    q = (x / x_scale).round() + x_zero_point
+    q = (x * (1 / x_scale)).round() + x_zero_point
     q = q.clamp(-128, 127).long() - x_zero_point
-    acc = (q @ layer.q.long().T).double()
+    acc = (q @ layer.weight_format.q.long().T).double()
     scaled = acc * x_scale.double() * layer.scale.double()
     bias = layer.bias.double()
     bound = 4 * UNIT * (scaled.abs() + bias.abs())  # two products, the conversion of acc, the sum

@@ -134,6 +134,7 @@ struct LookupView : Int8Blocks {
   const uint8_t* slots = nullptr;         // [num_steps, 2, lanes, 4] columns, then values (int8)
 
   int64_t groups() const { return (segment_cols() + table - 1) / table; }  // of a segment
+};
 
 // One bit per position and the stored values: the smallest form of a float weight at 30 to 90% zeros. Rows come in
 // blocks of 16; where K columns and a density d are stored, a weight costs 1/8 + d * (bytes of a value) bytes.
