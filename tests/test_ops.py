@@ -1,4 +1,4 @@
-"""Every operation through every kernel against dense float64 or int64; tracing, gradients, bad input."""
+"""Every float operation through every kernel against dense float64; tracing, gradients, bad input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.library import opcheck
 
 import sparsecore
-from sparsecore import _C, CsrWeight, Int8Weight, ops
+from sparsecore import _C, CsrWeight, ops
 from sparsecore.formats import BitmapWeight, BlockCsrWeight, PanelWeight
 
 raw = torch.ops.sparsecore
@@ -273,46 +273,6 @@ def test_nan_that_a_block_does_not_store_is_skipped() -> None:
     assert run_spmm("8x1", x, CsrWeight.from_dense(dense)).isnan().all(), "its zeros are stored"
 
 
-def int8_reference(x: Tensor, weight: Int8Weight, x_scale: float | None, x_zero_point: int) -> Tensor:
-    """Exact integers in int64, then the contract's float32 arithmetic; scales are powers of two."""
-    scale = torch.tensor(x_scale) if x_scale else x.abs().amax(1, keepdim=True) / 127
-    q = torch.clamp(torch.round(x / scale) + x_zero_point, -128, 127).long() - x_zero_point
-    return (q @ weight.q.long().T).float() * (scale * weight.scale)
-
-
-@pytest.mark.parametrize("quantizer", [(None, 0), (2.0**-5, 0), (2.0**-6, -11)])
-@pytest.mark.parametrize(("M", "K", "N"), [(1, 40, 9), (5, 1, 1), (13, 70, 33), (67, 203, 8)])
-def test_int8(quantizer: tuple[float | None, int], M: int, K: int, N: int) -> None:
-    q = torch.randint(-128, 128, (N, K), dtype=torch.int8) * (torch.rand(N, K) < 0.4)
-    weight = Int8Weight(q.to(torch.int8), 2.0 ** -torch.arange(N).remainder(8).float())
-    x = torch.randn(M, K)
-    expected = int8_reference(x, weight, *quantizer)
-    options = dict(zip(("x_scale", "x_zero_point"), quantizer, strict=True))
-    for kernel in kernel_names("gemm_int8"):
-        assert torch.equal(ops.gemm_int8(x, weight, kernel=kernel, **options), expected)
-    for kernel in kernel_names("spmm_int8"):
-        assert torch.equal(ops.spmm_int8(x, weight.to_csr(), kernel=kernel, **options), expected)
-
-
-def test_int8_extremes_do_not_overflow() -> None:
-    K = 65536
-    weight = Int8Weight(torch.full((2, K), -128, dtype=torch.int8), torch.ones(2))
-    x = torch.full((2, K), 1e9)
-    y = ops.gemm_int8(x, weight, x_scale=1.0, x_zero_point=-128)
-    assert torch.equal(y, torch.full((2, 2), -128.0 * 255 * K))
-    assert torch.equal(ops.spmm_int8(x, weight.to_csr(), x_scale=1.0, x_zero_point=-128), y)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_int8_row_with_nan_or_infinity_is_nan_alone(value: float) -> None:
-    weight = Int8Weight.from_dense(torch.randn(3, 8))
-    x = torch.randn(2, 8)
-    x[1, 3] = value
-    y = ops.gemm_int8(x, weight)
-    assert y[0].isfinite().all()
-    assert y[1].isnan().all()
-
-
 def test_missing_entries_skip_nan() -> None:
     weight = CsrWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
     for rows in (1, 5):
@@ -329,8 +289,6 @@ def test_empty_and_all_zero(rows: int, K: int) -> None:
     expected = bias.expand(rows, 2)
     weight = CsrWeight.from_dense(torch.zeros(2, K))
     assert torch.equal(ops.spmm(x, weight, bias), expected)
-    assert torch.equal(ops.gemm_int8(x, Int8Weight.from_dense(torch.zeros(2, K)), bias), expected)
-    assert torch.equal(ops.spmm_int8(x, weight.quantize(), bias), expected)
     images = torch.randn(rows, K, 3, 3)
     y = ops.spmm(images, weight, bias, layout="columns")
     assert torch.equal(y, bias[:, None, None].expand(rows, 2, 3, 3))
@@ -339,7 +297,6 @@ def test_empty_and_all_zero(rows: int, K: int) -> None:
 def test_same_bits_for_any_number_of_threads(threads: None) -> None:
     linear = CsrWeight.from_dense(random_sparse(300, 257))
     filters = CsrWeight.from_dense(random_sparse(64, 16, 3, 3))
-    q = Int8Weight.from_dense(torch.randn(300, 257))
     x, images = torch.randn(130, 257), torch.randn(3, 16, 33, 31)
 
     def run() -> list[Tensor]:
@@ -348,8 +305,6 @@ def test_same_bits_for_any_number_of_threads(threads: None) -> None:
             ops.spmm(x[:1], linear),
             ops.spmm(images, CsrWeight.from_dense(torch.eye(16)), layout="columns"),
             ops.conv2d(images, filters, kernel_size=3, padding=1),
-            ops.gemm_int8(x, q),
-            ops.spmm_int8(x, q.to_csr()),
         ]
 
     torch.set_num_threads(1)
@@ -609,12 +564,7 @@ def test_damaged_bitmaps_are_found_in_every_call() -> None:
         raw.spmm_bitmap(x, [block_ptr, past, values], bitmap.sizes, *plain)
 
 
-def test_opcheck_int8_and_packing() -> None:
-    dense = Int8Weight.from_dense(random_sparse(6, 5))
-    sparse = dense.to_csr()
-    x = torch.randn(4, 5)
-    opcheck(raw.gemm_int8.default, (x, dense.q, dense.scale))
-    opcheck(raw.spmm_csr_int8.default, (x, *csr_tensors(sparse), sparse.scale, None, 0.1, 3))
+def test_opcheck_packing() -> None:
     arrays = csr_tensors(CsrWeight.from_dense(random_sparse(6, 5)))
     opcheck(raw.pack_csr.default, (random_sparse(4, 5),))
     opcheck(raw.unpack_csr.default, (*arrays, 5))
@@ -696,19 +646,11 @@ def test_gradients_of_x_bias_and_residual_equal_those_in_float64(
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
 
 
-def test_int8_backward_is_a_clear_error() -> None:
-    x = torch.randn(2, 5, requires_grad=True)
-    y = ops.gemm_int8(x, Int8Weight.from_dense(torch.randn(6, 5)))
-    with pytest.raises(RuntimeError, match="int8 operations have no gradient"):
-        y.sum().backward()
-
-
 def test_compile_fullgraph() -> None:
-    weight = CsrWeight.from_dense(random_sparse(6, 5))
-    dense = Int8Weight.from_dense(torch.randn(6, 6))
+    weight, other = CsrWeight.from_dense(random_sparse(6, 5)), CsrWeight.from_dense(random_sparse(4, 6))
 
     def model(x: Tensor) -> Tensor:
-        return ops.gemm_int8(ops.spmm(x, weight, activation="relu") + 1, dense)
+        return ops.spmm(ops.spmm(x, weight, activation="relu") + 1, other)
 
     x = torch.randn(4, 5)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
@@ -745,8 +687,6 @@ def test_damaged_indices_are_found_in_every_call(
     values, x = torch.ones(len(col_idx)), torch.randn(rows, 4)
     with pytest.raises(RuntimeError, match=message):
         raw.spmm_csr(x, *arrays, values)
-    with pytest.raises(RuntimeError, match=message):
-        raw.spmm_csr_int8(x, *arrays, values.to(torch.int8), torch.ones(2))
     images = x.view(rows, 4, 1, 1)
     for form in (values, torch.ones(len(col_idx), 4), torch.ones(len(col_idx), 8)):
         with pytest.raises(RuntimeError, match=message):
@@ -777,19 +717,6 @@ def test_damaged_indices_are_found_in_every_call(
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, stride=0), "stride"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, groups=3), "groups"),
         (lambda: ops.conv2d(torch.randn(1, 4, 2, 2), GOOD, kernel_size=1, padding=-1), "padding"),
-        (
-            lambda: ops.gemm_int8(torch.randn(2, 5), Int8Weight.from_dense(torch.eye(4))),
-            r"K = 4\]",
-        ),
-        (
-            lambda: ops.gemm_int8(torch.randn(2, 4), Int8Weight.from_dense(torch.eye(4)), x_scale=-1.0),
-            "positive finite x_scale",
-        ),
-        (
-            lambda: ops.gemm_int8(torch.randn(2, 70000), Int8Weight.from_dense(torch.ones(1, 70000))),
-            "K <= 65536",
-        ),
-        (lambda: ops.spmm_int8(torch.randn(2, 4), GOOD), "call weight.quantize"),
         (lambda: ops.spmm(torch.randn(2, 4), torch.eye(4)), "expected a CsrWeight"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, residual=torch.ones(2, 3)), r"residual of .* shape \[2, 4\], got"),
         (lambda: ops.spmm(torch.randn(2, 4), GOOD, residual=torch.ones(2, 4).half()), "residual of the output's dtype"),

@@ -4,8 +4,8 @@
 
 namespace sparsecore {
 
-Int8Packing int8_packing() {
-  if (isa_enabled(Isa::kAvx512Vbmi)) return {16, 64, false};
+Int8Packing int8_packing(bool few_positions) {
+  if (isa_enabled(Isa::kAvx512Vbmi)) return {16, few_positions ? 256 : 64, false};
   if (isa_enabled(Isa::kAvx512Vnni)) return {16, 16, false};
   if (isa_enabled(Isa::kAvxVnni)) return {8, 16, false};
   if (isa_enabled(Isa::kAvx2)) return {8, 16, true};

@@ -50,8 +50,8 @@ py::dict build_info() {
 }
 
 // Rows of a block, columns of a table, and whether pairs of values must be safe.
-py::tuple packing_of_int8() {
-  const Int8Packing packing = int8_packing();
+py::tuple packing_of_int8(bool few_positions) {
+  const Int8Packing packing = int8_packing(few_positions);
   return py::make_tuple(packing.lanes, packing.table, packing.has_safe_pairs);
 }
 
@@ -174,7 +174,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels, packing and CPU features of libsparsecore for numpy.";
   sparsecore::isa_in_use();  // a wrong SPARSECORE_ISA is reported by the import, not by the first layer that runs
   m.def("kernels", &kernels);
-  m.def("int8_packing", &packing_of_int8);
+  m.def("int8_packing", &packing_of_int8, py::arg("few_positions") = false);
   m.def("isa", [] { return sparsecore::isa_name(sparsecore::isa_in_use()); });
   m.def("isa_detected", [] { return sparsecore::isa_name(sparsecore::isa_detected()); });
   m.def("cpu_name", &sparsecore::cpu_name);

@@ -28,7 +28,7 @@ struct Groups {
   int64_t count = 1;
 };
 
-constexpr int64_t kMaxLanes = 16, kMaxTable = 128;
+constexpr int64_t kMaxLanes = 16, kMaxTable = 256;
 
 // N, K, segments, lanes, table, groups of a packed weight, as Python holds them.
 template <class View>
@@ -165,6 +165,13 @@ bool is_float(ScalarType dtype) {
 
 Dtype dtype_of(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : dtype == ScalarType::Half ? Dtype::kFloat16 : Dtype::kFloat32;
+}
+
+// Distance of rows of bytes that are read together: whole cache lines, and not a multiple of 1024, or a few of them would
+// evict each other from the first-level cache (lookup, 4096x4096 at 95% zeros, 16 rows: 1.5 -> 0.7 ms).
+int64_t spread_bytes(int64_t bytes) {
+  const int64_t lines = (bytes + 63) / 64 * 64;
+  return lines % 1024 == 0 ? lines + 64 : lines;
 }
 
 // How float activations become bytes.
@@ -314,7 +321,7 @@ Tensor linear_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     QuantizeArgs input;
     input.images = product(shape, 0, shape.size() - 1);
     input.channels = K;
-    input.ld_out = (K + 63) / 64 * 64;
+    input.ld_out = spread_bytes(K);
     shape.back() = groups.first.rows;
     const Outputs outputs{y_scale, y_zero_point};
     y = new_tensor(x, shape, outputs.dtype(x.scalar_type()));
@@ -363,8 +370,8 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     input.width = x_any.size(3);
     input.padding_h = pad.h;
     input.padding_w = pad.w;
-    input.ld_out = input.channels;
     const int64_t taps = size.h * size.w;
+    input.ld_out = taps == 1 ? spread_bytes(input.channels) : input.channels;  // rows of a filter have no gaps
     check(input.channels % groups.count == 0 && view.cols == input.channels / groups.count * taps,
           "expected a weight [N, K = C / groups * KH * KW] for ", input.channels, " channels in ", groups.count,
           " groups and ", size.h, "x", size.w, " filters, got K = ", view.cols);

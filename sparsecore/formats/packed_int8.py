@@ -17,7 +17,7 @@ from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats.int8 import Int8Weight
 
-READ_BEYOND = 128  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
+READ_BEYOND = 256  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class PackedInt8Weight:
         taps: int = 1,
         segments: int = 1,
         groups: int = 1,
+        few_rows: bool = False,
         packing: tuple[int, int, bool] | None = None,
     ) -> PackedInt8Weight:
         """Pack a weight whose columns are channels times taps, as torch flattens filters.
@@ -100,6 +101,7 @@ class PackedInt8Weight:
             taps: see Shape, like segments and groups.
             segments: a divisor of taps.
             groups: a divisor of N.
+            few_rows: pack for few rows of activations (up to 4), where bytes decide.
             packing: lanes, table and whether pairs of values must not saturate; None takes what the
                 best kernels of this machine want.
 
@@ -113,7 +115,7 @@ class PackedInt8Weight:
             raise FormatError(
                 f"expected K of whole channels and N of whole groups, got {weight.shape}, {taps} taps, {groups} groups"
             )
-        lanes, table, has_safe_pairs = packing or _C.int8_packing()
+        lanes, table, has_safe_pairs = packing or _C.int8_packing(few_rows)
         shape = Shape(N, K, taps, segments, lanes, table, groups)
         q = weight.q.view(N, K // taps, taps).transpose(1, 2).reshape(N, K)
         tensors = _FORMATS[format][0](q, shape, has_safe_pairs)

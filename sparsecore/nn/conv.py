@@ -227,7 +227,7 @@ class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
         super().__init__(weight, bias, kernel_size=kernel_size, dilation=dilation, groups=groups, **options)
 
     def _packing_settings(self) -> dict[str, int]:
-        return cast("dict[str, int]", self.__dict__["filter"])
+        return {**super()._packing_settings(), **self.__dict__["filter"]}
 
     def _num_channels(self) -> int:
         return self.weight_shape[1] // self.filter["taps"] * self.filter["groups"]

@@ -425,9 +425,16 @@ class CsrInt8Storage(QuantizedStorage):
 
 
 class LookupStorage(CsrInt8Storage):
-    """Packed for table lookup: fast at any number of activations."""
+    """Packed for table lookup.
+
+    Args:
+        few_rows: pack for few rows of activations, up to 4: fewer bytes, more work for each row.
+    """
+
+    keywords: ClassVar[tuple[str, ...]] = ("few_rows",)
 
     packing: ClassVar[str] = "lookup"
+    few_rows: bool
     packed_names: ClassVar[tuple[str, ...]] = (
         "entry_ptr",
         "step_ptr",
@@ -437,6 +444,15 @@ class LookupStorage(CsrInt8Storage):
         "scale",
         "weight_sum",
     )
+
+    def __init__(
+        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
+    ) -> None:
+        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
+        super().__init__(weight, bias, **options)
+
+    def _packing_settings(self) -> dict[str, int]:
+        return {**super()._packing_settings(), "few_rows": self.few_rows}
 
 
 class BitmapInt8Storage(CsrInt8Storage):

@@ -26,6 +26,7 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.BlockConv2d: lambda **options: nn.Conv2d(4, 8, 3, padding=1, groups=2, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseInt8Linear: lambda **options: nn.Linear(12, 7, **options),
+    snn.BitmapInt8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.Int8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
@@ -282,6 +283,15 @@ def test_int8_keeps_its_scales_when_cast(cls: type[CompressedModule]) -> None:
     assert torch.allclose(y.float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("cls", INT8)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_int8_results_of_16_bit_x_are_the_float32_ones_rounded(cls: type[CompressedModule], dtype: torch.dtype) -> None:
+    layer, x = cls.from_dense(dense(cls), activation="gelu"), example(cls).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, layer(x.float()).to(dtype))
+
+
 @pytest.mark.parametrize("cls", FLOAT)
 def test_gradients_reach_input_and_bias(cls: type[CompressedModule]) -> None:
     layer = dense(cls)
@@ -355,19 +365,23 @@ def test_wrong_input_scale(cls: type[CompressedModule]) -> None:
         cls.from_dense(dense(cls), x_scale=1.0, x_zero_point=200)
 
 
-@pytest.mark.parametrize("cls", [snn.Int8Linear, snn.SparseInt8Linear])
+@pytest.mark.parametrize("cls", [snn.Int8Linear, snn.SparseInt8Linear, snn.BitmapInt8Linear])
 def test_rows_too_long_for_int32_sums(cls: type[CompressedModule]) -> None:
     with pytest.raises(UnsupportedError, match="65536"):
         cls.from_dense(nn.Linear(65537, 1))
     weight = Int8Weight(torch.full((1, 65536), -128, dtype=torch.int8), torch.ones(1))
     layer = snn.Int8Linear(weight, x_scale=1.0, x_zero_point=-128)
-    layer = layer if cls is snn.Int8Linear else snn.SparseInt8Linear.from_int8(layer)
+    layer = layer if cls is snn.Int8Linear else cls.from_int8(layer)
     assert layer(torch.full((1, 65536), 255.0)).item() == -128 * 255 * 65536
 
 
 @pytest.mark.parametrize(
     ("float_cls", "cls"),
-    [(snn.SparseLinear, snn.SparseInt8Linear), (snn.SparseConv2d, snn.SparseInt8Conv2d)],
+    [
+        (snn.SparseLinear, snn.SparseInt8Linear),
+        (snn.SparseLinear, snn.BitmapInt8Linear),
+        (snn.SparseConv2d, snn.SparseInt8Conv2d),
+    ],
 )
 def test_from_sparse(float_cls: type[CompressedModule], cls: type[CompressedModule]) -> None:
     layer = dense(cls)

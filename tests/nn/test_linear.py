@@ -7,7 +7,7 @@ import torch
 from oracle import ACTIVATIONS, UNIT, assert_within, dense_reference
 from torch import Tensor, nn
 
-from sparsecore.nn import Int8Linear, SparseInt8Linear, SparseLinear
+from sparsecore.nn import BitmapInt8Linear, CompressedModule, Int8Linear, SparseInt8Linear, SparseLinear
 
 
 def linear(in_features: int, out_features: int, sparsity: float = 0.8) -> nn.Linear:
@@ -26,16 +26,17 @@ def test_sparse_linear(batch: tuple[int, ...], activation: str) -> None:
 
 
 @pytest.mark.parametrize(("in_features", "out_features"), [(0, 3), (3, 0), (1, 1), (0, 0)])
-@pytest.mark.parametrize("cls", [SparseLinear, Int8Linear, SparseInt8Linear])
+@pytest.mark.parametrize("cls", [SparseLinear, Int8Linear, SparseInt8Linear, BitmapInt8Linear])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_degenerate_sizes(
-    cls: type[SparseLinear | Int8Linear | SparseInt8Linear], in_features: int, out_features: int
-) -> None:
+def test_degenerate_sizes(cls: type[CompressedModule], in_features: int, out_features: int) -> None:
     layer = nn.Linear(in_features, out_features)
     with torch.no_grad():
         layer.bias.fill_(0.5)
-    y = cls.from_dense(layer)(torch.ones(2, in_features))
+    compressed = cls.from_dense(layer)
+    y = compressed(torch.ones(2, in_features))
     assert torch.allclose(y, layer(torch.ones(2, in_features)), atol=0.02)
+    compressed.load_state_dict(compressed.state_dict())
+    assert compressed.to_dense_module().weight.shape == layer.weight.shape
 
 
 def integer_reference(layer: Int8Linear, x: Tensor, x_scale: Tensor, x_zero_point: int) -> tuple[Tensor, Tensor]:
@@ -62,11 +63,12 @@ def test_int8_linear_is_exact_in_integers(shape: tuple[int, int]) -> None:
         static = Int8Linear.from_dense(layer, x_scale=0.0625, x_zero_point=-20)
         assert_within(static(x), *integer_reference(static, x, torch.tensor(0.0625), -20))
         for int8 in (dynamic, static):
-            assert torch.equal(SparseInt8Linear.from_int8(int8)(x), int8(x))
+            for sparse in (SparseInt8Linear, BitmapInt8Linear):
+                assert torch.equal(sparse.from_int8(int8)(x), int8(x))
 
 
-@pytest.mark.parametrize("cls", [SparseLinear, Int8Linear, SparseInt8Linear])
-def test_wrong_features(cls: type[SparseLinear | Int8Linear | SparseInt8Linear]) -> None:
+@pytest.mark.parametrize("cls", [SparseLinear, Int8Linear, SparseInt8Linear, BitmapInt8Linear])
+def test_wrong_features(cls: type[CompressedModule]) -> None:
     layer = cls.from_dense(linear(5, 3))
     for shape in ((2, 4), (2, 6), (5, 2), ()):
         with pytest.raises(RuntimeError, match=r"expected x \[\.\.\., 5\]"):

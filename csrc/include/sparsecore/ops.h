@@ -88,7 +88,7 @@ struct ActivationsU8 {
   int32_t zero_point = 128;                 // the byte that stands for 0
   int64_t positions() const { return images * height * width; }
 };
-inline constexpr int64_t kReadBeyond = 128;
+inline constexpr int64_t kReadBeyond = 256;
 
 // Integer product: acc_i32 = sum_k (byte[m, k] - zero_point) * weight[n, k], exact for all bytes and weights;
 //   v = activation(fma(float(acc_i32), x_scale[image] * weight_scale[n], bias[n]) + residual)
@@ -125,14 +125,16 @@ struct Int8Packing {
   int64_t table;
   bool has_safe_pairs;
 };
-Int8Packing int8_packing();
+// few_positions: at most kFewPositions of them, where bytes decide; otherwise the work per position does.
+inline constexpr int64_t kFewPositions = 4;
+Int8Packing int8_packing(bool few_positions);
 
 // Activations to bytes (ActivationsU8), padding included: byte = clamp(round_half_even(x * (1 / scale)) + zero_point,
 // -128, 127) + 128 with the scale of the image. Dynamic: scale = max|x| / 127 over the image, zero_point 0; an image of
 // zeros (or of nothing above 127 subnormal steps) gets scale 1; one with a NaN or infinity gets scale NaN, and so its
 // outputs are NaN. Otherwise a NaN gives the zero point, infinities the ends of the range. Tiles are rows of pixels of
-// `out` (images * (height + 2 * padding_h)); with is_dynamic they are images, which must have one row and no padding,
-// unless out is null: then only the scales are found. The rows argument of run is ignored.
+// `out`, several at a time; with is_dynamic they are images, which must have one row and no padding, unless out is null:
+// then only the scales are found. The rows argument of run is ignored.
 struct QuantizeArgs {
   const void* x = nullptr;  // [images, height, width, channels] or, not channels_last, [images, channels, height, width]
   Dtype dtype = Dtype::kFloat32;

@@ -4,6 +4,7 @@
 namespace sparsecore {
 
 Kernel<LookupInt8Args> lookup_u8s8_avx512vbmi();
+Kernel<LookupInt8Args> lookup256_u8s8_avx512vbmi();
 Kernel<LookupInt8Args> lookup_u8s8_avx512vnni();
 Kernel<LookupInt8Args> lookup_u8s8_avxvnni();
 Kernel<LookupInt8Args> lookup_u8s8_avx2();
@@ -15,6 +16,7 @@ std::span<const Kernel<LookupInt8Args>> lookup_int8_kernels() {
   static const Kernel<LookupInt8Args> table[] = {
 #if defined(__x86_64__)
       lookup_u8s8_avx512vbmi(),
+      lookup256_u8s8_avx512vbmi(),
       lookup_u8s8_avx512vnni(),
       lookup_u8s8_avxvnni(),
       lookup_u8s8_avx2(),

@@ -25,10 +25,32 @@ struct Dot : DotVnni {
   }
 };
 
+// For few positions, where the bytes of the slots decide and not the lookups: four times the columns fill slots better,
+// 0.28 bytes for each dense weight instead of 0.39 at 90% zeros.
+struct WideDot : DotVnni {
+  static constexpr int kPositions = 4;
+  static constexpr int64_t kTable = 256;
+  struct Table {
+    Bytes of[4];
+  };
+  static SPARSECORE_INLINE Table load_table(const uint8_t* p) {
+    return {{load(p), load(p + 64), load(p + 128), load(p + 192)}};
+  }
+  static SPARSECORE_INLINE Bytes lookup(const Table& table, Bytes columns) {
+    const Bytes low = _mm512_permutex2var_epi8(table.of[0], columns, table.of[1]);
+    const Bytes high = _mm512_permutex2var_epi8(table.of[2], columns, table.of[3]);
+    return _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(columns), high);
+  }
+};
+
 }  // namespace
 
 Kernel<LookupInt8Args> lookup_u8s8_avx512vbmi() {
   return make_kernel<Int8Kernel<Simd, LookupU8S8<Dot>>, LookupInt8Args>("lookup_u8s8_avx512vbmi", Isa::kAvx512Vbmi);
+}
+Kernel<LookupInt8Args> lookup256_u8s8_avx512vbmi() {
+  return make_kernel<Int8Kernel<Simd, LookupU8S8<WideDot>>, LookupInt8Args>("lookup256_u8s8_avx512vbmi",
+                                                                            Isa::kAvx512Vbmi);
 }
 
 }  // namespace sparsecore

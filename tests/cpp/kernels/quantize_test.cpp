@@ -266,9 +266,32 @@ TEST_P(QuantizeTest, Images) {
     shape.gap = random.pick<int64_t>({0, 0, 5});
     shape.guard = random.chance(0.5) ? Guard::kAfter : Guard::kBefore;
     const float factor = shape.is_int8 ? 127.9f : 1.0f;
-    const auto content = make_content(shape, [&] { return factor * random.number_or_special(0.0); });
+    const auto content = make_content(shape, [&] { return factor * random.number(); });
     check(shape, content);
     if (HasFailure()) return;
+  }
+}
+
+// More pixels than a tile has: several rows in each, one, and a last one that is not full.
+TEST_P(QuantizeTest, ImagesOfSeveralTiles) {
+  for (const int64_t width : {20, 100, 255, 256, 600}) {
+    for (const bool channels_last : {false, true}) {
+      for (const int64_t padding : {0, 2}) {
+        for (const bool is_int8 : {false, true}) {
+          Random random(static_cast<uint64_t>(width));
+          Shape shape{.images = 2, .channels = 5, .height = 1200 / width + 1, .width = width};
+          shape.padding_h = padding;
+          shape.padding_w = padding;
+          shape.channels_last = channels_last;
+          shape.is_int8 = is_int8;
+          shape.is_dynamic = false;
+          shape.scale = 0.01f;
+          shape.zero_point = 3;
+          check(shape, make_content(shape, [&] { return random.number() * (is_int8 ? 127.9f : 1.0f); }));
+          if (HasFailure()) return;
+        }
+      }
+    }
   }
 }
 
@@ -401,6 +424,7 @@ TEST_P(QuantizeTest, AnySplitGivesTheSame) {
     shape.is_dynamic = random.chance(0.5);
     if (!shape.is_dynamic) {
       shape.height = random.integer(1, 6);
+      shape.width = random.pick<int64_t>({1, 3, 200});
       shape.padding_h = random.integer(0, 2);
       shape.padding_w = random.integer(0, 2);
       shape.scale = 0.01f;

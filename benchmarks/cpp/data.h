@@ -1,0 +1,247 @@
+// Random layers for the benchmarks: activations, and weights in the form that each kernel takes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "sparsecore/ops.h"
+#include "sparsecore/pack.h"
+
+namespace sparsecore {
+
+inline std::vector<float> random_floats(int64_t size) {
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  std::vector<float> result(static_cast<size_t>(size));
+  for (float& value : result) value = uniform(random);
+  return result;
+}
+
+// Every entry, or column of block_rows neighbouring entries, is kept with the same probability.
+template <class T>
+struct Csr {
+  std::vector<int32_t> row_ptr{0}, col_idx;
+  std::vector<T> values;
+  CsrView<T> view;
+
+  Csr(int64_t N, int64_t K, double sparsity, int64_t block_rows = 1) {
+    std::mt19937 random(2);
+    std::bernoulli_distribution keep(1.0 - sparsity);
+    std::uniform_int_distribution<int> value(-127, 127);
+    std::vector<bool> kept(static_cast<size_t>(K));
+    for (int64_t n = 0; n < N; ++n) {
+      if (n % block_rows == 0) std::generate(kept.begin(), kept.end(), [&] { return keep(random); });
+      for (int64_t k = 0; k < K; ++k) {
+        if (!kept[static_cast<size_t>(k)]) continue;
+        col_idx.push_back(static_cast<int32_t>(k));
+        values.push_back(static_cast<T>(value(random)));
+      }
+      row_ptr.push_back(static_cast<int32_t>(values.size()));
+    }
+    view = {N, K, static_cast<int64_t>(values.size()), row_ptr.data(), col_idx.data(), values.data()};
+  }
+  double flops(int64_t columns) const { return 2.0 * double(view.nnz) * double(columns); }
+};
+
+// Columns of a panel are a multiple of taps.
+struct Packing {
+  int64_t taps = 1, block_rows = 1;
+};
+
+// A weight in the form that a kernel takes; rows: what the rows argument of run counts.
+template <class View>
+struct Packed;
+
+template <>
+struct Packed<CsrView<float>> {
+  CsrView<float> view;
+  int64_t rows;
+
+  Packed(const Csr<float>& csr, Packing) : view(csr.view), rows(csr.view.rows) {}
+};
+
+template <>
+struct Packed<BlockCsrView<float>> {
+  BlockCsrView<float> view;
+  int64_t rows;
+  std::vector<int32_t> block_ptr, block_col;
+  std::vector<float> values;
+
+  Packed(const Csr<float>& csr, Packing packing) {
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.block_rows = packing.block_rows;
+    rows = view.num_blocks();
+    block_ptr.resize(static_cast<size_t>(rows) + 1);
+    count_block_csr(csr.view, view.block_rows, {0, rows}, block_ptr.data());
+    view.nnz = running_sum(block_ptr.data(), rows);
+    block_col.resize(static_cast<size_t>(view.nnz));
+    values.resize(static_cast<size_t>(view.nnz * view.block_rows));
+    fill_block_csr(csr.view, view.block_rows, {0, rows}, block_ptr.data(), block_col.data(), values.data());
+    view.row_ptr = block_ptr.data();
+    view.col_idx = block_col.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+template <>
+struct Packed<PanelView<float>> {
+  PanelView<float> view;
+  int64_t rows;
+  std::vector<int32_t> run_ptr, entry_ptr;
+  std::vector<uint8_t> run_row, run_length, panel_col;
+  std::vector<float> values;
+
+  // Blocks of 64 rows and panels of about 80 columns, the sizes that the Python package takes.
+  Packed(const Csr<float>& csr, Packing packing) {
+    constexpr int64_t kBlockRows = 64, kPanelCols = 80;
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.nnz = csr.view.nnz;
+    view.block_rows = kBlockRows;
+    view.panel_cols = std::max<int64_t>(kPanelCols / packing.taps, 1) * packing.taps;
+    rows = view.num_blocks();
+    run_ptr.resize(static_cast<size_t>(view.num_segments()) + 1);
+    entry_ptr.resize(run_ptr.size());
+    count_panel(csr.view, view.block_rows, view.panel_cols, {0, rows}, run_ptr.data(), entry_ptr.data());
+    running_sum(entry_ptr.data(), view.num_segments());
+    view.num_runs = running_sum(run_ptr.data(), view.num_segments());
+    run_row.resize(static_cast<size_t>(view.num_runs));
+    run_length.resize(run_row.size());
+    panel_col.resize(static_cast<size_t>(view.nnz));
+    values.resize(panel_col.size());
+    fill_panel<float>(
+        csr.view, view.block_rows, view.panel_cols, {0, rows},
+        {run_ptr.data(), entry_ptr.data(), run_row.data(), run_length.data(), panel_col.data(), values.data()});
+    view.run_ptr = run_ptr.data();
+    view.entry_ptr = entry_ptr.data();
+    view.run_row = run_row.data();
+    view.run_length = run_length.data();
+    view.panel_col = panel_col.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+template <>
+struct Packed<BitmapView> {
+  BitmapView view;
+  int64_t rows;
+  std::vector<int32_t> block_ptr;
+  std::vector<uint16_t> masks;
+  std::vector<float> values;
+
+  Packed(const Csr<float>& csr, Packing) {
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.nnz = csr.view.nnz;
+    rows = view.num_blocks();
+    block_ptr.resize(static_cast<size_t>(rows) + 1);
+    masks.resize(static_cast<size_t>(rows * view.cols));
+    values.resize(static_cast<size_t>(view.nnz + kBitmapSlack));
+    fill_bitmap<float>(csr.view, {0, rows}, {block_ptr.data(), masks.data(), values.data()});
+    view.block_ptr = block_ptr.data();
+    view.masks = masks.data();
+    view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+// Int8 weights[N, K] in one segment, for the lanes and the table of `shape`; flops: of a row of activations.
+template <class View>
+struct PackedInt8;
+
+template <>
+struct PackedInt8<Int8View> {
+  Int8View view;
+  double flops;
+  std::vector<int8_t> values;
+
+  PackedInt8(Int8View shape, double, bool) : view(shape), flops(2.0 * double(shape.rows * shape.cols)) {
+    values.assign(static_cast<size_t>(view.num_blocks() * view.block_bytes()), int8_t(3));
+    view.values = values.data();
+  }
+};
+
+template <>
+struct PackedInt8<BitmapInt8View> {
+  BitmapInt8View view;
+  double flops;
+  std::vector<uint8_t> masks;
+  std::vector<int32_t> value_ptr{0};
+  std::vector<int8_t> values;
+
+  PackedInt8(BitmapInt8View shape, double sparsity, bool) : view(shape) {
+    std::mt19937 random(2);
+    std::bernoulli_distribution keep(1.0 - sparsity);
+    int32_t nnz = 0;
+    for (int64_t block = 0; block < view.num_blocks(); ++block) {
+      for (int64_t byte = 0; byte < view.block_bytes() / 8; ++byte) {
+        int mask = 0;
+        for (int bit = 0; bit < 8; ++bit) mask |= keep(random) << bit;
+        masks.push_back(static_cast<uint8_t>(mask));
+        nnz += __builtin_popcount(static_cast<unsigned>(mask));
+      }
+      value_ptr.push_back(nnz);
+    }
+    values.assign(static_cast<size_t>(nnz + kReadBeyond), int8_t(3));
+    flops = 2.0 * double(nnz);
+    view.nnz = nnz;
+    view.masks = masks.data();
+    view.value_ptr = value_ptr.data();
+    view.values = values.data();
+  }
+  PackedInt8(const PackedInt8&) = delete;
+};
+
+template <>
+struct PackedInt8<LookupView> {
+  LookupView view;
+  double flops;
+  std::vector<int32_t> entry_ptr, step_ptr;
+  std::vector<uint16_t> entry_group;
+  std::vector<uint8_t> entry_steps, slots;
+
+  PackedInt8(LookupView shape, double sparsity, bool has_safe_pairs) : view(shape) {
+    const Csr<int8_t> csr(shape.rows, shape.cols, sparsity);
+    const Range blocks{0, view.num_blocks()};
+    std::vector<int8_t> dense(static_cast<size_t>(shape.rows * shape.cols));
+    unpack_csr(csr.view, {0, shape.rows}, dense.data());
+    entry_ptr.resize(static_cast<size_t>(blocks.end) + 1);
+    step_ptr.resize(entry_ptr.size());
+    count_lookup(dense.data(), shape, has_safe_pairs, blocks, entry_ptr.data(), step_ptr.data());
+    view.num_entries = running_sum(entry_ptr.data(), blocks.end);
+    view.num_steps = running_sum(step_ptr.data(), blocks.end);
+    entry_group.resize(static_cast<size_t>(view.num_entries));
+    entry_steps.resize(entry_group.size());
+    slots.resize(static_cast<size_t>(view.num_steps * 2 * view.quad_bytes()));
+    fill_lookup(dense.data(), shape, has_safe_pairs, blocks,
+                {entry_ptr.data(), step_ptr.data(), entry_group.data(), entry_steps.data(), slots.data()});
+    flops = csr.flops(1);
+    view.entry_ptr = entry_ptr.data();
+    view.step_ptr = step_ptr.data();
+    view.entry_group = entry_group.data();
+    view.entry_steps = entry_steps.data();
+    view.slots = slots.data();
+  }
+  PackedInt8(const PackedInt8&) = delete;
+};
+
+// Bytes of activations as the bindings lay them out.
+struct QuantizedRows {
+  int64_t ld;
+  std::vector<uint8_t> bytes;
+  std::vector<float> scale;
+
+  QuantizedRows(int64_t M, int64_t K)
+      : ld((K + 63) / 64 * 64), bytes(static_cast<size_t>(M * ld + kReadBeyond)), scale(static_cast<size_t>(M), 0.01f) {
+    std::mt19937 random(3);
+    std::uniform_int_distribution<int> value(0, 255);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(value(random));
+  }
+};
+
+}  // namespace sparsecore
