@@ -110,7 +110,7 @@ def _find_peers(names: str) -> Any:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for .json, .md and .svg, one of each per number of threads.",
+    help="Folder for .json, .md, .svg and -formats.svg, one of each per number of threads.",
 )
 def bench_kernels(
     thread_counts: tuple[int, ...],
@@ -164,7 +164,12 @@ def _show(report: Mapping[str, Any]) -> None:
     from sparsecore.bench.kernels import tables as layer_tables
 
     parts: list[Any] = [table.rich() for table in layer_tables.layer_tables(report)]
-    parts.append(layer_tables.mean_table(report).rich())
+    below = (
+        layer_tables.mean_table(report),
+        *layer_tables.format_tables(report),
+        *layer_tables.int8_tables(report),
+    )
+    parts += [table.rich() for table in below]
     for title, lines in layer_tables.sections(report):
         parts += [f"{title}:", *(f"  {line}" for line in lines)]
     show(*parts)
@@ -174,17 +179,20 @@ def _show(report: Mapping[str, Any]) -> None:
 @click.argument("json_files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=JsonFile(), required=True, help="The SVG to write.")
 def plot_kernels(json_files: tuple[Path, ...], out: str) -> None:
-    """Draw JSON files of `kernels bench` again, side by side, as one SVG."""
-    from sparsecore.bench.kernels import files, plot
+    """Draw JSON files of `kernels bench` again, as one SVG, and which format wins as one that ends in -formats.svg."""
+    from sparsecore.bench.kernels import files, grid, plot
 
     if Path(out).suffix != ".svg":
         raise click.BadParameter(f"expected a file that ends in .svg, got {out!r}", param_hint="--out")
     reports = [report for path in json_files for report in files.read(path)]
+    svg = Path(out).resolve()
+    formats_svg = files.with_ending(svg.with_suffix(""), files.FORMATS_ENDING)
     try:
-        plot.draw(reports, Path(out))
+        plot.draw(reports, svg)
+        grid.draw(reports, formats_svg)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    show(f"Written to {Path(out).resolve()}")
+    show(f"Written to {svg} and {formats_svg}")
 
 
 @contextmanager

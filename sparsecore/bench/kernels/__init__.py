@@ -2,6 +2,7 @@
 
 The way through: ``layers`` names the layers and ``weights`` makes a ``problem`` of each. ``run`` gives it to one
 process per library (``team``, ``process``; in there ``worker``, ``libraries``, ``turn``), compares outputs with the
-``exact`` one and lets the candidates take turns (``rounds``). ``compare`` draws conclusions, ``tables`` and ``plot``
-show them, and ``files`` keeps them.
+``exact`` one and lets the candidates take turns (``rounds``). ``compare`` draws conclusions,
+``formats`` and ``int8`` those about our formats and about int8; ``tables``, ``plot`` and ``grid`` show them, and
+``files`` keeps them.
 """

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, MANY_ROWS, ONE_ROW
-from sparsecore.bench.kernels.libraries import OURS
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT4
+from sparsecore.bench.kernels.libraries import OURS, PEERS
+from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT4, INT8
 
 Row = Mapping[str, Any]
 # Layers too small for a mean: they measure the cost of a call.
 MIN_COLUMNS, MIN_K = MANY_ROWS, 128
 ALL = "all, 16 columns and more"
 DENSE = "dense"
+ONNX_RUNTIME = PEERS["onnxruntime"].name
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Comparison:
         ours_any: Our fastest format, int8 included.
         peer: The fastest that is not ours, int8 and dense included.
         peer_int4: The fastest of the others with 4-bit weights, which lose far more accuracy and are not in ``peer``.
+        dense_int8: The fastest dense int8 of the others.
+        onnx_int8: ONNX Runtime's fastest dense int8.
+        our_dense_int8: Our fastest dense int8.
+        our_sparse_int8: Our fastest sparse int8 format.
     """
 
     cell: Row
@@ -37,6 +42,10 @@ class Comparison:
     ours_any: Row | None
     peer: Row | None
     peer_int4: Row | None
+    dense_int8: Row | None
+    onnx_int8: Row | None
+    our_dense_int8: Row | None
+    our_sparse_int8: Row | None
 
     @property
     def layer(self) -> Row:
@@ -46,22 +55,22 @@ class Comparison:
     @property
     def over_dense(self) -> float | None:
         """Speed-up of ours over dense, both float32."""
-        return _ratio(self.dense, self.ours, "us")
+        return speedup(self.dense, self.ours)
 
     @property
     def cold_over_dense(self) -> float | None:
         """The same for the first call of a turn, on caches that the others left."""
-        return _ratio(self.dense, self.ours, "first_us")
+        return speedup(self.dense, self.ours, "first_us")
 
     @property
     def over_peers(self) -> float | None:
         """Speed-up of our fastest over the fastest of the others, any type against any type."""
-        return _ratio(self.peer, self.ours_any, "us")
+        return speedup(self.peer, self.ours_any)
 
     @property
     def over_int4(self) -> float | None:
         """Speed-up of our fastest over the fastest of the others with 4-bit weights."""
-        return _ratio(self.peer_int4, self.ours_any, "us")
+        return speedup(self.peer_int4, self.ours_any)
 
     @property
     def share_of_peak(self) -> float | None:
@@ -74,6 +83,8 @@ def compare(cell: Row) -> Comparison:
     timed = [candidate for candidate in cell["candidates"] if candidate.get("us") and not candidate["wrong"]]
     ours = [candidate for candidate in timed if is_ours(candidate)]
     others = [candidate for candidate in timed if not is_ours(candidate)]
+    our_int8 = [candidate for candidate in ours if candidate["dtype"] == INT8]
+    dense_int8 = [candidate for candidate in others if candidate["dtype"] == INT8 and not candidate["sparse"]]
     return Comparison(
         cell,
         dense=_fastest(c for c in others if c["dtype"] == FLOAT32 and not c["sparse"]),
@@ -81,7 +92,19 @@ def compare(cell: Row) -> Comparison:
         ours_any=_fastest(ours),
         peer=_fastest(c for c in others if c["dtype"] != INT4),
         peer_int4=_fastest(c for c in others if c["dtype"] == INT4),
+        dense_int8=_fastest(dense_int8),
+        onnx_int8=_fastest(c for c in dense_int8 if c["library"] == ONNX_RUNTIME),
+        our_dense_int8=_fastest(c for c in our_int8 if not c["sparse"]),
+        our_sparse_int8=_fastest(c for c in our_int8 if c["sparse"]),
     )
+
+
+def speedup(slow: Row | None, fast: Row | None, what: str = "us") -> float | None:
+    """How many times as fast one candidate is as another; None where one was not measured."""
+    if slow is None or fast is None or not fast[what]["median_us"]:
+        return None
+    ratio: float = slow[what]["median_us"] / fast[what]["median_us"]
+    return ratio
 
 
 def is_ours(candidate: Row) -> bool:
@@ -242,10 +265,3 @@ def _as_json(found: Mapping[str, BreakEven]) -> dict[str, Any]:
 
 def _fastest(candidates: Iterable[Row]) -> Row | None:
     return min(candidates, key=lambda candidate: candidate["us"]["median_us"], default=None)
-
-
-def _ratio(slow: Row | None, fast: Row | None, what: str) -> float | None:
-    if slow is None or fast is None or not fast[what]["median_us"]:
-        return None
-    ratio: float = slow[what]["median_us"] / fast[what]["median_us"]
-    return ratio

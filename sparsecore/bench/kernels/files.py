@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecore.bench.kernels import plot, tables
+from sparsecore.bench.kernels import grid, plot, tables
 from sparsecore.bench.kernels.run import DEFAULT_MASK, SCHEMA
 from sparsecore.errors import FormatError
 
 Report = Mapping[str, Any]
+FORMATS_ENDING = "-formats.svg"
 
 
 def name_of(report: Report) -> str:
@@ -22,27 +23,34 @@ def name_of(report: Report) -> str:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write a report as .json, .md and .svg.
+    """Write a report as .json, .md and .svg, and which format wins as -formats.svg.
 
     Args:
         report: Of `run.measure`.
         folder: Created where it is missing; files of an older run with as many threads are overwritten.
 
     Returns:
-        The files; without any speed-up there is no .svg.
+        The files; without any speed-up there is no .svg of it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {suffix: folder / f"{name_of(report)}.{suffix}" for suffix in ("json", "md", "svg")}
-    paths["json"].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    paths["md"].write_text(tables.markdown(report), encoding="utf-8")
-    if plot.is_drawable(report):
-        plot.draw([report], paths["svg"])
-    else:
-        del paths["svg"]
-    return list(paths.values())
+    stem = folder / name_of(report)
+    texts = {".json": json.dumps(report, indent=1) + "\n", ".md": tables.markdown(report)}
+    paths = [with_ending(stem, ending) for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text, encoding="utf-8")
+    for drawing, ending in ((plot, ".svg"), (grid, FORMATS_ENDING)):
+        if drawing.is_drawable(report):
+            paths.append(with_ending(stem, ending))
+            drawing.draw([report], paths[-1])
+    return paths
+
+
+def with_ending(stem: Path, ending: str) -> Path:
+    """The path of a file whose name is the stem's and the ending; names may hold dots."""
+    return stem.with_name(stem.name + ending)
 
 
 def read(path: Path) -> list[Report]:

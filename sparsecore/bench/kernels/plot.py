@@ -51,7 +51,7 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
         panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
         for axes, report, comparisons in zip(panels, reports, compared, strict=True):
             _draw_panel(axes, comparisons)
-            axes.set_title(_title(report), color=INK, fontsize=9)
+            axes.set_title(title_of(report), color=INK, fontsize=9)
         panels[0].set_ylabel("speed-up over the best dense float32")
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
 
@@ -105,7 +105,8 @@ def _draw_points(axes: Any, kind: str, comparisons: Sequence[Comparison], offset
     axes.scatter(*zip(*points, strict=True), s=7, color=COLORS[kind], alpha=0.4, linewidths=0)
 
 
-def _title(report: Mapping[str, Any]) -> str:
+def title_of(report: Mapping[str, Any]) -> str:
+    """CPU, instruction set and threads."""
     machine = report["machine"]
     threads = machine["threads"]
     return f"{machine['cpu']}, {machine['isa']}, {threads} thread{'s' if threads > 1 else ''}"

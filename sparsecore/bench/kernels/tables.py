@@ -12,11 +12,14 @@ from sparsecore.bench.kernels.compare import (
     Mean,
     break_evens,
     compare,
+    geometric_mean,
     label,
     losses,
     means,
     sparsities,
 )
+from sparsecore.bench.kernels.formats import LayerWins, Win, winners
+from sparsecore.bench.kernels.int8 import VNNI_ISAS, LayerInt8, goals, int8_layers, weight_reads
 from sparsecore.bench.report import format_percent, format_speedup, format_us
 
 Row = Mapping[str, Any]
@@ -32,7 +35,15 @@ that memory stays with the process: fresh pages for outputs would cost more than
 dense" is the speed-up between them, "cold" that of the first calls of the turns. "Over peers" is our fastest
 format, int8 included, over the fastest of all others, dense and int8 included; "over 4-bit" that over the fastest
 with 4-bit weights, which lose far more accuracy and are not among "peers". "Of peak" is ours' share of the
-float32 multiply-add peak of the same rounds, counting non-zeros."""
+float32 multiply-add peak of the same rounds, counting non-zeros.
+
+"Which format wins" shows our fastest format and two speed-ups: over the fastest dense float32 of all libraries,
+then over the fastest dense int8 of the peers. The table of int8 compares dense int8 with dense int8, "ours" with the
+best peer's and with ONNX Runtime's fastest. Dense int8 does not depend on the zeros: times are medians and speed-ups
+geometric means over the shares of zeros. "Sparse" is our fastest sparse int8 over the best peer's dense int8, and
+"slower at" are the shares of zeros at which that is ahead of all our formats. The peers' int8 may take and give
+uint8, ours takes and gives float32."""
+INT8_PEAK = "The int8 peak is 4 times the float32 multiply-add peak of the same rounds: this machine runs VNNI kernels."
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,115 @@ def mean_table(report: Row) -> Table:
     )
 
 
+def format_tables(report: Row) -> list[Table]:
+    """Our fastest format of all, and the fastest in float32: one row per layer, one column per share of zeros."""
+    comparisons = _compared(report)
+    shares = sparsities(comparisons)
+    layers = [wins for group in winners(comparisons) for wins in group.layers]
+    choices: tuple[tuple[str, Callable[[LayerWins], Mapping[float, Win]]], ...] = (
+        ("Which format wins", lambda wins: wins.fastest),
+        ("Which float32 format wins", lambda wins: wins.fastest_float32),
+    )
+    headings = ["layer", *(format_percent(share, 0) for share in shares)]
+    return [
+        Table(
+            f"{title}, {_threads(report)}",
+            headings,
+            [[wins.layer["name"], *(_win(choose(wins).get(share)) for share in shares)] for wins in layers],
+        )
+        for title, choose in choices
+        if any(map(choose, layers))
+    ]
+
+
+def _win(win: Win | None) -> str:
+    if win is None:
+        return "-"
+    return f"{win.format} {format_speedup(win.over_float32)} / {format_speedup(win.over_int8)}"
+
+
+def int8_tables(report: Row) -> list[Table]:
+    """int8 of every layer beside the peers', and how fast layers of few rows go through their weights."""
+    return [table for table in (_int8_table(report), _weight_read_table(report)) if table.rows]
+
+
+def _int8_table(report: Row) -> Table:
+    comparisons = _compared(report)
+    isa = report["machine"]["isa"]
+    layers = int8_layers(comparisons, isa)
+    figures = _int8_figures(sparsities(comparisons), isa in VNNI_ISAS)
+    rows = [
+        [
+            found.layer["name"],
+            "-" if found.peer is None else f"{format_us(found.peer_us)} {found.peer}",
+            format_us(found.ours_us),
+            *(text(figure(found)) for _, figure, text in figures),
+            ", ".join(format_percent(share, 0) for share in found.behind) or "-",
+        ]
+        for found in layers
+    ]
+    for title, summary in (("geometric mean", geometric_mean), ("worst", _least)) if layers else ():
+        sums = (text(summary(figure(found) for found in layers)) for _, figure, text in figures)
+        rows.append([title, "", "", *sums, ""])
+    return Table(
+        f"int8, {_threads(report)}",
+        [
+            "layer",
+            "best peer",
+            "ours",
+            *(name for name, *_ in figures),
+            "slower at",
+        ],
+        rows,
+    )
+
+
+Figure = tuple[str, Callable[[LayerInt8], float | None], Callable[[float | None], str]]
+
+
+def _int8_figures(shares: Sequence[float], has_vnni: bool) -> list[Figure]:
+    """Heading, figure of a layer, and how it is written."""
+
+    def sparse(share: float) -> Figure:
+        return f"sparse, {format_percent(share, 0)}", lambda found: found.sparse_over_peer.get(share), format_speedup
+
+    peak: Figure = ("of int8 peak (4x FMA)", lambda found: found.share_of_peak, lambda share: format_percent(share, 0))
+    return [
+        ("over it", lambda found: found.dense_over_peer, format_speedup),
+        ("over ONNX Runtime", lambda found: found.dense_over_onnx, format_speedup),
+        *([peak] if has_vnni else []),
+        *map(sparse, shares),
+    ]
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _weight_read_table(report: Row) -> Table:
+    found = [(c, reads) for c in _compared(report) if (reads := weight_reads(c))]
+    formats = list(dict.fromkeys(name for _, reads in found for name in reads))
+    rows = [
+        [
+            c.layer["name"],
+            format_percent(c.cell["sparsity"], 0),
+            *(f"{reads[name].gbps:.1f} ({reads[name].bits:.1f})" if name in reads else "-" for name in formats),
+        ]
+        for c, reads in found
+    ]
+    title = "Layers of few rows: GB/s of the packed weight, and its bits per entry of the dense one"
+    return Table(f"{title}, {_threads(report)}", ["layer", "zeros", *formats], rows, names=2)
+
+
+def goal_lines(report: Row) -> list[str]:
+    """Every goal with what was measured."""
+    return [
+        f"{goal.title}: {format_speedup(goal.reached)}{f' ({goal.where})' if goal.where else ''}, "
+        f"goal {format_speedup(goal.least)}: {'met' if goal.is_met else 'missed'}"
+        for goal in goals(int8_layers(_compared(report), report["machine"]["isa"]))
+    ]
+
+
 def loss_lines(report: Row) -> list[str]:
     """Every cell where a peer is faster, the worst first."""
     return [
@@ -153,6 +273,7 @@ def break_even_lines(report: Row) -> list[str]:
 def sections(report: Row) -> list[tuple[str, list[str]]]:
     """The lists below the tables, each with its title; empty ones are left out."""
     lists = [
+        ("Goals of int8", goal_lines(report)),
         ("Faster than dense float32 from this share of zeros on", break_even_lines(report)),
         ("A peer is faster", loss_lines(report)),
         ("What went wrong", failure_lines(report)),
@@ -171,8 +292,9 @@ def markdown(report: Row) -> str:
         "# Single layers",
         f"`sparsecore kernels bench`: {facts}; mask {report['mask']}, {report['rounds']} rounds. {versions}.",
         METHOD,
+        *([INT8_PEAK] if machine["isa"] in VNNI_ISAS else []),
         *_titled(layer_tables(report)),
-        *_titled([mean_table(report)]),
+        *_titled([mean_table(report), *format_tables(report), *int8_tables(report)]),
         *(f"## {title}\n\n" + _bullets(lines) for title, lines in sections(report)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -10,12 +10,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from made_up import candidate, cell
+from made_up import candidate, cell, int8_cell
 
 from sparsecore.bench.kernels import files, plot, tables
+from sparsecore.bench.kernels.layers import Layer
 from sparsecore.errors import FormatError, MissingExtraError
 
 Report = dict[str, Any]
+ONE_ROW = Layer("", 1000, 1000, 1)
 
 
 def test_markdown(report: Report) -> None:
@@ -35,7 +37,15 @@ def test_markdown(report: Report) -> None:
 
 
 def test_every_row_of_a_markdown_table_has_as_many_cells(report: Report) -> None:
-    for table in (*tables.layer_tables(report), tables.mean_table(report)):
+    report["cells"] += [int8_cell(0.9), int8_cell(0.9, ONE_ROW)]
+    all_tables = (
+        *tables.layer_tables(report),
+        tables.mean_table(report),
+        *tables.format_tables(report),
+        *tables.int8_tables(report),
+    )
+    assert len(all_tables) == 7
+    for table in all_tables:
         assert len({line.count("|") for line in table.markdown().splitlines()}) == 1
 
 
@@ -49,10 +59,64 @@ def test_a_column_for_4_bit_weights_where_there_are_any(report: Report) -> None:
     test_every_row_of_a_markdown_table_has_as_many_cells(report)
 
 
+def test_which_format_wins(report: Report) -> None:
+    lines = tables.markdown(report).splitlines()
+    assert "## Which format wins, 2 threads" in lines
+    assert "| linear 768x768, 128 | panel 1.11x / 0.89x | panel 4.00x / 3.20x |" in lines
+    report["cells"] = [int8_cell(0.5), cell(25, 0.9, candidates=[])]
+    of_all, of_float32 = tables.format_tables(report)
+    assert of_all.rows == [["linear 768x768, 128", "lookup int8 2.50x / 1.55x", "-"]]
+    assert of_float32.rows == [["linear 768x768, 128", "panel 2.00x / 1.24x", "-"]]
+
+
+def test_int8(report: Report) -> None:
+    report["cells"] = [int8_cell(0.5), int8_cell(0.9), int8_cell(0.9, ONE_ROW)]
+    (table, reads) = tables.int8_tables(report)
+    assert table.headings == [
+        *("layer", "best peer", "ours", "over it", "over ONNX Runtime"),
+        *("sparse, 50%", "sparse, 90%", "slower at"),
+    ]
+    peer, ours = "62 us openvino int8", "96 us"
+    assert table.rows == [
+        ["linear 768x768, 128", peer, ours, "0.65x", "0.83x", "1.55x", "1.55x", "-"],
+        ["linear 1000x1000, 1", peer, ours, "0.65x", "0.83x", "-", "1.55x", "-"],
+        ["geometric mean", "", "", "0.65x", "0.83x", "1.55x", "1.55x", ""],
+        ["worst", "", "", "0.65x", "0.83x", "1.55x", "1.55x", ""],
+    ]
+    assert reads.headings == ["layer", "zeros", "int8", "lookup int8"]
+    assert reads.rows == [["linear 1000x1000, 1", "90%", "2.0 (1.5)", "2.0 (0.6)"]]
+    assert tables.sections(report)[0] == (
+        "Goals of int8",
+        [
+            "dense int8 over ONNX Runtime's, geometric mean: 0.83x, goal 0.95x: missed",
+            "dense int8 over ONNX Runtime's, worst layer: 0.83x (linear 768x768, 128), goal 0.80x: met",
+        ],
+    )
+
+
+def test_the_int8_peak_of_machines_with_vnni_only(report: Report) -> None:
+    report["cells"] = [int8_cell(0.5)]
+    assert "int8 peak" not in tables.markdown(report)
+    report["machine"]["isa"] = "avx512vnni"
+    heading = "of int8 peak (4x FMA)"
+    (table,) = tables.int8_tables(report)
+    assert table.rows[0][list(table.headings).index(heading)] == "5%"
+    assert "The int8 peak is 4 times the float32 multiply-add peak" in tables.markdown(report)
+
+
+def test_peers_that_are_faster_than_all_of_ours(report: Report) -> None:
+    (table,) = tables.int8_tables(report)
+    assert [(row[0], row[-1]) for row in table.rows[:2]] == [
+        ("linear 768x768, 128", "70%"),
+        ("conv 3x3 37->53 @19", "70%"),
+    ]
+
+
 def test_a_layer_that_nobody_computed(report: Report) -> None:
     report["cells"] = [cell(candidates=[])]
     assert "| linear 768x768, 128 | - | - | - | - | - | - |" in tables.markdown(report)
     assert tables.sections(report) == []
+    assert tables.format_tables(report) == tables.int8_tables(report) == []
 
 
 def test_terminal(report: Report) -> None:
@@ -90,7 +154,8 @@ def test_svg_without_matplotlib(report: Report, tmp_path: Path, monkeypatch: pyt
 def test_files(report: Report, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     names = [path.name for path in files.write(report, tmp_path / "new")]
-    assert names == [f"kernels-avx2-2-threads.{suffix}" for suffix in ("json", "md", "svg")]
+    assert names == [f"kernels-avx2-2-threads{ending}" for ending in (".json", ".md", ".svg", "-formats.svg")]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == set(names)
     assert files.read(tmp_path / "new" / names[0]) == [report]
     assert files.name_of(report | {"mask": "4x1"}) == "kernels-avx2-2-threads-4x1"
     assert files.name_of(report | {"mask": "4:16"}) == "kernels-avx2-2-threads-4of16"

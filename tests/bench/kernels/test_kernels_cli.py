@@ -20,6 +20,8 @@ from sparsecore.bench.kernels.libraries import PEERS
 from sparsecore.bench.kernels.weights import MASKS
 from sparsecore.cli import cli
 
+ENDINGS = (".json", ".md", ".svg", "-formats.svg")
+
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["kernels", *arguments], prog_name="sparsecore")
@@ -58,6 +60,8 @@ def test_bench_passes_its_options_on(plans: list[Any]) -> None:
     assert "90% zeros, 1 thread" in result.stdout
     assert "90% zeros, 4 threads" in result.stdout
     assert "A peer is faster:" in result.stdout
+    assert "Which format wins, 4 threads" in result.stdout
+    assert "int8, 4 threads" in result.stdout
     assert "70% linear 768x768, 128: 1.11x over torch, 0.89x over onnxruntime int8  [1/2, 0 s left]" in result.stderr
 
 
@@ -92,10 +96,13 @@ def test_bench_writes_files_that_plot_reads(plans: list[Any], tmp_path: Path) ->
     result = run("bench", "--threads", "1", "--threads", "2", "--out", str(out), "--json", str(both))
     assert result.exit_code == 0, result.output
     stems = ("kernels-avx2-1-threads", "kernels-avx2-2-threads")
-    assert {path.name for path in out.iterdir()} == {f"{stem}.{end}" for stem in stems for end in ("json", "md", "svg")}
+    assert {path.name for path in out.iterdir()} == {f"{stem}{end}" for stem in stems for end in ENDINGS}
     assert len(json.loads(both.read_text(encoding="utf-8"))["reports"]) == 2
     assert run("plot", str(both), str(out / f"{stems[0]}.json"), "--out", str(svg)).exit_code == 0
     assert svg.read_text(encoding="utf-8").count("Some CPU, avx2") == 3
+    formats = (tmp_path / "both-formats.svg").read_text(encoding="utf-8")
+    assert formats.count("Some CPU, avx2") == 6
+    assert "convolutions, Some CPU, avx2, 1 thread<" in formats
 
 
 def test_json_on_stdout_is_nothing_but_json(plans: list[Any]) -> None:

@@ -66,6 +66,7 @@ def test_a_real_run() -> None:
         assert cell["fma_gflops"] > 0
         for candidate in cell["candidates"]:
             check_timed(candidate)
+            assert (candidate["weight_bytes"] is not None) == (candidate["library"] == "sparsecore")
     assert report["versions"].keys() == {"sparsecore", "torch", "scipy"}
     assert report["machine"]["threads"] == 1
     assert {"means", "break_even"} <= report.keys()

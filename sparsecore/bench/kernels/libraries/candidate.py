@@ -24,6 +24,7 @@ class Candidate:
         dtype: Numeric type of the multiplications, ``FLOAT32``, ``INT8`` or ``INT4``.
         sparse: Leaves zeros of the weight out.
         note: Layout and anything else that a reader must know to compare it.
+        weight_bytes: What the packed weight takes in memory, scales and indices included; None where nobody says.
     """
 
     call: Callable[[], object]
@@ -31,10 +32,16 @@ class Candidate:
     dtype: str = FLOAT32
     sparse: bool = False
     note: str = ""
+    weight_bytes: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """Everything but the calls, for JSON."""
-        return {"dtype": self.dtype, "sparse": self.sparse, "note": self.note}
+        return {
+            "dtype": self.dtype,
+            "sparse": self.sparse,
+            "note": self.note,
+            "weight_bytes": self.weight_bytes,
+        }
 
 
 Builders: TypeAlias = Mapping[str, Callable[[], Candidate]]

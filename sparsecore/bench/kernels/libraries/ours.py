@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from sparsecore.bench import probes
 from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT8, Builders, Candidate
 from sparsecore.bench.kernels.libraries.pytorch import dense_layer, numpy_of, prepare
 from sparsecore.bench.kernels.problem import Problem
-from sparsecore.nn import Int8Conv2d, Int8Linear
+from sparsecore.nn import CompressedModule, Int8Conv2d, Int8Linear
 from sparsecore.tune.candidates import DENSE, format_of, kernel_of
 from sparsecore.tune.candidates import candidates as formats_of
 
@@ -52,7 +53,13 @@ def _candidate(make_source: Callable[[], nn.Module], make: Maker, x: Tensor) -> 
         dtype=INT8 if "int8" in name else FLOAT32,
         sparse=name not in (DENSE, "int8"),
         note=kernel_of(layer),
+        weight_bytes=_weight_bytes(layer),
     )
+
+
+def _weight_bytes(layer: nn.Module) -> int:
+    tensors = layer.buffers() if isinstance(layer, CompressedModule) else [cast(Tensor, layer.weight)]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def fma_gflops(threads: int, seconds: float) -> float:
