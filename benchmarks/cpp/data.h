@@ -174,7 +174,7 @@ struct PackedInt8<BitmapInt8View> {
   std::vector<int32_t> value_ptr{0};
   std::vector<int8_t> values;
 
-  PackedInt8(BitmapInt8View shape, double sparsity, bool) : view(shape) {
+  PackedInt8(BitmapInt8View shape, double sparsity) : view(shape) {
     std::mt19937 random(2);
     std::bernoulli_distribution keep(1.0 - sparsity);
     int32_t nnz = 0;
@@ -205,20 +205,20 @@ struct PackedInt8<LookupView> {
   std::vector<uint16_t> entry_group;
   std::vector<uint8_t> entry_steps, slots;
 
-  PackedInt8(LookupView shape, double sparsity, bool has_safe_pairs) : view(shape) {
+  PackedInt8(LookupView shape, double sparsity) : view(shape) {
     const Csr<int8_t> csr(shape.rows, shape.cols, sparsity);
     const Range blocks{0, view.num_blocks()};
     std::vector<int8_t> dense(static_cast<size_t>(shape.rows * shape.cols));
     unpack_csr(csr.view, {0, shape.rows}, dense.data());
     entry_ptr.resize(static_cast<size_t>(blocks.end) + 1);
     step_ptr.resize(entry_ptr.size());
-    count_lookup(dense.data(), shape, has_safe_pairs, blocks, entry_ptr.data(), step_ptr.data());
+    count_lookup(dense.data(), shape, blocks, entry_ptr.data(), step_ptr.data());
     view.num_entries = running_sum(entry_ptr.data(), blocks.end);
     view.num_steps = running_sum(step_ptr.data(), blocks.end);
     entry_group.resize(static_cast<size_t>(view.num_entries));
     entry_steps.resize(entry_group.size());
     slots.resize(static_cast<size_t>(view.num_steps * 2 * view.quad_bytes()));
-    fill_lookup(dense.data(), shape, has_safe_pairs, blocks,
+    fill_lookup(dense.data(), shape, blocks,
                 {entry_ptr.data(), step_ptr.data(), entry_group.data(), entry_steps.data(), slots.data()});
     flops = csr.flops(1);
     view.entry_ptr = entry_ptr.data();

@@ -153,9 +153,13 @@ Weight shape_for(const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer) {
   Int8ProductOf<Weight> args;
   args.weight.rows = layer.N;
   args.weight.cols = layer.K;
-  for (const Int8Packing packing : {int8_packing(), {16, 64, false}, {16, 16, false}, {8, 16, false}, {4, 16, false}}) {
+  for (const Int8Packing packing :
+       {int8_packing(layer.M <= kFewPositions), {16, 64, false}, {16, 256, false}, {16, 16, false}, {8, 16, true}, {4, 16, false}}) {
     args.weight.lanes = packing.lanes;
-    if constexpr (requires { args.weight.table; }) args.weight.table = packing.table;
+    if constexpr (requires { args.weight.table; }) {
+      args.weight.table = packing.table;
+      args.weight.has_safe_pairs = packing.has_safe_pairs;
+    }
     if (kernel.supports(args)) break;
   }
   return args.weight;
@@ -163,8 +167,7 @@ Weight shape_for(const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer) {
 
 template <class Weight>
 void int8_product(benchmark::State& state, const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer, double sparsity) {
-  const bool has_safe_pairs = kernel.isa == Isa::kAvx2;  // its pmaddubsw saturates otherwise
-  const PackedInt8<Weight> weight(shape_for(kernel, layer), sparsity, has_safe_pairs);
+  const PackedInt8<Weight> weight(shape_for(kernel, layer), sparsity);
   const QuantizedRows x(layer.M, layer.K);
   const std::vector<float> scale(static_cast<size_t>(layer.N), 0.01f);
   const std::vector<int32_t> sum(static_cast<size_t>(layer.N), 1);

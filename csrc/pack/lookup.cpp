@@ -47,8 +47,8 @@ void pair_safely(std::vector<Slot>& slots) {
 // The slots of one group of a block: for each lane its non-zeros, in the order in which they are stored.
 class Group {
  public:
-  Group(const int8_t* weight, const LookupView& shape, bool has_safe_pairs)
-      : weight_(weight), shape_(shape), has_safe_pairs_(has_safe_pairs), lanes_(static_cast<size_t>(shape.lanes)) {}
+  Group(const int8_t* weight, const LookupView& shape)
+      : weight_(weight), shape_(shape), lanes_(static_cast<size_t>(shape.lanes)) {}
 
   void read(int64_t block, int64_t group) {
     const int64_t segment = group / shape_.groups(), first = group % shape_.groups() * shape_.table;
@@ -63,7 +63,7 @@ class Group {
       for (int64_t i = 0; i < size; ++i) {
         if (values[i] != 0) slots.push_back({static_cast<uint8_t>(i), values[i]});
       }
-      if (has_safe_pairs_) pair_safely(slots);
+      if (shape_.has_safe_pairs) pair_safely(slots);
       steps_ = std::max(steps_, (static_cast<int64_t>(slots.size()) + 3) / 4);
     }
   }
@@ -88,7 +88,6 @@ class Group {
  private:
   const int8_t* weight_;
   const LookupView& shape_;
-  bool has_safe_pairs_;
   std::vector<std::vector<Slot>> lanes_;
   int64_t steps_ = 0;
 };
@@ -97,9 +96,9 @@ int64_t num_groups(const LookupView& shape) { return shape.segments * shape.grou
 
 }  // namespace
 
-void count_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks, int32_t* entry_ptr,
+void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, int32_t* entry_ptr,
                   int32_t* step_ptr) {
-  Group group(weight, shape, has_safe_pairs);
+  Group group(weight, shape);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     int64_t entries = 0, steps = 0;
     for (int64_t g = 0; g < num_groups(shape); ++g) {
@@ -112,12 +111,12 @@ void count_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_p
   }
 }
 
-void fill_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks,
+void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks,
                  const LookupArrays& out) {
   struct Entry {
     int64_t group, begin, steps;
   };
-  Group group(weight, shape, has_safe_pairs);
+  Group group(weight, shape);
   std::vector<Entry> entries;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     entries.clear();

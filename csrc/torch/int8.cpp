@@ -30,10 +30,11 @@ struct Groups {
 
 constexpr int64_t kMaxLanes = 16, kMaxTable = 256;
 
-// N, K, segments, lanes, table, groups of a packed weight, as Python holds them.
+// N, K, segments, lanes, table, groups and has_safe_pairs of a packed weight, as Python holds them.
 template <class View>
 Groups<View> shape_of_weight(const std::vector<int64_t>& sizes) {
-  check(sizes.size() == 6, "expected sizes [N, K, segments, lanes, table, groups], got ", sizes.size(), " numbers");
+  check(sizes.size() == 7, "expected sizes [N, K, segments, lanes, table, groups, has_safe_pairs], got ", sizes.size(),
+        " numbers");
   Groups<View> weight;
   weight.count = sizes[5];
   weight.first.cols = sizes[1];
@@ -45,7 +46,10 @@ Groups<View> shape_of_weight(const std::vector<int64_t>& sizes) {
   check(is_possible, "expected possible sizes of an int8 weight; pack it again");
   check(sizes[1] <= kMaxInt8K, "expected K <= ", kMaxInt8K, " so that int32 sums are exact, got ", sizes[1]);
   weight.first.rows = sizes[0] / sizes[5];
-  if constexpr (requires { weight.first.table; }) weight.first.table = sizes[4];
+  if constexpr (requires { weight.first.table; }) {
+    weight.first.table = sizes[4];
+    weight.first.has_safe_pairs = sizes[6] != 0;
+  }
   return weight;
 }
 
@@ -440,14 +444,14 @@ void for_blocks(int64_t count, int64_t work, Function function) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& weight, int64_t segments, int64_t lanes,
                                                                int64_t table, bool has_safe_pairs) {
   check_tensor(weight, "weight", ScalarType::Char, 2);
-  LookupView shape = shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1}).first;
+  LookupView shape = shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1, has_safe_pairs}).first;
   const int64_t blocks = shape.num_blocks(), work = shape.lanes * shape.cols;
   const int8_t* dense = weight.const_data_ptr<int8_t>();
   const Tensor entry_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
   const Tensor step_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
   int32_t *entries = entry_ptr.mutable_data_ptr<int32_t>(), *steps = step_ptr.mutable_data_ptr<int32_t>();
   entries[0] = steps[0] = 0;
-  for_blocks(blocks, work, [&](Range part) { count_lookup(dense, shape, has_safe_pairs, part, entries, steps); });
+  for_blocks(blocks, work, [&](Range part) { count_lookup(dense, shape, part, entries, steps); });
   const int64_t num_entries = running_sum(entries, blocks), num_steps = running_sum(steps, blocks);
   check(num_steps <= std::numeric_limits<int32_t>::max() && num_entries <= std::numeric_limits<int32_t>::max(),
         "expected fewer than 2^31 steps; split the layer");
@@ -456,7 +460,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& wei
   const Tensor slots = new_tensor(weight, {num_steps * 2 * shape.quad_bytes()}, ScalarType::Byte);
   const LookupArrays out{entries, steps, static_cast<uint16_t*>(entry_group.mutable_data_ptr()),
                          entry_steps.mutable_data_ptr<uint8_t>(), slots.mutable_data_ptr<uint8_t>()};
-  for_blocks(blocks, work, [&](Range part) { fill_lookup(dense, shape, has_safe_pairs, part, out); });
+  for_blocks(blocks, work, [&](Range part) { fill_lookup(dense, shape, part, out); });
   return {entry_ptr, step_ptr, entry_group, entry_steps, slots};
 }
 

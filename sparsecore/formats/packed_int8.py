@@ -33,6 +33,7 @@ class Shape:
         lanes: rows of a block.
         table: columns of a lookup group.
         groups: of rows, each with its own channels.
+        has_safe_pairs: pairs of lookup values never saturate in int16.
     """
 
     N: int
@@ -42,11 +43,17 @@ class Shape:
     lanes: int
     table: int
     groups: int
+    has_safe_pairs: bool = False
 
     @property
     def sizes(self) -> list[int]:
         """As the operations take it."""
-        return [self.N, self.K, self.segments, self.lanes, self.table, self.groups]
+        return [self.N, self.K, self.segments, self.lanes, self.table, self.groups, int(self.has_safe_pairs)]
+
+    @property
+    def blocks(self) -> int:
+        """Of all groups together."""
+        return self.groups * -(-(self.N // self.groups) // self.lanes)
 
     @property
     def quads(self) -> int:
@@ -111,14 +118,16 @@ class PackedInt8Weight:
         if format not in _FORMATS:
             raise FormatError(f"expected a format of {', '.join(_FORMATS)}, got {format!r}")
         N, K = weight.shape
+        if min(taps, segments, groups) < 1:
+            raise FormatError(f"expected taps, segments and groups of at least 1, got {taps}, {segments}, {groups}")
         if K % taps or taps % segments or N % groups:
             raise FormatError(
                 f"expected K of whole channels and N of whole groups, got {weight.shape}, {taps} taps, {groups} groups"
             )
         lanes, table, has_safe_pairs = packing or _C.int8_packing(few_rows)
-        shape = Shape(N, K, taps, segments, lanes, table, groups)
+        shape = Shape(N, K, taps, segments, lanes, table, groups, has_safe_pairs)
         q = weight.q.view(N, K // taps, taps).transpose(1, 2).reshape(N, K)
-        tensors = _FORMATS[format][0](q, shape, has_safe_pairs)
+        tensors = _FORMATS[format][0](q, shape)
         return cls(format, tuple(tensors), shape, weight.scale, weight.q.sum(1, dtype=torch.int32))
 
     def unpack(self) -> Int8Weight:
@@ -139,13 +148,13 @@ class PackedInt8Weight:
 # --- dense: [groups * blocks, segments, quads, lanes, 4], rows and quads filled up with zeros ---
 
 
-def _pack_int8(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
+def _pack_int8(q: Tensor, shape: Shape) -> list[Tensor]:
     return [_blocks(q, shape).flatten()]
 
 
 def _blocks(q: Tensor, shape: Shape) -> Tensor:
     rows = shape.N // shape.groups
-    blocks = -(-rows // shape.lanes)
+    blocks = shape.blocks // shape.groups
     columns = shape.K // shape.segments
     padded = q.new_zeros(shape.groups, blocks * shape.lanes, shape.segments, shape.quads * 4)
     padded[:, :rows, :, :columns] = q.view(shape.groups, rows, shape.segments, columns)
@@ -155,15 +164,15 @@ def _blocks(q: Tensor, shape: Shape) -> Tensor:
 
 def _unpack_int8(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
     rows = shape.N // shape.groups
-    blocks = tensors[0].view(-1, shape.segments, shape.quads, shape.lanes, 4).permute(0, 3, 1, 2, 4)
-    padded = blocks.reshape(shape.groups, -1, shape.segments, shape.quads * 4)
+    blocks = tensors[0].view(shape.blocks, shape.segments, shape.quads, shape.lanes, 4).permute(0, 3, 1, 2, 4)
+    padded = blocks.reshape(shape.groups, shape.blocks // shape.groups * shape.lanes, shape.segments, shape.quads * 4)
     return padded[:, :rows, :, : shape.K // shape.segments].reshape(shape.N, shape.K)
 
 
 # --- bitmap: masks, value_ptr, values ---
 
 
-def _pack_bitmap(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
+def _pack_bitmap(q: Tensor, shape: Shape) -> list[Tensor]:
     blocks = _blocks(q, shape)
     kept = blocks != 0
     bits = kept.view(-1, 8).to(torch.uint8) << torch.arange(8, dtype=torch.uint8)
@@ -184,8 +193,8 @@ def _unpack_bitmap(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
 # --- lookup: entry_ptr, step_ptr, entry_group, entry_steps, slots ---
 
 
-def _pack_lookup(q: Tensor, shape: Shape, has_safe_pairs: bool) -> list[Tensor]:
-    settings = (shape.segments, shape.lanes, shape.table, has_safe_pairs)
+def _pack_lookup(q: Tensor, shape: Shape) -> list[Tensor]:
+    settings = (shape.segments, shape.lanes, shape.table, shape.has_safe_pairs)
     parts = [raw.pack_lookup(part.contiguous(), *settings) for part in q.chunk(shape.groups)]
     entry_ptr, step_ptr, *rest = zip(*parts, strict=True)
     return [_joined(entry_ptr), _joined(step_ptr), *map(torch.cat, rest)]
@@ -204,8 +213,8 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
         return raw.unpack_lookup(list(tensors), shape.sizes)
     entry_ptr, step_ptr, entry_group, entry_steps, slots = tensors
     rows = shape.N // shape.groups
-    blocks = -(-rows // shape.lanes)
-    sizes = [rows, *shape.sizes[1:5], 1]
+    blocks = shape.blocks // shape.groups
+    sizes = [rows, *shape.sizes[1:5], 1, int(shape.has_safe_pairs)]
     parts = []
     for group in range(shape.groups):
         entries = entry_ptr[group * blocks : (group + 1) * blocks + 1]
@@ -217,7 +226,7 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
     return torch.cat(parts)
 
 
-_Pack = Callable[[Tensor, Shape, bool], list[Tensor]]
+_Pack = Callable[[Tensor, Shape], list[Tensor]]
 _Unpack = Callable[[Sequence[Tensor], Shape], Tensor]
 _FORMATS: dict[str, tuple[_Pack, _Unpack]] = {
     "int8": (_pack_int8, _unpack_int8),

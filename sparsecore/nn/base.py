@@ -126,8 +126,13 @@ class CompressedModule(nn.Module):
         if not isinstance(dense, cls.dense_type):
             wanted = cls.dense_type.__name__
             raise UnsupportedError(f"expected a torch.nn.{wanted}, got {type(dense).__name__}")
-        weight = cls._compress(current_weight(dense))
+        weight = cls._compress(cls._weight_of(dense, options))
         return cls(weight, _copy(dense.bias), **cls._geometry(dense), **options)
+
+    @classmethod
+    def _weight_of(cls, dense: nn.Module, options: Mapping[str, Any]) -> Tensor:
+        """The weight to compress, with the options of ``from_dense()``."""
+        return _current_weight(dense)
 
     @classmethod
     def _rebuild(cls: type[Layer], module: CompressedModule, weight: WeightFormat, **options: Any) -> Layer:
@@ -285,7 +290,7 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
             parent.use_nested_tensor = False
 
 
-def current_weight(dense: nn.Module) -> Tensor:
+def _current_weight(dense: nn.Module) -> Tensor:
     """The weight of a dense layer; torch.nn.utils.prune masks it only when the layer runs."""
     for hook in dense._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":

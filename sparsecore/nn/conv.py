@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from sparsecore._native import raw
@@ -209,6 +208,8 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
 class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
     """What the int8 convolutions share. Channels-last inputs are read as they are and give channels-last outputs."""
 
+    packed_filter: dict[str, int]
+
     def __init__(
         self,
         weight: WeightFormat,
@@ -223,14 +224,14 @@ class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
         # Pixels of a row of the filter lie side by side unless dilation or the channels of other groups part them.
         segments = kernel_h if groups == 1 and spread[1] == 1 else kernel_h * kernel_w
         # Before nn.Module is set up: _pack() needs it.
-        self.__dict__["filter"] = {"taps": kernel_h * kernel_w, "segments": segments, "groups": groups}
+        self.__dict__["packed_filter"] = {"taps": kernel_h * kernel_w, "segments": segments, "groups": groups}
         super().__init__(weight, bias, kernel_size=kernel_size, dilation=dilation, groups=groups, **options)
 
-    def _packing_settings(self) -> dict[str, int]:
-        return {**super()._packing_settings(), **self.__dict__["filter"]}
+    def _packing_settings(self) -> dict[str, Any]:
+        return {**super()._packing_settings(), **self.packed_filter}
 
     def _num_channels(self) -> int:
-        return self.weight_shape[1] // self.filter["taps"] * self.filter["groups"]
+        return self.weight_shape[1] // self.packed_filter["taps"] * self.packed_filter["groups"]
 
     def _convolve(self, x: Tensor) -> Tensor:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation)

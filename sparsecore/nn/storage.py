@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -23,7 +21,7 @@ from sparsecore.formats import (
     block_csr,
     panel,
 )
-from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, current_weight, widen
+from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
 MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
@@ -238,29 +236,23 @@ class QuantizedStorage(PackedStorage):
         raise NotImplementedError
 
     @classmethod
-    def from_dense(cls: type[Layer], dense: nn.Module, **options: Any) -> Layer:
-        scale = options.get("x_channel_scale")
+    def _weight_of(cls, dense: nn.Module, options: Mapping[str, Any]) -> Tensor:
+        weight, scale = super()._weight_of(dense, options), options.get("x_channel_scale")
         if scale is None:
-            return super().from_dense(dense, **options)  # type: ignore[misc, no-any-return]
-        scaled = copy.copy(dense)
-        scaled._parameters = dict(dense._parameters)
-        weight = current_weight(dense)
+            return weight
         _check_channel_scale(scale, weight.shape[1] * getattr(dense, "groups", 1))
-        scaled._forward_pre_hooks = OrderedDict()  # pruning is applied
-        scaled.__dict__.pop("weight", None)
-        scaled._parameters["weight"] = nn.Parameter(_times_channels(weight, scale))
-        return super().from_dense(scaled, **options)  # type: ignore[misc, no-any-return]
+        return _times_channels(weight, scale)
 
     def _fill_dense(self, dense: nn.Linear | nn.Conv2d) -> None:
         super()._fill_dense(dense)
-        if self.x_channel_inverse is not None:
-            dense.weight = nn.Parameter(_times_channels(dense.weight.detach(), self.x_channel_inverse))
+        if self.x_channel_scale is not None:
+            dense.weight = nn.Parameter(_times_channels(dense.weight.detach(), self.x_channel_scale.reciprocal()))
 
     def _fixed_dtype_names(self) -> tuple[str, ...]:
         return (*super()._fixed_dtype_names(), "x_channel_scale", "x_channel_inverse")
 
-    def _packing_settings(self) -> dict[str, int]:
-        """taps, segments and groups of PackedInt8Weight.pack()."""
+    def _packing_settings(self) -> dict[str, Any]:
+        """Arguments of PackedInt8Weight.pack() besides weight and format."""
         return {}
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
@@ -293,18 +285,19 @@ class QuantizedStorage(PackedStorage):
 
     @classmethod
     def from_config(cls: type[Layer], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
-        layer = super().from_config(config, tensors)  # type: ignore[misc]
+        layer = super().from_config(config, tensors)
+        assert isinstance(layer, QuantizedStorage)
         try:
             layer._hold_channel_scale(tensors.get("x_channel_scale"))
         except ValueError as error:
             raise FormatError(str(error)) from None
-        return layer  # type: ignore[no-any-return]
+        return layer
 
     @classmethod
     def _rebuild(cls: type[Layer], module: CompressedModule, weight: WeightFormat, **options: Any) -> Layer:
         if isinstance(module, QuantizedStorage):
             options = {"x_channel_scale": module.x_channel_scale} | options
-        return super()._rebuild(module, weight, **options)  # type: ignore[misc, no-any-return]
+        return super()._rebuild(module, weight, **options)
 
     def get_extra_state(self) -> Tensor:
         """Return [x_scale, x_zero_point], which come from data like weights; empty if dynamic."""
@@ -451,7 +444,7 @@ class LookupStorage(CsrInt8Storage):
         self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
         super().__init__(weight, bias, **options)
 
-    def _packing_settings(self) -> dict[str, int]:
+    def _packing_settings(self) -> dict[str, Any]:
         return {**super()._packing_settings(), "few_rows": self.few_rows}
 
 

@@ -184,7 +184,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr``, ``int8``, ``lookup int8`` or ``bitmap int8``."""
+    """Return the name of the layer's format in CANDIDATES, the size of its blocks for a block format."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

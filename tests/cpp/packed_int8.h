@@ -21,7 +21,7 @@ inline std::string packing_name(Int8Packing packing) {
 inline std::vector<Int8Packing> all_int8_packings() {
   std::vector<Int8Packing> result;
   for (const int64_t lanes : {4, 8, 16}) {
-    for (const int64_t table : {16, 64, 128}) {
+    for (const int64_t table : {16, 64, 256}) {
       for (const bool has_safe_pairs : {false, true}) result.push_back({lanes, table, has_safe_pairs});
     }
   }
@@ -37,9 +37,7 @@ std::vector<Int8Packing> int8_packings_of(const Kernel<Args>& kernel) {
     args.weight.lanes = packing.lanes;
     if constexpr (requires { args.weight.table; }) {
       args.weight.table = packing.table;
-      // pmaddubsw, the only one that saturates.
-      const bool needs_safe_pairs = std::string_view(kernel.name) == "lookup_u8s8_avx2";
-      if (needs_safe_pairs && !packing.has_safe_pairs) continue;
+      args.weight.has_safe_pairs = packing.has_safe_pairs;
     } else if (packing.table != 16 || packing.has_safe_pairs) {
       continue;
     }
@@ -73,7 +71,10 @@ View int8_shape(const DenseInt8& weight, Int8Packing packing) {
   view.cols = weight.cols;
   view.segments = weight.segments;
   view.lanes = packing.lanes;
-  if constexpr (requires { view.table; }) view.table = packing.table;
+  if constexpr (requires { view.table; }) {
+    view.table = packing.table;
+    view.has_safe_pairs = packing.has_safe_pairs;
+  }
   return view;
 }
 
@@ -201,7 +202,7 @@ class PackedInt8<LookupView> {
       entries.resize(static_cast<size_t>(num_blocks) + 1);
       steps = entries;
       const Buffer<int8_t> dense(weight.values, Guard::kAfter);
-      count_lookup(dense.data(), shape, packing.has_safe_pairs, {0, num_blocks}, entries.data(), steps.data());
+      count_lookup(dense.data(), shape, {0, num_blocks}, entries.data(), steps.data());
       num_entries = running_sum(entries.data(), num_blocks);
       num_steps = running_sum(steps.data(), num_blocks);
     }
@@ -215,7 +216,7 @@ class PackedInt8<LookupView> {
         slots(pointers.num_steps * 8 * packing.lanes, guard),
         view_(int8_shape<LookupView>(weight, packing)) {
     const Buffer<int8_t> dense(weight.values, guard);
-    fill_lookup(dense.data(), view_, packing.has_safe_pairs, {0, view_.num_blocks()},
+    fill_lookup(dense.data(), view_, {0, view_.num_blocks()},
                 {entry_ptr.data(), step_ptr.data(), entry_group.data(), entry_steps.data(), slots.data()});
   }
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from sparsecore import _C, Int8Weight, ops
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
+from sparsecore.formats.packed_int8 import READ_BEYOND
 from sparsecore.formats.packed_int8 import Shape
 
 FORMATS = ("int8", "bitmap", "lookup")
-PACKINGS = [(lanes, table, is_safe) for lanes in (4, 8, 16) for table in (16, 64, 128) for is_safe in (False, True)]
+PACKINGS = [(lanes, table, is_safe) for lanes in (4, 8, 16) for table in (16, 64, 256) for is_safe in (False, True)]
 
 # taps, segments, groups
 FILTERS = [(1, 1, 1), (9, 3, 1), (9, 9, 1), (9, 9, 2), (6, 2, 1), (1, 1, 4), (5, 1, 1)]
@@ -114,7 +115,7 @@ def test_nbytes(taps: int, segments: int, groups: int, packing: tuple[int, int, 
     padded = blocks * lanes * segments * 4 * math.ceil(shape.K / segments / 4)
     assert dense.nbytes == padded + rows
     nnz = int(weight.q.count_nonzero())
-    assert bitmap.nbytes == padded // 8 + 4 * (blocks + 1) + nnz + 128 + rows
+    assert bitmap.nbytes == padded // 8 + 4 * (blocks + 1) + nnz + READ_BEYOND + rows
 
     # A step holds four entries of each row of a block.
     parts = by_block_and_segment(weight.q, shape).split(table, dim=-1)

@@ -82,8 +82,7 @@ const char* validate_panel(const PanelView<T>& weight, Range blocks);
 
 // Dense int8 [N, K] to the lookup format in two passes over ranges of blocks: entries and steps of the blocks counted
 // to entry_ptr[block + 1] and step_ptr[block + 1]; then, after running_sum() of both, the rest. shape gives rows,
-// cols, segments, lanes and table; zeros are left out. Groups with many non-zeros become several entries.
-// has_safe_pairs: slots 2 i and 2 i + 1 of a row hold values whose sum, 255 times, fits in int16.
+// cols, segments, lanes, table and has_safe_pairs; zeros are left out. Groups with many non-zeros become several entries.
 inline constexpr int64_t kMaxLookupSteps = 6;
 struct LookupArrays {
   const int32_t* entry_ptr;
@@ -92,9 +91,9 @@ struct LookupArrays {
   uint8_t* entry_steps;
   uint8_t* slots;
 };
-void count_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks, int32_t* entry_ptr,
+void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, int32_t* entry_ptr,
                   int32_t* step_ptr);
-void fill_lookup(const int8_t* weight, const LookupView& shape, bool has_safe_pairs, Range blocks,
+void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks,
                  const LookupArrays& out);
 
 // The exact inverse: rows of those blocks of dense int8 [N, K]. weight must be valid.

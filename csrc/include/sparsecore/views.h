@@ -125,6 +125,7 @@ struct BitmapInt8View : Int8Blocks {
 //   of one step                   row 1: column 3               9 8 0 0  7 0 0 0   the values
 struct LookupView : Int8Blocks {
   int64_t table = 0;
+  bool has_safe_pairs = false;  // 255 * (sum of the values of slots 2 i and 2 i + 1 of a row) fits in int16
   int64_t num_entries = 0;
   int64_t num_steps = 0;
   const int32_t* entry_ptr = nullptr;   // [num_blocks + 1] first entry of each block

@@ -3,7 +3,7 @@
 // A step multiplies 4 non-zeros of each row of a block: a byte shuffle brings their activations from the table (the
 // activations of one group of columns), a dot product multiplies and adds. Columns and values are loaded once for all
 // positions of a tile. A wrapper defines Dot with
-//   kLanes, kPositions, kTable, kByteOffset;
+//   kLanes, kPositions, kTable, kByteOffset, kNeedsSafePairs;
 //   Sum, Bytes, Table: sums of the lanes; a quad of each lane; kTable activations;
 //   zero(), add(Sum, Sum), store(int32_t*, Sum), load(const uint8_t*), load_table(const uint8_t*), lookup(table, columns);
 //   multiply_add(sum, activations, values): exact, if pairs of values are safe where the packing says so.
@@ -26,7 +26,10 @@ struct LookupU8S8 {
   // zeros, 16 positions: 1.2 -> 0.85 ms; 1 position and weights in cache: no difference.
   static constexpr int64_t kPrefetch = 2048;
 
-  static bool supports(const LookupView& weight) { return weight.lanes == Dot::kLanes && weight.table == Dot::kTable; }
+  static bool supports(const LookupView& weight) {
+    return weight.lanes == Dot::kLanes && weight.table == Dot::kTable &&
+           (weight.has_safe_pairs || !Dot::kNeedsSafePairs);
+  }
   static int64_t num_offsets(const LookupView& weight) { return weight.segments * weight.groups(); }
   static void fill_offsets(const Args& args, int64_t* offset) {
     const int64_t groups = args.weight.groups();

@@ -16,6 +16,7 @@ namespace {
 struct Dot {
   static constexpr int kLanes = 8, kPositions = 4;
   static constexpr int64_t kTable = 16;
+  static constexpr bool kNeedsSafePairs = true;
   static constexpr int32_t kByteOffset = 0;
   using Sum = __m256i;
   using Bytes = __m256i;

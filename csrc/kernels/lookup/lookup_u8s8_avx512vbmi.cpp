@@ -18,6 +18,7 @@ namespace {
 struct Dot : DotVnni {
   static constexpr int kPositions = 16;  // 16 sums + 6 steps of columns and values + 2 tables
   static constexpr int64_t kTable = 64;
+  static constexpr bool kNeedsSafePairs = false;
   using Table = Bytes;
   static SPARSECORE_INLINE Table load_table(const uint8_t* p) { return load(p); }
   static SPARSECORE_INLINE Bytes lookup(Table table, Bytes columns) {
@@ -30,6 +31,7 @@ struct Dot : DotVnni {
 struct WideDot : DotVnni {
   static constexpr int kPositions = 4;
   static constexpr int64_t kTable = 256;
+  static constexpr bool kNeedsSafePairs = false;
   struct Table {
     Bytes of[4];
   };

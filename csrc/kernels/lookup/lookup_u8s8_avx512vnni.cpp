@@ -16,6 +16,7 @@ namespace {
 struct Dot : DotVnni {
   static constexpr int kPositions = 16;
   static constexpr int64_t kTable = 16;
+  static constexpr bool kNeedsSafePairs = false;
   using Table = Bytes;
   static SPARSECORE_INLINE Table load_table(const uint8_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

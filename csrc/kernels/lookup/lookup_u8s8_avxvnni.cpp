@@ -15,6 +15,7 @@ namespace {
 struct Dot : DotAvxVnni {
   static constexpr int kPositions = 8;
   static constexpr int64_t kTable = 16;
+  static constexpr bool kNeedsSafePairs = false;
   using Table = Bytes;
   static SPARSECORE_INLINE Table load_table(const uint8_t* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -14,6 +14,7 @@ namespace {
 
 struct Dot : DotNeon {
   static constexpr int kPositions = 8;
+  static constexpr bool kNeedsSafePairs = false;
   static SPARSECORE_INLINE Sum multiply_add(Sum sum, Bytes a, Weights w) { return vdotq_s32(sum, a, w); }
 };
 
