@@ -32,7 +32,6 @@ import sparsecore as sc
 from sparsecore.bench.demo_digits import BATCH, DigitsPlan, accuracy, prune_and_finetune, train
 from sparsecore.bench.models import digits_data, digits_net
 from sparsecore.graph import fold_batchnorm
-from sparsecore.nn import Int8Linear
 from sparsecore.quantize import OBSERVERS
 
 Result = TypeVar("Result")
@@ -57,13 +56,12 @@ BLOCK: dict[str, dict[str, Any]] = {
         f"static, per tensor, {observer}": settings
         for observer, settings in zip(OBSERVERS, STATIC.values(), strict=True)
     },
-}
-if hasattr(Int8Linear.from_dense(nn.Linear(1, 1)), "x_channel_scale"):
-    BLOCK |= {
+    **{
         f"{activations}, per channel, alpha {alpha}": {"activations": activations, "per_channel": True, "alpha": alpha}
         for activations in ("dynamic", "static")
         for alpha in (0.5, 1.0)
-    }
+    },
+}
 
 
 def quantized(model: nn.Module, batches: Sequence[Tensor], settings: Mapping[str, Any]) -> nn.Module:

@@ -16,7 +16,7 @@ from sparsecore.errors import (
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.io import load, save
 from sparsecore.prune import GradualPruner, Masks, prune
-from sparsecore.quantize import quantize
+from sparsecore.quantize import Percentile, quantization_report, quantize, sensitivity
 from sparsecore.tune import convert, explain
 
 __version__ = _version("sparsecore")
@@ -29,6 +29,7 @@ __all__ = [
     "Int8Weight",
     "Masks",
     "MissingExtraError",
+    "Percentile",
     "SparsecoreError",
     "UnsupportedError",
     "convert",
@@ -38,6 +39,8 @@ __all__ = [
     "nn",
     "ops",
     "prune",
+    "quantization_report",
     "quantize",
     "save",
+    "sensitivity",
 ]

@@ -1,4 +1,4 @@
-"""The main job: digits from training to int8 CSR, ResNet-50 end to end, and a report of both."""
+"""The main job: digits from training to int8 without zeros, ResNet-50 end to end, and a report of both."""
 
 from __future__ import annotations
 

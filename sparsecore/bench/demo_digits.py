@@ -141,13 +141,13 @@ def _versions(dense: nn.Module, masked: nn.Module, converted: Mapping[int, nn.Mo
     int8 = copy.deepcopy(folded)
     batches = data.train_x[:256].split(BATCH)
     sc.quantize(int8, batches, activations="static", progress=False)
-    int8_csr = replace_layers(int8, {Int8Linear: SparseInt8Linear.from_int8, Int8Conv2d: SparseInt8Conv2d.from_int8})
+    lookup = replace_layers(int8, {Int8Linear: SparseInt8Linear.from_int8, Int8Conv2d: SparseInt8Conv2d.from_int8})
     return [
         *eager_versions(dense, DENSE, "as trained, PyTorch eager"),
         Version("masked dense", "pruned, the zeros stored like any weight", "PyTorch", masked),
         Version("CSR", "pruned, every layer float32 CSR", "sparsecore", csr),
         Version("int8", "pruned and quantized, every layer dense int8", "sparsecore", int8),
-        Version("int8 CSR", "pruned and quantized, every layer int8 CSR", "sparsecore", int8_csr),
+        Version("lookup int8", "pruned and quantized, every layer int8 by table lookup", "sparsecore", lookup),
         *(
             Version(
                 f"converted, batch {batch}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -29,14 +30,14 @@ from sparsecore.nn import (
 
 DENSE = "dense"
 Shape = tuple[int, ...]
-_Maker = Callable[[nn.Module, Shape | None], nn.Module]
+Maker = Callable[[nn.Module, Shape | None], nn.Module]
 
 
 def _same(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return layer
 
 
-def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
+def _any_shape(make: Callable[[nn.Module], nn.Module]) -> Maker:
     return lambda layer, shape: make(layer)
 
 
@@ -44,7 +45,7 @@ def _any_shape(make: Callable[[nn.Module], nn.Module]) -> _Maker:
 MOST_BITMAP_ROWS = 16
 
 
-def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> _Maker:
+def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> Maker:
     def maker(layer: nn.Module, shape: Shape | None) -> nn.Module:
         if shape is None or math.prod(shape[:-1]) > MOST_BITMAP_ROWS:
             raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations; bitmaps are for few")
@@ -53,7 +54,7 @@ def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> _Maker:
     return maker
 
 
-def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> _Maker:
+def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> Maker:
     return lambda layer, shape: kind.from_dense(layer, **(kind.fit(layer, shape) if shape else {}))
 
 
@@ -61,7 +62,7 @@ def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> _Maker:
 LEAST_BLOCK_FILL = 0.9
 
 
-def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> _Maker:
+def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Maker:
     def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
         assert isinstance(layer.weight, torch.Tensor)
         if len(layer.weight) % block_rows:
@@ -91,14 +92,15 @@ def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return nn.Sequential(dense, _ACTIVATION_LAYERS[layer.activation]())
 
 
-def _dequantized(kind: type[CompressedModule]) -> _Maker:
-    """Float layers of an int8 one, with its weights and its activation."""
+def _by_dense(kind: type[CompressedModule]) -> Maker:
+    """Another class for a compressed layer, by way of its dense weight: to int8 and back."""
     return lambda layer, shape: kind.from_dense(layer.to_dense_module(), activation=layer.activation)  # type: ignore[operator]
 
 
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
-# that an int8 layer may go back to float32 where that is faster: its weights stay those of int8.
-CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
+# that an int8 layer may go back to float32 where that is faster: its weights stay those of int8. The int8 formats of a
+# float layer are those of its int8 form: see candidates().
+CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     nn.Linear: {
         DENSE: _same,
         "panel": _panel(PanelLinear),
@@ -119,13 +121,13 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
         "int8": _same,
         "lookup int8": _any_shape(SparseInt8Linear.from_int8),
         "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
-        "panel": _dequantized(PanelLinear),
+        "panel": _by_dense(PanelLinear),
     },
     Int8Conv2d: {
         DENSE: _dense,
         "int8": _same,
         "lookup int8": _any_shape(SparseInt8Conv2d.from_int8),
-        "panel": _dequantized(PanelConv2d),
+        "panel": _by_dense(PanelConv2d),
     },
     PanelLinear: {DENSE: _dense, "panel": _same},
     BitmapLinear: {DENSE: _dense, "bitmap": _same},
@@ -138,6 +140,11 @@ CANDIDATES: dict[type[nn.Module], dict[str, _Maker]] = {
     SparseInt8Conv2d: {DENSE: _dense, "lookup int8": _same},
     BitmapInt8Linear: {DENSE: _dense, "bitmap int8": _same, "lookup int8": _any_shape(SparseInt8Linear.from_int8)},
 }
+
+INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8"})
+
+# Dense class -> the int8 form of a float layer of it.
+_INT8: dict[type[nn.Module], type[CompressedModule]] = {nn.Linear: Int8Linear, nn.Conv2d: Int8Conv2d}
 
 # Class -> format, and the operation whose table its kernel is in.
 _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
@@ -169,9 +176,39 @@ class WeightStatistics:
         return 1.0 - self.nnz / max(self.N * self.K, 1)
 
 
-def candidates(layer: nn.Module) -> Mapping[str, _Maker]:
-    """Format name to maker for a layer; empty for a class that has no other form."""
-    return CANDIDATES.get(type(layer), {})
+def candidates(layer: nn.Module, with_int8: bool = False) -> Mapping[str, Maker]:
+    """Format name to maker for a layer; empty for a class that has no other form.
+
+    Args:
+        layer: any module.
+        with_int8: give float layers the int8 formats too, with activations that are quantized dynamically.
+    """
+    makers = CANDIDATES.get(type(layer), {})
+    return makers | _int8_candidates(layer) if with_int8 and makers and not is_int8(layer) else makers
+
+
+def _int8_candidates(layer: nn.Module) -> dict[str, Maker]:
+    kind = _INT8[layer.dense_type if isinstance(layer, CompressedModule) else type(layer)]
+
+    @cache
+    def quantized() -> nn.Module:
+        """The weight is rounded once for all formats."""
+        return _by_dense(kind)(layer, None) if isinstance(layer, CompressedModule) else kind.from_dense(layer)
+
+    def of_quantized(make: Maker) -> Maker:
+        return lambda _, shape: make(quantized(), shape)
+
+    return {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INT8_FORMATS}
+
+
+def is_int8(layer: nn.Module) -> bool:
+    """Whether a layer computes in int8."""
+    return format_of(layer) in INT8_FORMATS
+
+
+def is_exact(layer: nn.Module, format_name: str) -> bool:
+    """Whether a format computes in the layer's own numeric type; the outputs then differ by rounding alone."""
+    return is_int8(layer) == (format_name in INT8_FORMATS)
 
 
 def weight_statistics(layer: nn.Module) -> WeightStatistics:
@@ -184,7 +221,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return the name of the layer's format in CANDIDATES, the size of its blocks for a block format."""
+    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr`` or one of INT8_FORMATS."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from torch import nn
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import CompressedModule
-from sparsecore.tune.candidates import format_of, kernel_of, operation_of, weight_statistics
+from sparsecore.tune.budget import Budget
+from sparsecore.tune.candidates import INT8_FORMATS, format_of, kernel_of, operation_of, weight_statistics
 
-ATTRIBUTE = "_sparsecore_choices"
+ATTRIBUTE = "_sparsecore_explanation"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class LayerChoice:
         time_us: time of all its calls in one pass of the model (lower quartile); None if not measured.
         dense_us: the same for the dense layer.
         roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run.
-        reason: why this format.
+        error: relative error that the format adds to the layer's output on the example, ``||y - y_own|| / ||y_own||``;
+            0 in the layer's own numeric type (rounding aside), None if not measured.
+        reason: why this format, and what the others would have cost in time and error.
     """
 
     name: str
@@ -42,6 +46,7 @@ class LayerChoice:
     time_us: float | None
     dense_us: float | None
     roofline: float | None
+    error: float | None
     reason: str
 
     @property
@@ -56,31 +61,31 @@ class LayerChoice:
         return asdict(self) | {"speedup": self.speedup}
 
 
-_COLUMNS = (
-    "layer",
-    "op",
-    "shape",
-    "zeros",
-    "format",
-    "kernel",
-    "us",
-    "dense us",
-    "speed-up",
-    "of peak",
-    "why",
-)
-_RIGHT = {"zeros", "us", "dense us", "speed-up", "of peak"}
+# Names and formats to the left, numbers to the right.
+_COLUMNS = ("layer", "op", "format", "zeros", "us", "dense us", "speed-up", "of peak", "error")
+_LEFT = {"layer", "op", "format"}
+_DETAILS = ("shape", "kernel", "why")
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The table of a model: one row per layer, as text, HTML (in notebooks) or plain data."""
+    """The table of a model: one row per layer, as text, HTML (in notebooks) or plain data.
+
+    Attributes:
+        rows: one per layer, in the order of the model.
+        budget: the error budget, if there was one.
+    """
 
     rows: tuple[LayerChoice, ...]
+    budget: Budget | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"rows": [...]}``."""
-        return {"rows": [row.to_dict() for row in self.rows]}
+        """Return ``{"rows": [...], "budget": {...} or None}``, ready for JSON."""
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "budget": None if self.budget is None else asdict(self.budget),
+        }
 
     def __iter__(self) -> Iterator[LayerChoice]:
         return iter(self.rows)
@@ -91,21 +96,43 @@ class Explanation:
     def __str__(self) -> str:
         table = [_COLUMNS, *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
+        head, *lines = [
             "  ".join(
-                cell.rjust(width) if title in _RIGHT else cell.ljust(width)
+                cell.ljust(width) if title in _LEFT else cell.rjust(width)
                 for title, cell, width in zip(_COLUMNS, row, widths, strict=True)
             ).rstrip()
             for row in table
         ]
-        return "\n".join([lines[0], "-" * min(max(map(len, lines)), 150), *lines[1:]])
+        text = [head, "-" * len(head)]
+        for row, line in zip(self.rows, lines, strict=True):
+            text += [line, *_indented(", ".join(_details(row)[:2]) + ": " + row.reason)]
+        return "\n".join(text + (textwrap.wrap(self._summary(), _WIDTH) if self.budget else []))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS)
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in (*_COLUMNS, *_DETAILS))
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in self.rows
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (*_cells(row), *_details(row))) + "</tr>"
+            for row in self.rows
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        summary = f"<p>{html.escape(self._summary())}</p>" if self.budget else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{summary}"
+
+    def _summary(self) -> str:
+        """What became of the error budget."""
+        assert self.budget is not None
+        count = sum(row.format in INT8_FORMATS for row in self.rows)
+        text = (
+            f"output error {percent(self.budget.error)} of {percent(self.budget.max_error)} allowed, "
+            f"{count} of {len(self.rows)} layers in int8"
+        )
+        given_up = self.budget.num_given_up
+        more = "more would" if count else "would"
+        return text + (f"; {given_up} {more} be faster but exceed it" if given_up else "")
+
+
+def percent(error: float) -> str:
+    """Write an error as ``quantization_report()`` does."""
+    return f"{error:.3%}"
 
 
 def _cells(row: LayerChoice) -> Sequence[str]:
@@ -115,15 +142,23 @@ def _cells(row: LayerChoice) -> Sequence[str]:
     return (
         row.name,
         row.op,
-        row.shape,
-        f"{row.sparsity:.1%}",
         row.format,
-        row.kernel,
+        f"{row.sparsity:.1%}",
         number(row.time_us, "{:.0f}"),
         number(row.dense_us, "{:.0f}"),
         number(row.speedup, "{:.2f}x"),
         number(row.roofline, "{:.0%}"),
-        row.reason,
+        "0" if row.error == 0 else "-" if row.error is None else percent(row.error),
+    )
+
+
+def _details(row: LayerChoice) -> Sequence[str]:
+    return row.shape, row.kernel, row.reason
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -144,9 +179,9 @@ def explain(model: nn.Module) -> Explanation:
         >>> print(explain(convert(nn.Sequential(nn.Linear(4, 4)))).rows[0].format)
         dense
     """
-    choices = getattr(model, ATTRIBUTE, None)
-    if choices is not None:
-        return Explanation(tuple(choices))
+    explanation = getattr(model, ATTRIBUTE, None)
+    if isinstance(explanation, Explanation):
+        return explanation
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedModule)}
     if not layers:
         raise UnsupportedError(f"expected a model from convert(), got a {type(model).__name__} without layers of ours")
@@ -167,5 +202,6 @@ def unmeasured(name: str, layer: nn.Module, reason: str, shape: str = "", form: 
         time_us=None,
         dense_us=None,
         roofline=None,
+        error=None,
         reason=reason,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsecore import _C
-from sparsecore.tune.candidates import DENSE, MOST_BITMAP_ROWS, WeightStatistics
+from sparsecore.tune.candidates import DENSE, INT8_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
 
 # Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
 # of activations. Their ratio decides; the peak itself cancels out.
@@ -36,7 +36,7 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     if format_name == DENSE:
         return 1.0
     density = 1.0 - weight.sparsity
-    if format_name in ("int8", "lookup int8", "bitmap int8"):
+    if format_name in INT8_FORMATS:
         return _relative_int8_time(format_name, density, columns)
     if format_name == "bitmap":
         if not 0 < columns <= MOST_BITMAP_ROWS:  # it multiplies with its zeros too

@@ -56,7 +56,7 @@ def report() -> dict[str, Any]:
     digits = [
         ("dense", "PyTorch", 1.0),
         ("CSR", "sparsecore", 3.0),
-        ("int8 CSR", "sparsecore", 0.7),
+        ("lookup int8", "sparsecore", 0.7),
     ]
     resnet = [("eager", "PyTorch", 0.9), ("channels last", "PyTorch", 1.0)]
     return {

@@ -66,14 +66,14 @@ def test_digits_section_of_a_short_plan(tmp_path: Path) -> None:
         "masked dense",
         "CSR",
         "int8",
-        "int8 CSR",
+        "lookup int8",
         "converted, batch 1",
     ]
     versions = dict(zip(names, section["versions"], strict=True))
     masked_accuracy = versions["masked dense"]["accuracy"]
     assert versions["CSR"]["accuracy"] == pytest.approx(masked_accuracy, abs=0.01)
-    assert versions["int8 CSR"]["accuracy"] == versions["int8"]["accuracy"]
-    assert versions["int8 CSR"]["disk_bytes"] < versions["CSR"]["disk_bytes"]
+    assert versions["lookup int8"]["accuracy"] == versions["int8"]["accuracy"]
+    assert versions["lookup int8"]["disk_bytes"] < versions["CSR"]["disk_bytes"]
     assert versions["CSR"]["disk_bytes"] < versions["dense"]["disk_bytes"]
     for version in section["versions"]:
         assert (tmp_path / version["file"]).stat().st_size == version["disk_bytes"]

@@ -190,10 +190,6 @@ def test_a_single_layer_cannot_be_replaced_in_place() -> None:
         quantize(nn.Linear(2, 2))
 
 
-HAS_CHANNEL_SCALE = hasattr(Int8Linear.from_dense(nn.Linear(1, 1)), "x_channel_scale")
-
-
-@pytest.mark.skipif(not HAS_CHANNEL_SCALE, reason="int8 layers take no x_channel_scale")
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
 def test_channel_scales_keep_outlier_channels_apart(activations: Any) -> None:
     gains = torch.ones(64)
@@ -213,7 +209,6 @@ def test_channel_scales_keep_outlier_channels_apart(activations: Any) -> None:
     assert errors[True] < errors[False] / 5
 
 
-@pytest.mark.skipif(not HAS_CHANNEL_SCALE, reason="int8 layers take no x_channel_scale")
 def test_channel_scales_of_every_class_of_layer() -> None:
     for groups in (1, 2):
         model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=groups), nn.Flatten(), nn.Linear(4 * 36, 3))

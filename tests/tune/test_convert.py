@@ -14,21 +14,6 @@ from sparsecore.errors import UnsupportedError
 from sparsecore.tune import cache, measure
 
 
-@pytest.fixture(autouse=True)
-def _setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setenv("SPARSECORE_CACHE_DIR", str(tmp_path))
-
-
-@pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What measuring says instead of a clock, by format."""
-    fixed = {"dense": 100.0, "panel": 70.0, "4x1": 80.0, "8x1": 80.0, "csr": 50.0, "int8": 60.0}
-    fixed |= {"lookup int8": 55.0, "bitmap int8": 65.0, "bitmap": 110.0}
-    monkeypatch.setattr(measure, "_measure", lambda forms, shape: ({name: fixed[name] for name in forms}, 0.0))
-    return fixed
-
-
 def pruned_net(sparsity: float = 0.8) -> nn.Sequential:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
