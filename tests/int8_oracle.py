@@ -17,7 +17,14 @@ from sparsecore.formats import PackedInt8Weight
 OPERATIONS = {"int8": "gemm_int8", "bitmap": "bitmap_int8", "lookup": "lookup_int8"}
 Packing = tuple[int, int, bool]
 # Safe pairs are right for every kernel.
-PACKINGS: list[Packing] = [(16, 64, True), (16, 256, True), (16, 16, True), (8, 16, True), (4, 16, True), (4, 128, True)]
+PACKINGS: list[Packing] = [
+    (16, 64, True),
+    (16, 256, True),
+    (16, 16, True),
+    (8, 16, True),
+    (4, 16, True),
+    (4, 128, True),
+]
 
 
 # --- weights, and the kernels that run them ---

@@ -160,7 +160,7 @@ struct PackedInt8<Int8View> {
   double flops;
   std::vector<int8_t> values;
 
-  PackedInt8(Int8View shape, double, bool) : view(shape), flops(2.0 * double(shape.rows * shape.cols)) {
+  PackedInt8(Int8View shape, double) : view(shape), flops(2.0 * double(shape.rows * shape.cols)) {
     values.assign(static_cast<size_t>(view.num_blocks() * view.block_bytes()), int8_t(3));
     view.values = values.data();
   }

@@ -153,8 +153,12 @@ Weight shape_for(const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer) {
   Int8ProductOf<Weight> args;
   args.weight.rows = layer.N;
   args.weight.cols = layer.K;
-  for (const Int8Packing packing :
-       {int8_packing(layer.M <= kFewPositions), {16, 64, false}, {16, 256, false}, {16, 16, false}, {8, 16, true}, {4, 16, false}}) {
+  for (const Int8Packing packing : {int8_packing(layer.M <= kFewPositions),
+                                    {16, 64, false},
+                                    {16, 256, false},
+                                    {16, 16, false},
+                                    {8, 16, true},
+                                    {4, 16, false}}) {
     args.weight.lanes = packing.lanes;
     if constexpr (requires { args.weight.table; }) {
       args.weight.table = packing.table;

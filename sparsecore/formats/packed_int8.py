@@ -20,6 +20,9 @@ from sparsecore.formats.int8 import Int8Weight
 READ_BEYOND = 256  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
 
 
+FEW_ROWS = 4  # rows of activations that few_rows is for: kFewPositions in csrc's ops.h
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a packed weight is apart from its numbers.
@@ -108,7 +111,7 @@ class PackedInt8Weight:
             taps: see Shape, like segments and groups.
             segments: a divisor of taps.
             groups: a divisor of N.
-            few_rows: pack for few rows of activations (up to 4), where bytes decide.
+            few_rows: pack for up to FEW_ROWS rows of activations, where bytes decide.
             packing: lanes, table and whether pairs of values must not saturate; None takes what the
                 best kernels of this machine want.
 

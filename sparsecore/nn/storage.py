@@ -402,11 +402,11 @@ class CsrInt8Storage(QuantizedStorage):
         return weight.row_ptr, weight.col_idx, weight.values, weight.scale
 
     @classmethod
-    def from_int8(cls: type[Layer], module: nn.Module) -> Layer:
-        """Leave the zeros out of an int8 layer; the outputs stay equal."""
+    def from_int8(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
+        """Leave the zeros out of an int8 layer; the outputs stay equal. Options are those of the constructor."""
         if not isinstance(module, QuantizedStorage):
             raise UnsupportedError(f"expected an int8 layer, got {type(module).__name__}")
-        return cls._rebuild(module, module._int8_weight().to_csr())
+        return cls._rebuild(module, module._int8_weight().to_csr(), **options)
 
     @classmethod
     def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:

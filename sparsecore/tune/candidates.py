@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsecore import _C
 from sparsecore.errors import UnsupportedError
+from sparsecore.formats.packed_int8 import FEW_ROWS
 from sparsecore.nn import (
     BitmapInt8Linear,
     BitmapLinear,
@@ -27,6 +28,7 @@ from sparsecore.nn import (
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.nn.storage import QuantizedStorage
 
 DENSE = "dense"
 Shape = tuple[int, ...]
@@ -52,6 +54,14 @@ def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> Maker:
         return make(layer)
 
     return maker
+
+
+def _lookup(layer: nn.Module, shape: Shape | None) -> nn.Module:
+    """Table lookup, packed for the rows of activations."""
+    few_rows = shape is not None and math.prod(shape[:-1]) <= FEW_ROWS
+    if isinstance(layer, SparseInt8Linear) and layer.few_rows == few_rows:
+        return layer
+    return SparseInt8Linear.from_int8(layer, few_rows=few_rows)
 
 
 def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> Maker:
@@ -119,7 +129,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     Int8Linear: {
         DENSE: _dense,
         "int8": _same,
-        "lookup int8": _any_shape(SparseInt8Linear.from_int8),
+        "lookup int8": _lookup,
         "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
         "panel": _by_dense(PanelLinear),
     },
@@ -136,9 +146,9 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     BlockConv2d: {DENSE: _dense, "block": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
     SparseConv2d: {DENSE: _dense, "csr": _same},
-    SparseInt8Linear: {DENSE: _dense, "lookup int8": _same, "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8)},
+    SparseInt8Linear: {DENSE: _dense, "lookup int8": _lookup, "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8)},
     SparseInt8Conv2d: {DENSE: _dense, "lookup int8": _same},
-    BitmapInt8Linear: {DENSE: _dense, "bitmap int8": _same, "lookup int8": _any_shape(SparseInt8Linear.from_int8)},
+    BitmapInt8Linear: {DENSE: _dense, "bitmap int8": _same, "lookup int8": _lookup},
 }
 
 INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8"})
@@ -242,4 +252,6 @@ def kernel_of(layer: nn.Module) -> str:
     operation = _RUNS_ON[type(layer)][1]
     if getattr(layer, "is_product", False):  # a 1x1 convolution
         operation = operation.replace("conv2d", "spmm")
-    return next(k["name"] for k in _C.kernels() if k["op"] == operation and k["available"])
+    names = [k["name"] for k in _C.kernels() if k["op"] == operation and k["available"]]
+    has_wide_table = isinstance(layer, QuantizedStorage) and layer.packed_shape.table == 256
+    return next(name for name in names if ("lookup256" in name) == has_wide_table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sparsecore import _C
+from sparsecore.formats.packed_int8 import FEW_ROWS
 from sparsecore.tune.candidates import DENSE, INT8_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
 
 # Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
@@ -50,17 +51,18 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
 
 
 def _relative_int8_time(format_name: str, density: float, columns: int) -> float:
-    bytes_per_weight = {"int8": 1.0, "lookup int8": 2 * _slots(density), "bitmap int8": 1 / 8 + density}[format_name]
+    slots = _slots(density, columns)
+    bytes_per_weight = {"int8": 1.0, "lookup int8": 2 * slots, "bitmap int8": 1 / 8 + density}[format_name]
+    work = {"int8": 1.0, "lookup int8": LOOKUP_STEP * slots, "bitmap int8": 1.3}[format_name]
     has_vnni = _C.isa().endswith(("vnni", "vbmi", "amx", "neondot"))
-    work = {"int8": 1.0, "lookup int8": LOOKUP_STEP * _slots(density), "bitmap int8": 1.3}[format_name]
     if columns == 1:
         return max(bytes_per_weight, work / 4) / DENSE_BYTES
     return work * (INT8_WITH_VNNI if has_vnni else INT8_WITHOUT)
 
 
-def _slots(density: float) -> float:
+def _slots(density: float, columns: int) -> float:
     """Slots per dense weight of the lookup format: the fullest of a block's rows decides, in fours."""
-    _, table, _ = _C.int8_packing()
+    _, table, _ = _C.int8_packing(0 < columns <= FEW_ROWS)
     mean = table * density
     fullest = mean + 1.8 * math.sqrt(mean * (1 - density))  # of 8 to 16 rows, if zeros fall at random
     return 4 * math.ceil(fullest / 4) / table

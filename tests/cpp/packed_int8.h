@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "guarded.h"
@@ -28,7 +27,7 @@ inline std::vector<Int8Packing> all_int8_packings() {
   return result;
 }
 
-// Of those, the ones that differ for a kernel and that it is exact on.
+// Of those, the ones that differ for a kernel and that it supports.
 template <class Args>
 std::vector<Int8Packing> int8_packings_of(const Kernel<Args>& kernel) {
   std::vector<Int8Packing> result;
