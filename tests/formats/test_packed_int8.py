@@ -138,7 +138,7 @@ def test_shape_and_fields() -> None:
     weight = random_weight(12, 45)
     packed = PackedInt8Weight.pack(weight, "bitmap", taps=9, segments=3, packing=(8, 16, False))
     assert packed.shape == Shape(12, 45, 9, 3, 8, 16, 1)
-    assert packed.shape.sizes == [12, 45, 3, 8, 16, 1]
+    assert packed.shape.sizes == [12, 45, 3, 8, 16, 1, 0]
     assert packed.scale is weight.scale
     assert [tensor.dtype for tensor in packed.tensors] == [torch.uint8, torch.int32, torch.int8]
     with pytest.raises(dataclasses.FrozenInstanceError):
