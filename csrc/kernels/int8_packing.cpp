@@ -1,5 +1,5 @@
-// What int8 weights are packed for: the widest integer dot product and byte shuffle that are enabled decide. Each row is
-// what the kernels of its instruction set support.
+// What int8 weights are packed for: the widest integer dot product and byte shuffle that are enabled decide. Each row
+// is what the kernels of its instruction set support.
 #include "sparsecore/ops.h"
 
 namespace sparsecore {

@@ -102,38 +102,38 @@ SPARSECORE_INLINE void scale_sums(const Args& args, const Places& places, Range 
 
 template <class S, class T, class Args>
 void emit_rows(const Args& args, const Places& places, Range rows, const Sums& sums) {
-  scale_sums<S>(args, places, rows, sums, [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int n)
-                                              SPARSECORE_LAMBDA_INLINE {
-    const int64_t at = (places.first + i) * args.ldy + row;
-    finish<S, V, T>(v, args.epilogue.activation, args.residual, args.y, at, args.ldy, n);
-  });
+  scale_sums<S>(args, places, rows, sums,
+                [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int n) SPARSECORE_LAMBDA_INLINE {
+                  const int64_t at = (places.first + i) * args.ldy + row;
+                  finish<S, V, T>(v, args.epilogue.activation, args.residual, args.y, at, args.ldy, n);
+                });
 }
 
 template <class S, class Args>
 void emit_int8(const Args& args, const Places& places, Range rows, const Sums& sums) {
   const ToBytes<S> to_bytes(args.y_inverse_scale, args.y_zero_point, 0);
-  scale_sums<S>(args, places, rows, sums, [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int n)
-                                              SPARSECORE_LAMBDA_INLINE {
-    activate<S, V>(v, args.epilogue.activation);
-    uint8_t* y = static_cast<uint8_t*>(args.y) + (places.first + i) * args.ldy + row;
-    for (int j = 0; j < V; ++j) {
-      if (n == S::kLanes) {
-        to_bytes.store(y + j * args.ldy, v[j], WholeVector<S>{});
-      } else {
-        to_bytes.store(y + j * args.ldy, v[j], PartOfVector<S>{n});
-      }
-    }
-  });
+  scale_sums<S>(args, places, rows, sums,
+                [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int n) SPARSECORE_LAMBDA_INLINE {
+                  activate<S, V>(v, args.epilogue.activation);
+                  uint8_t* y = static_cast<uint8_t*>(args.y) + (places.first + i) * args.ldy + row;
+                  for (int j = 0; j < V; ++j) {
+                    if (n == S::kLanes) {
+                      to_bytes.store(y + j * args.ldy, v[j], WholeVector<S>{});
+                    } else {
+                      to_bytes.store(y + j * args.ldy, v[j], PartOfVector<S>{n});
+                    }
+                  }
+                });
 }
 
 // Transposed through a buffer. Positions of a tile may lie in several images.
 template <class S, class T, class Args>
 void emit_columns(const Args& args, const Places& places, Range rows, const Sums& sums) {
   alignas(64) float by_position[kTilePositions * kMaxTileRows], by_row[kMaxTileRows * kTilePositions];
-  scale_sums<S>(args, places, rows, sums, [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int)
-                                              SPARSECORE_LAMBDA_INLINE {
-    for (int j = 0; j < V; ++j) S::store(by_position + (i + j) * kMaxTileRows + row - rows.begin, v[j]);
-  });
+  scale_sums<S>(args, places, rows, sums,
+                [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int) SPARSECORE_LAMBDA_INLINE {
+                  for (int j = 0; j < V; ++j) S::store(by_position + (i + j) * kMaxTileRows + row - rows.begin, v[j]);
+                });
   transpose_block<S>(by_position, kMaxTileRows, places.count, rows.size(), by_row, kTilePositions);
   const int64_t pixels = args.x.height * args.x.width;
   for (int begin = 0, size = 0; begin < places.count; begin += size) {
@@ -143,8 +143,8 @@ void emit_columns(const Args& args, const Places& places, Range rows, const Sums
       const int64_t at = image * args.ldy + row * pixels + pixel;
       const float* v = by_row + (row - rows.begin) * kTilePositions + begin;
       if (size == kTilePositions) {
-        // The next tile's part of this row is in another page than all else that is written: 64 -> 256 channels at 56x56
-        // 1.0 -> 0.73 ms.
+        // The next tile's part of this row is in another page than all else that is written: 64 -> 256 channels at
+        // 56x56 1.0 -> 0.73 ms.
         for (int64_t i = 0; i < kTilePositions; i += 64 / int64_t(sizeof(T))) {
           __builtin_prefetch(static_cast<T*>(args.y) + at + kTilePositions + i, 1);
         }

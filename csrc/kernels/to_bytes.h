@@ -34,8 +34,8 @@ SPARSECORE_INLINE void for_vectors(int64_t n, Function function) {
   if (i < n) function(i, PartOfVector<S>{static_cast<int>(n - i)});
 }
 
-// byte = clamp(round_half_even(x * inverse) + zero_point, -128, 127) + shift; NaN counts as 0. Multiplied by the inverse
-// of the scale and not divided, in every kernel, so that all of them give the same bytes.
+// byte = clamp(round_half_even(x * inverse) + zero_point, -128, 127) + shift; NaN counts as 0. Multiplied by the
+// inverse of the scale and not divided, in every kernel, so that all of them give the same bytes.
 template <class S>
 struct ToBytes {
   typename S::F32 inverse, low, high;

@@ -15,9 +15,7 @@ struct Slot {
 constexpr Slot kEmpty{0, 0};
 
 // pmaddubsw adds 255 * first and 255 * second in int16 at worst.
-bool is_safe(int first, int second) {
-  return (first < 0) != (second < 0) || std::abs(first) + std::abs(second) <= 128;
-}
+bool is_safe(int first, int second) { return (first < 0) != (second < 0) || std::abs(first) + std::abs(second) <= 128; }
 
 // Orders slots so that neighbours 2 i and 2 i + 1 are safe together, with empty ones where no partner is left.
 void pair_safely(std::vector<Slot>& slots) {
@@ -96,8 +94,7 @@ int64_t num_groups(const LookupView& shape) { return shape.segments * shape.grou
 
 }  // namespace
 
-void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, int32_t* entry_ptr,
-                  int32_t* step_ptr) {
+void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, int32_t* entry_ptr, int32_t* step_ptr) {
   Group group(weight, shape);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     int64_t entries = 0, steps = 0;
@@ -111,8 +108,7 @@ void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, i
   }
 }
 
-void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks,
-                 const LookupArrays& out) {
+void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks, const LookupArrays& out) {
   struct Entry {
     int64_t group, begin, steps;
   };

@@ -1,9 +1,9 @@
 // Integer dot products of 8 lanes, exact on every AVX2 machine. Include inside a target region that has avx2, after
 // <immintrin.h>.
 //
-// pmaddubsw multiplies bytes, but saturates at full 8-bit weights. Dense weights are widened to int16 for pmaddwd, which
-// is exact and takes as many operations as pmaddubsw with its signs juggled; lookup weights are packed so that the
-// values of a pair never saturate.
+// pmaddubsw multiplies bytes, but saturates at full 8-bit weights. Dense weights are widened to int16 for pmaddwd,
+// which is exact and takes as many operations as pmaddubsw with its signs juggled; lookup weights are packed so that
+// the values of a pair never saturate.
 #pragma once
 
 #include <immintrin.h>

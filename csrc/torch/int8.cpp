@@ -168,11 +168,13 @@ bool is_float(ScalarType dtype) {
 }
 
 Dtype dtype_of(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 ? Dtype::kBFloat16 : dtype == ScalarType::Half ? Dtype::kFloat16 : Dtype::kFloat32;
+  return dtype == ScalarType::BFloat16 ? Dtype::kBFloat16
+         : dtype == ScalarType::Half   ? Dtype::kFloat16
+                                       : Dtype::kFloat32;
 }
 
-// Distance of rows of bytes that are read together: whole cache lines, and not a multiple of 1024, or a few of them would
-// evict each other from the first-level cache (lookup, 4096x4096 at 95% zeros, 16 rows: 1.5 -> 0.7 ms).
+// Distance of rows of bytes that are read together: whole cache lines, and not a multiple of 1024, or a few of them
+// would evict each other from the first-level cache (lookup, 4096x4096 at 95% zeros, 16 rows: 1.5 -> 0.7 ms).
 int64_t spread_bytes(int64_t bytes) {
   const int64_t lines = (bytes + 63) / 64 * 64;
   return lines % 1024 == 0 ? lines + 64 : lines;
@@ -284,7 +286,8 @@ struct Call {
     args.epilogue = make_epilogue(bias, activation, N);
     const int64_t number_bytes = args.is_int8 ? 1 : args.dtype == Dtype::kFloat32 ? 4 : 2;
     const auto offset = [&](auto*& pointer, int64_t bytes) {
-      if (pointer != nullptr) pointer = static_cast<char*>(const_cast<void*>(static_cast<const void*>(pointer))) + bytes;
+      if (pointer != nullptr)
+        pointer = static_cast<char*>(const_cast<void*>(static_cast<const void*>(pointer))) + bytes;
     };
     for (int64_t g = 0; g < groups.count; ++g) {
       args.weight = group_of(groups.first, g);
@@ -344,9 +347,7 @@ Tensor linear_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
 }
 
 // [B, C, H, W] in memory as [B, H, W, C], without moving anything, and back.
-Tensor channels_last_view(const Tensor& x) {
-  return torch::stable::transpose(torch::stable::transpose(x, 1, 3), 1, 2);
-}
+Tensor channels_last_view(const Tensor& x) { return torch::stable::transpose(torch::stable::transpose(x, 1, 3), 1, 2); }
 Tensor channels_first_view(const Tensor& x) {
   return torch::stable::transpose(torch::stable::transpose(x, 1, 2), 1, 3);
 }
@@ -444,7 +445,8 @@ void for_blocks(int64_t count, int64_t work, Function function) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& weight, int64_t segments, int64_t lanes,
                                                                int64_t table, bool has_safe_pairs) {
   check_tensor(weight, "weight", ScalarType::Char, 2);
-  LookupView shape = shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1, has_safe_pairs}).first;
+  LookupView shape =
+      shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1, has_safe_pairs}).first;
   const int64_t blocks = shape.num_blocks(), work = shape.lanes * shape.cols;
   const int8_t* dense = weight.const_data_ptr<int8_t>();
   const Tensor entry_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
@@ -487,8 +489,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
       "conv2d_int8(Tensor x, Tensor[] weight, int[] sizes, str format, Tensor scale, Tensor weight_sum, Tensor? bias, "
       "Tensor? residual, float? x_scale, int x_zero_point, Tensor? x_channel_inverse, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation, str activation, float? y_scale, int y_zero_point, str kernel_name) -> Tensor");
-  m.def("pack_lookup(Tensor weight, int segments, int lanes, int table, bool has_safe_pairs) -> "
-        "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "pack_lookup(Tensor weight, int segments, int lanes, int table, bool has_safe_pairs) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("unpack_lookup(Tensor[] weight, int[] sizes) -> Tensor");
 }
 

@@ -106,7 +106,7 @@ struct Int8ProductOf {
   float y_inverse_scale = 1.0f;
   int32_t y_zero_point = 0;
   void* y = nullptr;
-  int64_t ldy = 0;  // kRows: distance of positions of y; kColumns: of images
+  int64_t ldy = 0;                 // kRows: distance of positions of y; kColumns: of images
   const void* residual = nullptr;  // strides of y, or null
   Epilogue epilogue;
 };
@@ -133,10 +133,11 @@ Int8Packing int8_packing(bool few_positions);
 // -128, 127) + 128 with the scale of the image. Dynamic: scale = max|x| / 127 over the image, zero_point 0; an image of
 // zeros (or of nothing above 127 subnormal steps) gets scale 1; one with a NaN or infinity gets scale NaN, and so its
 // outputs are NaN. Otherwise a NaN gives the zero point, infinities the ends of the range. Tiles are rows of pixels of
-// `out`, several at a time; with is_dynamic they are images, which must have one row and no padding, unless out is null:
-// then only the scales are found. The rows argument of run is ignored.
+// `out`, several at a time; with is_dynamic they are images, which must have one row and no padding, unless out is
+// null: then only the scales are found. The rows argument of run is ignored.
 struct QuantizeArgs {
-  const void* x = nullptr;  // [images, height, width, channels] or, not channels_last, [images, channels, height, width]
+  const void* x =
+      nullptr;  // [images, height, width, channels] or, not channels_last, [images, channels, height, width]
   Dtype dtype = Dtype::kFloat32;
   bool is_int8 = false;  // x holds the integers already
   bool channels_last = true;

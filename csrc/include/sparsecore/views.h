@@ -96,8 +96,8 @@ struct Int8Blocks {
 
   int64_t num_blocks() const { return (rows + lanes - 1) / lanes; }
   int64_t segment_cols() const { return segments == 0 ? 0 : cols / segments; }
-  int64_t quads() const { return (segment_cols() + 3) / 4; }         // of a segment
-  int64_t quad_bytes() const { return 4 * lanes; }                   // of all rows of a block
+  int64_t quads() const { return (segment_cols() + 3) / 4; }  // of a segment
+  int64_t quad_bytes() const { return 4 * lanes; }            // of all rows of a block
   int64_t block_bytes() const { return segments * quads() * quad_bytes(); }
 };
 
@@ -128,8 +128,8 @@ struct LookupView : Int8Blocks {
   bool has_safe_pairs = false;  // 255 * (sum of the values of slots 2 i and 2 i + 1 of a row) fits in int16
   int64_t num_entries = 0;
   int64_t num_steps = 0;
-  const int32_t* entry_ptr = nullptr;   // [num_blocks + 1] first entry of each block
-  const int32_t* step_ptr = nullptr;    // [num_blocks + 1] first step of each block
+  const int32_t* entry_ptr = nullptr;     // [num_blocks + 1] first entry of each block
+  const int32_t* step_ptr = nullptr;      // [num_blocks + 1] first step of each block
   const uint16_t* entry_group = nullptr;  // [num_entries] group: segment * groups() + group of the segment
   const uint8_t* entry_steps = nullptr;   // [num_entries] 1 .. kMaxLookupSteps, never falling inside a block
   const uint8_t* slots = nullptr;         // [num_steps, 2, lanes, 4] columns, then values (int8)

@@ -14,10 +14,7 @@ Kernel<BitmapInt8Args> bitmap_u8s8_scalar();
 std::span<const Kernel<BitmapInt8Args>> bitmap_int8_kernels() {
   static const Kernel<BitmapInt8Args> table[] = {
 #if defined(__x86_64__)
-      bitmap_u8s8_avx512vbmi(),
-      bitmap_u8s8_avx512vnni(),
-      bitmap_u8s8_avxvnni(),
-      bitmap_u8s8_avx2(),
+      bitmap_u8s8_avx512vbmi(), bitmap_u8s8_avx512vnni(), bitmap_u8s8_avxvnni(), bitmap_u8s8_avx2(),
 #elif defined(__aarch64__)
       bitmap_u8s8_neondot(),
       bitmap_u8s8_neon(),

@@ -5,8 +5,8 @@
 // positions of a tile. A wrapper defines Dot with
 //   kLanes, kPositions, kTable, kByteOffset, kNeedsSafePairs;
 //   Sum, Bytes, Table: sums of the lanes; a quad of each lane; kTable activations;
-//   zero(), add(Sum, Sum), store(int32_t*, Sum), load(const uint8_t*), load_table(const uint8_t*), lookup(table, columns);
-//   multiply_add(sum, activations, values): exact, if pairs of values are safe where the packing says so.
+//   zero(), add(Sum, Sum), store(int32_t*, Sum), load(const uint8_t*), load_table(const uint8_t*), lookup(table,
+//   columns); multiply_add(sum, activations, values): exact, if pairs of values are safe where the packing says so.
 #pragma once
 
 #include "kernels/int8_product.h"
@@ -22,8 +22,8 @@ struct LookupU8S8 {
   static constexpr int32_t kByteOffset = Dot::kByteOffset;
   static constexpr bool kWidens = false;
   static constexpr int64_t kQuadBytes = 4 * Dot::kLanes;
-  // Bytes ahead. Slots come from far away once per tile, through a stream with gaps for the prefetcher: 4096x4096 at 90%
-  // zeros, 16 positions: 1.2 -> 0.85 ms; 1 position and weights in cache: no difference.
+  // Bytes ahead. Slots come from far away once per tile, through a stream with gaps for the prefetcher: 4096x4096 at
+  // 90% zeros, 16 positions: 1.2 -> 0.85 ms; 1 position and weights in cache: no difference.
   static constexpr int64_t kPrefetch = 2048;
 
   static bool supports(const LookupView& weight) {

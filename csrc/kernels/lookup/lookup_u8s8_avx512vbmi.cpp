@@ -1,12 +1,13 @@
-// vpermb looks 64 activations up in a table of 64. On Zen 4 it starts once a cycle like vpdpbusd, and both together take
-// 1.4 cycles (measured). vpermi2b has a table of 128, which fills slots better, but takes 1.9 with the dot product: at
-// 90% zeros 18% slower in all.
+// vpermb looks 64 activations up in a table of 64. On Zen 4 it starts once a cycle like vpdpbusd, and both together
+// take 1.4 cycles (measured). vpermi2b has a table of 128, which fills slots better, but takes 1.9 with the dot
+// product: at 90% zeros 18% slower in all.
 #include <immintrin.h>
 
 #include "simd/target.h"
 #include "sparsecore/ops.h"
 
-SPARSECORE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,bmi,bmi2,popcnt")
+SPARSECORE_TARGET_BEGIN(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx2,fma,f16c,bmi,bmi2,popcnt")
 #include "simd/avx512.h"
 #include "simd/dot_avx512vnni.h"
 // The algorithm text needs the wrappers before it.
@@ -21,9 +22,7 @@ struct Dot : DotVnni {
   static constexpr bool kNeedsSafePairs = false;
   using Table = Bytes;
   static SPARSECORE_INLINE Table load_table(const uint8_t* p) { return load(p); }
-  static SPARSECORE_INLINE Bytes lookup(Table table, Bytes columns) {
-    return _mm512_permutexvar_epi8(columns, table);
-  }
+  static SPARSECORE_INLINE Bytes lookup(Table table, Bytes columns) { return _mm512_permutexvar_epi8(columns, table); }
 };
 
 // For few positions, where the bytes of the slots decide and not the lookups: four times the columns fill slots better,

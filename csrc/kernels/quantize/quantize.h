@@ -71,7 +71,8 @@ void pixels_to_bytes(const QuantizeArgs& args, const ToBytes<S>& to_bytes, const
       const int64_t pixels = smaller(L, count - p);
       transpose_block<S>(x + c * plane + p, plane, channels, pixels, square, L);
       for (int64_t i = 0; i < pixels; ++i) {
-        channels_to_bytes<S>(args, to_bytes, square + i * L, c, channels, out + row * row_bytes + column * args.ld_out + c);
+        channels_to_bytes<S>(args, to_bytes, square + i * L, c, channels,
+                             out + row * row_bytes + column * args.ld_out + c);
         if (++column < args.width) continue;
         column = 0;
         ++row;
