@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsecore import Int8Weight, ops
 from sparsecore.errors import FormatError
 from sparsecore.formats import PackedInt8Weight
+from sparsecore.formats.packed_int8 import READ_BEYOND
 
 raw = torch.ops.sparsecore
 
@@ -91,13 +92,13 @@ def test_damaged_bitmap_pointers(value: int) -> None:
 def test_damaged_bitmap_masks_read_nothing_outside() -> None:
     packed = make_packed("bitmap")
     masks, value_ptr, values = packed.tensors
-    for value_count in (0, 1, 60, values.numel() - 128):
-        few = values[: value_count + 128].clone()
+    for value_count in (0, 1, 60, values.numel() - READ_BEYOND):
+        few = values[: value_count + READ_BEYOND].clone()
         pointers = value_ptr.clamp_max(value_count)
         y = run_raw(packed, tensors=[torch.full_like(masks, 255), pointers, few])
         assert y.shape == (3, 40)
     with pytest.raises(RuntimeError, match="bytes after them"):
-        run_raw(packed, tensors=[masks, value_ptr, values[:127]])
+        run_raw(packed, tensors=[masks, value_ptr, values[: READ_BEYOND - 1]])
 
 
 @pytest.mark.parametrize(

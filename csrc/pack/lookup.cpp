@@ -138,8 +138,9 @@ void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks, co
 
 void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense) {
   const int64_t quad_bytes = weight.quad_bytes();
+  const int64_t first_row = std::min(blocks.begin * weight.lanes, weight.rows);
   const int64_t last_row = std::min(blocks.end * weight.lanes, weight.rows);
-  std::fill(dense + blocks.begin * weight.lanes * weight.cols, dense + last_row * weight.cols, int8_t{0});
+  std::fill(dense + first_row * weight.cols, dense + last_row * weight.cols, int8_t{0});
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     const uint8_t* slots = weight.slots + int64_t(weight.step_ptr[block]) * 2 * quad_bytes;
     for (int64_t e = weight.entry_ptr[block]; e < weight.entry_ptr[block + 1]; ++e) {

@@ -173,6 +173,11 @@ Dtype dtype_of(ScalarType dtype) {
                                        : Dtype::kFloat32;
 }
 
+// Positive, and finite like its inverse, in float32.
+bool is_scale(double scale) {
+  return scale >= double(std::numeric_limits<float>::min()) && scale <= 1.0 / double(std::numeric_limits<float>::min());
+}
+
 // Distance of rows of bytes that are read together: whole cache lines, and not a multiple of 1024, or a few of them
 // would evict each other from the first-level cache (lookup, 4096x4096 at 95% zeros, 16 rows: 1.5 -> 0.7 ms).
 int64_t spread_bytes(int64_t bytes) {
@@ -189,8 +194,7 @@ struct Quantization {
 
 // x[images, channels, height, width], in memory as args says; bytes live until the thread's next call.
 ActivationsU8 quantize(const Tensor& x, QuantizeArgs args, const Quantization& how) {
-  check(!how.scale || (*how.scale > 0.0 && *how.scale <= std::numeric_limits<float>::max()),
-        "expected a positive finite x_scale, got ", how.scale.value_or(0.0));
+  check(!how.scale || is_scale(*how.scale), "expected a positive finite x_scale, got ", how.scale.value_or(0.0));
   check(how.zero_point >= -128 && how.zero_point <= 127, "expected x_zero_point in [-128, 127], got ", how.zero_point);
   check(how.scale || how.zero_point == 0, "expected x_zero_point 0 without an x_scale, got ", how.zero_point);
   args.is_int8 = x.scalar_type() == ScalarType::Char;
@@ -245,8 +249,7 @@ struct Outputs {
       args.dtype = dtype_of(y.scalar_type());
       return;
     }
-    check(*scale > 0.0 && *scale <= std::numeric_limits<float>::max(), "expected a positive finite y_scale, got ",
-          *scale);
+    check(is_scale(*scale), "expected a positive finite y_scale, got ", *scale);
     check(zero_point >= -128 && zero_point <= 127, "expected y_zero_point in [-128, 127], got ", zero_point);
     args.y_inverse_scale = 1.0f / static_cast<float>(*scale);
     args.y_zero_point = static_cast<int32_t>(zero_point);

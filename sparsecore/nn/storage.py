@@ -314,7 +314,10 @@ class QuantizedStorage(PackedStorage):
             _input_from_state(state)  # raises before anything is changed
         channel_scale = state_dict.get(prefix + "x_channel_scale")
         if channel_scale is not None:
-            _check_channel_scale(channel_scale, self._num_channels())
+            try:
+                _check_channel_scale(channel_scale, self._num_channels())
+            except ValueError as error:
+                raise FormatError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if channel_scale is not None or self.x_channel_scale is not None:
             self._hold_channel_scale(self.x_channel_scale)
@@ -325,7 +328,7 @@ def _check_channel_scale(scale: object, channels: int) -> None:
         not isinstance(scale, Tensor)
         or scale.dtype != torch.float32
         or scale.shape != (channels,)
-        or not bool((scale > 0).all() & scale.isfinite().all())
+        or not bool((scale > 0).all() & scale.isfinite().all() & scale.reciprocal().isfinite().all())
     ):
         got = f"{scale.dtype} {list(scale.shape)}" if isinstance(scale, Tensor) else type(scale).__name__
         raise ValueError(f"expected x_channel_scale as {channels} positive finite float32 numbers, got {got}")
@@ -333,7 +336,9 @@ def _check_channel_scale(scale: object, channels: int) -> None:
 
 def _times_channels(weight: Tensor, scale: Tensor) -> Tensor:
     """A weight ``[N, C / groups, ...]`` times a number per input channel."""
-    groups = scale.numel() // weight.shape[1]
+    groups = scale.numel() // max(weight.shape[1], 1)
+    if weight.numel() == 0:
+        return weight
     parts = weight.view(groups, -1, *weight.shape[1:])
     shape = (groups, 1, weight.shape[1], *(1 for _ in weight.shape[2:]))
     return (parts * scale.view(shape)).view(weight.shape)
@@ -410,10 +415,13 @@ class CsrInt8Storage(QuantizedStorage):
 
     @classmethod
     def from_sparse(cls: type[Layer], module: nn.Module, **options: Any) -> Layer:
-        """Quantize a float CSR layer; options are x_scale and x_zero_point."""
+        """Quantize a float CSR layer; options are those of the constructor."""
         if not isinstance(module, CsrStorage):
             raise UnsupportedError(f"expected a float CSR layer, got {type(module).__name__}")
         weight = cast(CsrWeight, module.weight_format)
+        if (scale := options.get("x_channel_scale")) is not None:
+            dense = module.to_dense_module()
+            weight = CsrWeight.from_dense(cls._weight_of(dense, {"x_channel_scale": scale}).flatten(1))
         return cls._rebuild(module, weight.quantize(), **options)
 
 

@@ -221,3 +221,12 @@ def test_wrong_channel_scales(cls: type[CompressedModule], case: Case) -> None:
     ):
         with pytest.raises(ValueError, match=rf"x_channel_scale as {channels} positive finite float32 numbers"):
             cls.from_dense(dense, x_channel_scale=bad)
+
+
+def test_from_sparse_applies_channel_scales() -> None:
+    dense = nn.Linear(24, 8)
+    scale = torch.rand(24) + 0.5
+    found = snn.SparseInt8Linear.from_sparse(snn.SparseLinear.from_dense(dense), x_channel_scale=scale)
+    expected = snn.SparseInt8Linear.from_dense(dense, x_channel_scale=scale)
+    x = torch.randn(5, 24)
+    assert torch.equal(found(x), expected(x))

@@ -131,10 +131,10 @@ Int8Packing int8_packing(bool few_positions);
 
 // Activations to bytes (ActivationsU8), padding included: byte = clamp(round_half_even(x * (1 / scale)) + zero_point,
 // -128, 127) + 128 with the scale of the image. Dynamic: scale = max|x| / 127 over the image, zero_point 0; an image of
-// zeros (or of nothing above 127 subnormal steps) gets scale 1; one with a NaN or infinity gets scale NaN, and so its
-// outputs are NaN. Otherwise a NaN gives the zero point, infinities the ends of the range. Tiles are rows of pixels of
-// `out`, several at a time; with is_dynamic they are images, which must have one row and no padding, unless out is
-// null: then only the scales are found. The rows argument of run is ignored.
+// zeros (or of nothing above 127 times the smallest normal number) gets scale 1; one with a NaN or infinity gets scale
+// NaN, and so its outputs are NaN. Otherwise a NaN gives the zero point, infinities the ends of the range. Tiles are
+// rows of pixels of `out`, several at a time; with is_dynamic they are images, which must have one row and no padding,
+// unless out is null: then only the scales are found. The rows argument of run is ignored.
 struct QuantizeArgs {
   const void* x =
       nullptr;  // [images, height, width, channels] or, not channels_last, [images, channels, height, width]
@@ -148,7 +148,7 @@ struct QuantizeArgs {
   int32_t zero_point = 0;
   const float* channel_inverse_scale = nullptr;  // [channels] or null: x is multiplied with it first
   uint8_t* out = nullptr;                        // [images, height + 2 padding_h, width + 2 padding_w, ld_out]
-  int64_t ld_out = 0;                            // at least channels; bytes between are not written
+  int64_t ld_out = 0;                            // at least channels; bytes between those of pixels are not written
 };
 std::span<const Kernel<QuantizeArgs>> quantize_kernels();
 

@@ -99,7 +99,8 @@ void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks, co
 void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense);
 
 // What is wrong with those blocks, or null if kernels can run: pointers monotone and inside the arrays, as many steps
-// as the entries say, groups inside the weight. Columns of slots need no check: kernels look them up modulo the table.
+// as the entries say, groups inside the weight. Columns of slots need no check: any byte looks up an activation of the
+// table, or 0.
 const char* validate_lookup(const LookupView& weight, Range blocks);
 
 // CSR to bitmap in one pass over ranges of blocks, which are independent of each other: writes block_ptr[block + 1],
