@@ -235,8 +235,7 @@ class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
 
     def _convolve(self, x: Tensor) -> Tensor:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation)
-        y = raw.conv2d_int8(x, *self._arguments(), *settings, self.activation, None, 0, self.kernel)
-        return cast(Tensor, y)
+        return cast(Tensor, raw.conv2d_int8(x, *self._arguments(), *settings, *self._output_arguments()))
 
 
 class Int8Conv2d(QuantizedConv2d, Int8Storage):

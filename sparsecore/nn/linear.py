@@ -124,7 +124,7 @@ class QuantizedLinear(LinearGeometry, QuantizedStorage):
         return self.weight_shape[1]
 
     def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, raw.linear_int8(x, *self._arguments(), self.activation, None, 0, self.kernel))
+        return cast(Tensor, raw.linear_int8(x, *self._arguments(), *self._output_arguments()))
 
 
 class Int8Linear(QuantizedLinear, Int8Storage):

@@ -198,11 +198,14 @@ class QuantizedStorage(PackedStorage):
         x_scale: scale of the activations, from calibration; None scales each row (of a convolution, each image) by
             its maximum.
         x_zero_point: the int8 value that stands for zero, with x_scale.
+        y_scale: scale of int8 outputs, from calibration, so that the next layer takes them as they are (its x_scale and
+            x_zero_point are these); None gives floating point. Such a layer also takes int8 x, with x_scale.
+        y_zero_point: the int8 value that stands for zero, with y_scale.
         x_channel_scale: ``[in_features]`` or ``[in_channels]`` float32, positive: activations are divided by it
             first, and the weight is already multiplied with it; None divides by nothing.
     """
 
-    keywords: ClassVar[tuple[str, ...]] = ("x_scale", "x_zero_point")
+    keywords: ClassVar[tuple[str, ...]] = ("x_scale", "x_zero_point", "y_scale", "y_zero_point")
     takes_16_bits: ClassVar[bool] = True
     packing: ClassVar[str]  # a format of PackedInt8Weight
     x_channel_scale: Tensor | None
@@ -214,6 +217,8 @@ class QuantizedStorage(PackedStorage):
         *,
         x_scale: float | None = None,
         x_zero_point: int = 0,
+        y_scale: float | None = None,
+        y_zero_point: int = 0,
         x_channel_scale: Tensor | None = None,
         **options: Any,
     ) -> None:
@@ -222,7 +227,8 @@ class QuantizedStorage(PackedStorage):
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         super().__init__(weight, bias, **options)
-        self.x_scale, self.x_zero_point = _checked_input(x_scale, x_zero_point)
+        self.x_scale, self.x_zero_point = _checked_scale("x", x_scale, x_zero_point)
+        self.y_scale, self.y_zero_point = _checked_scale("y", y_scale, y_zero_point)
         self._hold_channel_scale(x_channel_scale)
 
     def _hold_channel_scale(self, scale: Tensor | None) -> None:
@@ -270,6 +276,10 @@ class QuantizedStorage(PackedStorage):
 
     def _num_stored(self) -> int:
         return self.count_nonzero()
+
+    def _output_arguments(self) -> tuple[Any, ...]:
+        """What the operations take last."""
+        return self.activation, self.y_scale, self.y_zero_point, self.kernel
 
     def _arguments(self) -> tuple[Any, ...]:
         """What the operations take after x."""
@@ -344,14 +354,14 @@ def _times_channels(weight: Tensor, scale: Tensor) -> Tensor:
     return (parts * scale.view(shape)).view(weight.shape)
 
 
-def _checked_input(x_scale: Any, x_zero_point: Any) -> tuple[float | None, int]:
-    if x_scale is not None and not is_valid_scale(x_scale):
-        raise ValueError(f"expected a finite x_scale above 0, got {x_scale}")
-    if type(x_zero_point) is not int or not INPUT_MIN <= x_zero_point <= INPUT_MAX:
-        raise ValueError(f"expected an int8 x_zero_point, got {x_zero_point!r}")
-    if x_scale is None and x_zero_point != 0:
-        raise ValueError(f"expected an x_scale with x_zero_point={x_zero_point}")
-    return None if x_scale is None else float(x_scale), x_zero_point
+def _checked_scale(name: str, scale: Any, zero_point: Any) -> tuple[float | None, int]:
+    if scale is not None and not is_valid_scale(scale):
+        raise ValueError(f"expected a finite {name}_scale above 0, got {scale}")
+    if type(zero_point) is not int or not INPUT_MIN <= zero_point <= INPUT_MAX:
+        raise ValueError(f"expected an int8 {name}_zero_point, got {zero_point!r}")
+    if scale is None and zero_point != 0:
+        raise ValueError(f"expected a {name}_scale with {name}_zero_point={zero_point}")
+    return None if scale is None else float(scale), zero_point
 
 
 def _input_from_state(state: object) -> tuple[float | None, int]:
@@ -361,7 +371,7 @@ def _input_from_state(state: object) -> tuple[float | None, int]:
     if values is None or len(values) != 2 or not float(values[1]).is_integer():
         raise FormatError(f"expected extra state [x_scale, x_zero_point] or nothing, got {state}")
     try:
-        return _checked_input(values[0], int(values[1]))
+        return _checked_scale("x", values[0], int(values[1]))
     except ValueError as error:
         raise FormatError(str(error)) from None
 

@@ -23,7 +23,7 @@ LAYERS = (
     Layer("tiny", 16, 32, 5, 1),
     Layer("tiny", 16, 8, 6, 3, 2),
 )
-OUR_FORMATS = {"dense", "panel", "csr", "int8", "lookup int8"}
+OUR_FORMATS = {"dense", "panel", "csr", "int8", "lookup int8", "int8 to int8", "lookup int8 to int8"}
 
 
 @pytest.fixture(autouse=True)

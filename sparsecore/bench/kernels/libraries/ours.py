@@ -34,7 +34,27 @@ def candidates(problem: Problem) -> Builders:
     ):
         for name, make in makers.items():
             builders.setdefault(name, partial(_candidate, make_source, make, x))
+    for name in ("int8", "lookup int8"):
+        builders[f"{name} to int8"] = partial(_int8_to_int8, int8, layer, _int8_formats(problem)[name], x)
     return builders
+
+
+def _int8_to_int8(make_int8: Callable[..., nn.Module], dense: nn.Module, make: Maker, x: Tensor) -> Candidate:
+    """As inside an int8 network: activations come and go as int8, channels last, with scales known beforehand."""
+    scales = {f"{name}_scale": float(t.abs().max()) / 127 or 1.0 for name, t in (("x", x), ("y", dense(x)))}
+    layer = make(make_int8(dense, **scales), tuple(x.shape))
+    q = (x / scales["x_scale"]).round().to(torch.int8)
+    if q.dim() == 4:
+        q = q.contiguous(memory_format=torch.channels_last)
+    call = partial(layer, q)
+    return Candidate(
+        call,
+        lambda: numpy_of(call().float() * scales["y_scale"]),
+        dtype=INT8,
+        sparse=format_of(layer) != "int8",
+        note=f"{kernel_of(layer)}, x and y int8",
+        weight_bytes=_weight_bytes(layer),
+    )
 
 
 def _int8_formats(problem: Problem) -> Mapping[str, Maker]:
