@@ -69,7 +69,7 @@ test-sanitize-python: build
 	cd $(BUILD)/sanitize-python && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k "not compile" \
-	  $(addprefix $(CURDIR)/tests/,test_ops.py formats test_io.py test_bundle.py)
+	  $(addprefix $(CURDIR)/tests/,test_ops.py test_ops_int8.py test_ops_int8_errors.py formats test_io.py test_bundle.py)
 
 # Every kernel on single layers against other libraries; BENCH="--shapes all --threads 1 --threads 2" measures more.
 BENCH ?= --shapes quick

@@ -436,13 +436,6 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
 
 // --- packing ---
 
-// Calls function(Range of blocks) on torch's threads; work: numbers that a block reads.
-template <class Function>
-void for_blocks(int64_t count, int64_t work, Function function) {
-  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(work, 1), 1);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
-}
-
 // int8 [N, K], one group -> the tensors of the lookup format for the best kernel of this machine, or for lanes, table
 // and pairs given.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& weight, int64_t segments, int64_t lanes,
@@ -456,7 +449,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& wei
   const Tensor step_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
   int32_t *entries = entry_ptr.mutable_data_ptr<int32_t>(), *steps = step_ptr.mutable_data_ptr<int32_t>();
   entries[0] = steps[0] = 0;
-  for_blocks(blocks, work, [&](Range part) { count_lookup(dense, shape, part, entries, steps); });
+  for_parts(blocks, work, [&](Range part) { count_lookup(dense, shape, part, entries, steps); });
   const int64_t num_entries = running_sum(entries, blocks), num_steps = running_sum(steps, blocks);
   check(num_steps <= std::numeric_limits<int32_t>::max() && num_entries <= std::numeric_limits<int32_t>::max(),
         "expected fewer than 2^31 steps; split the layer");
@@ -465,7 +458,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& wei
   const Tensor slots = new_tensor(weight, {num_steps * 2 * shape.quad_bytes()}, ScalarType::Byte);
   const LookupArrays out{entries, steps, static_cast<uint16_t*>(entry_group.mutable_data_ptr()),
                          entry_steps.mutable_data_ptr<uint8_t>(), slots.mutable_data_ptr<uint8_t>()};
-  for_blocks(blocks, work, [&](Range part) { fill_lookup(dense, shape, part, out); });
+  for_parts(blocks, work, [&](Range part) { fill_lookup(dense, shape, part, out); });
   return {entry_ptr, step_ptr, entry_group, entry_steps, slots};
 }
 
@@ -477,7 +470,7 @@ Tensor unpack_lookup_tensors(const std::vector<Tensor>& weight, const std::vecto
   }
   const Tensor dense = new_tensor(weight[0], {view.rows, view.cols}, ScalarType::Char);
   int8_t* values = dense.mutable_data_ptr<int8_t>();
-  for_blocks(view.num_blocks(), view.lanes * view.cols, [&](Range part) { unpack_lookup(view, part, values); });
+  for_parts(view.num_blocks(), view.lanes * view.cols, [&](Range part) { unpack_lookup(view, part, values); });
   return dense;
 }
 

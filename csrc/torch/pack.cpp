@@ -32,14 +32,6 @@ void with_packed_type(ScalarType dtype, Function function) {
   }
 }
 
-// Calls function(range) on torch's threads for parts of [0, count). Rows, or blocks of them, are independent in every
-// pass of packing; work: numbers that each of them reads.
-template <class Function>
-void for_parts(int64_t count, int64_t work, Function function) {
-  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(work, 1), 1);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
-}
-
 // The first text that validate(range) returns for a part of [0, count); null if all are in order.
 template <class Validate>
 const char* find_problem(int64_t count, int64_t work, Validate validate) {

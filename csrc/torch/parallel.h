@@ -167,4 +167,12 @@ void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, 
   if (const char* text = problem) fail("invalid ", Rows::kFormat, " weight: ", text, "; pack it again");
 }
 
+// Calls function(range) on torch's threads for parts of [0, count). Rows, or blocks of them, are independent in every
+// pass of packing; work: numbers that each of them reads.
+template <class Function>
+void for_parts(int64_t count, int64_t work, Function function) {
+  const int64_t grain = std::max<int64_t>(kWorkPerThread / std::max<int64_t>(work, 1), 1);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { function(Range{begin, end}); });
+}
+
 }  // namespace sparsecore::torch_binding
