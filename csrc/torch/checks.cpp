@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "sparsecore/pack.h"
+#include "torch/recording.h"
 
 namespace sparsecore::torch_binding {
 namespace {
@@ -73,6 +74,7 @@ void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int6
   check(dim < 0 || tensor.dim() == dim, "expected ", name, " with ", dim, " dimensions, got shape ",
         shape_text(tensor));
   check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
+  keep_for_replay(tensor);
 }
 
 namespace {
