@@ -91,6 +91,8 @@ _ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "hardsigmoid": nn.Hardsigmoid,
 }
 
 
