@@ -174,7 +174,8 @@ BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int
 
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows) {
   // In the order of enum class Activation.
-  constexpr std::array<const char*, 6> kNames{"none", "relu", "relu6", "gelu", "silu", "hardswish"};
+  constexpr std::array<const char*, 8> kNames{"none", "relu",      "relu6",   "gelu",
+                                              "silu", "hardswish", "sigmoid", "hardsigmoid"};
   Epilogue epilogue;
   if (bias) epilogue.bias = row_vector(*bias, "bias", rows);
   for (size_t i = 0; i < kNames.size(); ++i) {
@@ -183,7 +184,7 @@ Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& act
       return epilogue;
     }
   }
-  fail("expected activation none, relu, relu6, gelu, silu or hardswish, got '", activation, "'");
+  fail("expected activation none, relu, relu6, gelu, silu, hardswish, sigmoid or hardsigmoid, got '", activation, "'");
 }
 
 const float* row_vector(const Tensor& tensor, const char* name, int64_t rows) {

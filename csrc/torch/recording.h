@@ -127,7 +127,8 @@ class Recording {
       const Address x = address_of(args.x), y = address_of(args.y);
       Address residual, scale;
       if constexpr (requires { args.residual; }) residual = address_of(args.residual);
-      if constexpr (requires { args.scale; }) scale = address_of(args.scale, true);
+      // One for each image comes from the network, one for each channel is a constant of it.
+      if constexpr (requires { args.scale; }) scale = address_of(args.scale, args.scale_batch_stride == 0);
       steps_.push_back(std::make_unique<KernelStep<Args>>(kernel, args, shares, x, y, residual, scale));
     } else {
       refuse();

@@ -260,4 +260,14 @@ def _may_record(module: Any, node: fx.Node) -> bool:
     """Whether a node may be one operation of ours."""
     if node.op == "call_module":
         return type(module.get_submodule(str(node.target))).__module__.startswith("sparsecore.")
-    return getattr(node.target, "namespace", "") == "sparsecore"
+    if getattr(node.target, "namespace", "") != "sparsecore":
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return all(
+        name in _CHANGING or getattr(argument, "op", "get_attr") == "get_attr"
+        for name, argument in zip(names, node.args, strict=False)
+    )
+
+
+# Tensor arguments of operations that may be new in every run; others are weights.
+_CHANGING = ("x", "scale", "residual")

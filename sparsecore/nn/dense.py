@@ -19,6 +19,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "gelu": lambda y, inplace: F.gelu(y),
     "silu": lambda y, inplace: F.silu(y, inplace),
     "hardswish": lambda y, inplace: F.hardswish(y, inplace),
+    "sigmoid": lambda y, inplace: y.sigmoid_() if inplace else y.sigmoid(),
+    "hardsigmoid": lambda y, inplace: F.hardsigmoid(y, inplace),
 }
 assert tuple(_FUNCTIONS) == ACTIVATIONS
 
