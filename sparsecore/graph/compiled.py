@@ -49,14 +49,22 @@ class CompiledModule(nn.Module):
             outputs = self.graph_module(*tensors)
         else:
             with torch.no_grad():
-                outputs = self._run_program(tensors)
+                outputs = self.run_tensors(tensors)
         return pytree.tree_unflatten(list(outputs), self._out_spec)
 
-    def _run_program(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def program_for(self, tensors: Sequence[Tensor]) -> Program:
+        """The program for inputs of these shapes, recorded if it is the first time."""
         key = (torch.get_num_threads(), *(x.shape for x in tensors))
         program = self._programs.get(key)
-        if program is None:
-            program = self._record(key, tensors)
+        return self._record(key, tensors) if program is None else program
+
+    def layers_of_nodes(self) -> dict[str, str]:
+        """Name of each node that calls a layer, to the layer's name."""
+        return {node.name: str(node.target) for node in self.graph_module.graph.nodes if node.op == "call_module"}
+
+    def run_tensors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the graph on its tensors, without gradients."""
+        program = self.program_for(tensors)
         outputs = program.try_run([x if x.is_contiguous() else x.contiguous() for x in tensors])
         return self.graph_module(*tensors) if outputs is None else outputs
 

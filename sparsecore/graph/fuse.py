@@ -4,6 +4,7 @@ layers becomes operations that run in the layers' layout."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,12 +21,19 @@ aten = torch.ops.aten
 ours = torch.ops.sparsecore
 
 
-def fuse(module: fx.GraphModule) -> None:
-    """Fuse a lowered graph, in place; the outputs differ by rounding alone."""
+def fuse_layers(module: fx.GraphModule) -> None:
+    """Fuse into the layers of a lowered graph, in place; the outputs differ by rounding alone."""
     fold_batchnorms(module)
     fuse_residuals(module)
-    _replace_elementwise(module)
     fuse_activations(module)
+    clean(module)
+
+
+def replace_between(module: fx.GraphModule) -> None:
+    """Let operations of ours do what runs between layers in their memory layout, in place."""
+    _replace_batchnorms(module)
+    _replace_elementwise(module)
+    _replace_activations(module)
     _replace_pooling(module)
     clean(module)
 
@@ -36,24 +44,24 @@ _NORMS = {aten._native_batch_norm_legit_no_training.default}
 
 
 def fold_batchnorms(module: fx.GraphModule) -> None:
-    """Fold every BatchNorm into the layer before it, or turn it into one multiply-add per number."""
+    """Fold BatchNorms into the layers before them."""
     calls = _calls(module)
+    for node, output, x, norm in list(_batchnorms(module)):
+        layer = layer_of(module, x)
+        if isinstance(layer, DenseLayer) and len(x.users) == 1 and calls[x.target] == 1 and _folds(layer, x):
+            _fold(layer, norm)
+            _substitute(output, x)
+            module.graph.erase_node(node)
+
+
+def _batchnorms(module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, tuple[Any, ...]]]:
+    """Each BatchNorm: its node, the node of its output, its input, and mean, variance, eps, weight and bias."""
     for node in [node for node in module.graph.nodes if node.target in _NORMS]:
         x, *parameters, _, eps = node.args
         weight, bias, mean, var = (constant_of(module, parameter) for parameter in parameters)
         output = first_output(node)
-        if output is None or mean is None or var is None:
-            continue
-        layer = layer_of(module, x)
-        if isinstance(layer, DenseLayer) and len(x.users) == 1 and calls[x.target] == 1 and _folds(layer, x):
-            _fold(layer, (mean, var, eps, weight, bias))
-            _substitute(output, x)
-            module.graph.erase_node(node)
-        elif x.meta["val"].dim() >= 2 and x.meta["val"].dtype in FLOAT_DTYPES:
-            scale = torch.rsqrt(var.float() + eps) * (1.0 if weight is None else weight.float())
-            shift = (0.0 if bias is None else bias.float()) - mean.float() * scale
-            constants = (_add_constant(module, node, "scale", scale), _add_constant(module, node, "shift", shift))
-            _scale_shift(module, output, x, *constants, None)
+        if output is not None and mean is not None and var is not None:
+            yield node, output, x, (mean, var, eps, weight, bias)
 
 
 def _folds(layer: DenseLayer, node: fx.Node) -> bool:
@@ -92,26 +100,13 @@ def fuse_residuals(module: fx.GraphModule) -> None:
 
 
 def fuse_activations(module: fx.GraphModule) -> None:
-    """Let layers and elementwise operations apply the activation that follows them."""
+    """Let layers apply the activation that follows them."""
     calls = _calls(module)
     for node in list(module.graph.nodes):
         name = activation_of(node)
-        if not name:
-            continue
-        x = node.args[0]
-        if _can_finish(module, x, calls):
-            layer = layer_of(module, x)
-            layer.activation = name  # type: ignore[union-attr]
-        elif x.target is ours.scale_shift.default and x.args[4] == "none" and len(x.users) == 1:
-            x.update_arg(4, name)
-        elif _is_image(x):
-            _scale_shift(module, node, x, None, None, None, name)
-            continue
-        else:
-            continue
-        x.meta.update(node.meta)
-        node.replace_all_uses_with(x)
-        module.graph.erase_node(node)
+        if name and _can_finish(module, node.args[0], calls):
+            layer_of(module, node.args[0]).activation = name  # type: ignore[union-attr]
+            _substitute(node, node.args[0])
 
 
 _ACTIVATIONS: dict[Any, str] = {
@@ -173,6 +168,29 @@ def _replace_elementwise(module: fx.GraphModule) -> None:
                     matrix.meta["val"] = gate.meta["val"].flatten(1)
                     _scale_shift(module, node, x, matrix, None, None)
                     break
+
+
+def _replace_batchnorms(module: fx.GraphModule) -> None:
+    """One multiply-add per number for the BatchNorms that no layer takes."""
+    for node, output, x, (mean, var, eps, weight, bias) in list(_batchnorms(module)):
+        if x.meta["val"].dim() >= 2 and x.meta["val"].dtype in FLOAT_DTYPES:
+            scale = torch.rsqrt(var.float() + eps) * (1.0 if weight is None else weight.float())
+            shift = (0.0 if bias is None else bias.float()) - mean.float() * scale
+            constants = (_add_constant(module, node, "scale", scale), _add_constant(module, node, "shift", shift))
+            _scale_shift(module, output, x, *constants, None)
+
+
+def _replace_activations(module: fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        name = activation_of(node)
+        if not name:
+            continue
+        x = node.args[0]
+        if x.target is ours.scale_shift.default and x.args[4] == "none" and len(x.users) == 1:
+            x.update_arg(4, name)
+            _substitute(node, x)
+        elif _is_image(x):
+            _scale_shift(module, node, x, None, None, None, name)
 
 
 def _is_image(node: Any) -> bool:
@@ -271,6 +289,7 @@ def _calls(module: fx.GraphModule) -> Counter[Any]:
 
 
 def _substitute(node: fx.Node, new: fx.Node) -> None:
+    """Put a node in the place of another one, with its form."""
     new.meta.update(node.meta)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

@@ -10,6 +10,7 @@ call of PyTorch. What is left is a graph again, of few nodes.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,7 @@ class Program:
         inputs = [x.contiguous() for x in inputs]
         recorder = _Recorder(module, inputs)
         self.module = recorder.record(inputs)
+        self._steps = recorder.steps
         self.num_bytes = recorder.buffer.numel()
         self._recording = recorder.recording
         self._lock = threading.Lock()
@@ -68,6 +70,23 @@ class Program:
             return self.module.forward(*inputs)
         finally:
             self._lock.release()
+
+    def profile(self, inputs: Sequence[Tensor], passes: int) -> dict[str, list[float]]:
+        """Time every node of the graph that does something, in its place in a pass.
+
+        Args:
+            inputs: of the shapes that the program is for.
+            passes: how often to run it.
+
+        Returns:
+            Name of the node to microseconds, one for each pass.
+        """
+        times: dict[str, list[float]] = {}
+        inputs = [x.contiguous() for x in inputs]
+        with self._lock, torch.no_grad():
+            for _ in range(passes):
+                _Profiler(self.module, self._steps, times).run(*inputs, enable_io_processing=False)
+        return times
 
     def only_replay(self) -> Callable[[Sequence[Tensor]], None] | None:
         """The recorded steps alone, without copies of outputs; None if there is anything else."""
@@ -116,14 +135,15 @@ class _Recorder(fx.Interpreter):
         self.externals: dict[fx.Node, Tensor] = {}
         self.segment: fx.Node | None = None  # the open one
         self.segment_externals: list[fx.Node] = []
-        self.num_steps = 0
+        self.steps: list[str] = []  # of each recorded step, the node that it belongs to
 
     def record(self, inputs: Sequence[Tensor]) -> fx.GraphModule:
         """Run the graph, recording; return the program."""
         with torch.no_grad():
             self.run(*inputs, enable_io_processing=False)
-        root: dict[str, Any] = dict(self.submodules) | self.constants
-        return fx.GraphModule(root, self.new_graph)
+        for node in [node for node in self.new_graph.nodes if node.op == "get_attr" and not node.users]:
+            self.new_graph.erase_node(node)  # what only recorded steps read
+        return fx.GraphModule(dict(self.submodules) | self.constants, self.new_graph)
 
     def _last_uses(self) -> dict[fx.Node, int]:
         """Owner of memory -> the last node that reads it, by itself or through a view."""
@@ -193,9 +213,9 @@ class _Recorder(fx.Interpreter):
         if self.segment is None:
             arguments = [self.nodes[external] for external in externals]
             self.segment_externals = externals
-            self.segment = self.new_graph.call_function(_replay, (self.recording, self.num_steps, end, arguments))
+            self.segment = self.new_graph.call_function(_replay, (self.recording, len(self.steps), end, arguments))
         self.segment.update_arg(2, end)
-        self.num_steps = end
+        self.steps += [node.name] * (end - len(self.steps))
         self._add_constant(node, out)
         return out
 
@@ -227,6 +247,38 @@ class _Recorder(fx.Interpreter):
             results.append(new)
         self.new_graph.output(tuple(results))
         return ()
+
+
+class _Profiler(fx.Interpreter):
+    """Runs a program, its steps one by one, and notes times under the names of the graph's nodes."""
+
+    def __init__(self, module: fx.GraphModule, steps: Sequence[str], times: dict[str, list[float]]) -> None:
+        super().__init__(module)
+        self.steps = steps
+        self.times = times
+        self.done: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op not in ("call_function", "call_module"):
+            result = super().run_node(n)
+        elif n.target is _replay:
+            _, begin, end, _ = n.args
+            recording, *_, externals = self.fetch_args_kwargs_from_env(n)[0]
+            for i in range(begin, end):  # type: ignore[arg-type]
+                self._time(self.steps[i], partial(_replay, recording, i, i + 1, externals))
+            result = None
+        else:
+            result = self._time(n.name, partial(super().run_node, n))
+        if n.op == "output":
+            for name, time_us in self.done.items():
+                self.times.setdefault(name, []).append(time_us)
+        return result
+
+    def _time(self, name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter_ns()
+        result = call()
+        self.done[name] = self.done.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e3
+        return result
 
 
 class _Observer(fx.Interpreter):

@@ -15,7 +15,7 @@ from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
 from sparsecore.graph.capture import Captured, capture
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.graph.fuse import fuse
+from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
 from sparsecore.graph.observe import ExampleInputs, call_model
 from sparsecore.prune import fold_torch_pruning
@@ -23,6 +23,7 @@ from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
 from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
 from sparsecore.tune.convert import convert
+from sparsecore.tune.whole import faster_of, in_channels_last, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.
 MOST_CAPTURE_ERROR = 1e-3
@@ -74,44 +75,44 @@ def compile(
     copied = copy_model(model).eval()
     fold_torch_pruning(copied)
     try:
-        captured = _capture(copied, example_inputs)
+        captured, dense = _capture(copied, example_inputs)
     except UnsupportedError as error:
-        warnings.warn(f"the model is converted layer by layer, it cannot be captured: {error}", stacklevel=2)
-        return convert(
-            model,
-            example_inputs,
-            max_error=max_error,
-            policy=policy,
-            exclude=exclude,
-            cache=cache,
-            progress=progress,
-        )
-    del copied
-    inputs = tuple(leaf for leaf in pytree.tree_leaves(example_inputs) if isinstance(leaf, Tensor))
+        reason = f"converted layer by layer, since it cannot be captured: {error}"
+        warnings.warn(f"the model is {reason}", stacklevel=2)
+        options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
+        converted = convert(model, example_inputs, **options, progress=progress)  # type: ignore[arg-type]
+        setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
+        return converted
+    inputs = tuple(_tensors(example_inputs))
     seen = observe(captured.module, inputs, choosable_layers(captured.module))
-    root = nn.Sequential(captured.module)
     allowed = None
     if settings.max_error is not None:
         reference = ReferenceOutputs(captured.module, choosable_layers(captured.module), [inputs])
         allowed = AllowedError(settings.max_error, reference)
-    explanation = Chooser(root, seen, settings, allowed).run(progress)
+    explanation = Chooser(nn.Sequential(captured.module), seen, settings, allowed).run(progress)
     compiled = CompiledModule(captured)
+    if settings.is_measured:
+        if allowed is None and not settings.fixed and not settings.excluded:
+            compiled, explanation = faster_of(compiled, dense, inputs, explanation)
+        explanation = with_pass_times(compiled, inputs, explanation)
     setattr(compiled, ATTRIBUTE, explanation)
     return compiled
 
 
-def _capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
-    """Capture, lower and fuse; check that the result is still the model."""
+def _capture(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Captured, Captured]:
+    """Capture, lower and fuse; check that the result is still the model. The second is for PyTorch's own kernels."""
     captured = capture(model, example_inputs)
     lower(captured.module, model)
     with torch.no_grad():
         expected = _tensors(call_model(model, example_inputs))
-        fuse(captured.module)
+        fuse_layers(captured.module)
+        dense = in_channels_last(captured)
+        replace_between(captured.module)
         outputs = _tensors(captured.module(*_tensors(example_inputs)))
     for got, want in zip(outputs, expected, strict=True):
         if not _is_close(got, want):
             raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
-    return captured
+    return captured, dense
 
 
 def _tensors(value: object) -> list[Tensor]:
