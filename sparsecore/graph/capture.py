@@ -25,7 +25,8 @@ class Dimension:
 
     Attributes:
         size: the only size, or the name of one that is free: equal names are equal sizes.
-        least: smallest size, where it is free.
+        least: smallest size, where it is free. torch.export never says less than 2, since a size of 1 could mean
+            broadcasting.
     """
 
     size: int | str
@@ -138,19 +139,15 @@ def _doubled(args: Any, kwargs: Any) -> Any:
 
 
 def _inputs(program: Any) -> Iterator[Input]:
-    least = {str(symbol): max(int(bounds.lower), 0) for symbol, bounds in program.range_constraints.items()}
-    # Export says 2 for what it does not take for a constant; operations here do not tell one image from two.
-    free = {name: 1 if bound == 2 else bound for name, bound in least.items()}
+    free = {str(symbol): max(int(bounds.lower), 0) for symbol, bounds in program.range_constraints.items()}
     user_inputs = list(program.graph_signature.user_inputs)
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for name in user_inputs:
         node = by_name.get(name) if isinstance(name, str) else None
         value = node.meta.get("val") if node is not None else name
         if isinstance(value, Tensor):
-            shape = tuple(
-                Dimension(int(size)) if isinstance(size, int) else Dimension(str(size), free.get(str(size), 0))
-                for size in value.shape
-            )
+            sizes = [str(size) for size in value.shape]  # numbers, or the names of symbols
+            shape = tuple(Dimension(int(s)) if s.isdecimal() else Dimension(s, free.get(s, 0)) for s in sizes)
             yield Input(node.name, value.dtype, shape)  # type: ignore[union-attr]
         else:
             yield Input(str(name), None, value=value)

@@ -142,9 +142,11 @@ def _check_input(given: Any, expected: Input, sizes: dict[str, int]) -> None:
             fits = fits and size >= dimension.least and sizes.setdefault(dimension.size, size) == size
     if not fits:
         shape = ", ".join(str(dimension.size) for dimension in expected.shape)
+        free = {d.size: d.least for d in expected.shape if isinstance(d.size, str)}
+        least = "".join(f", {name} free from {bound} on" for name, bound in free.items())
         raise RuntimeError(
-            f"{expected.name}: expected shape [{shape}] as when compiled (names are free sizes), "
-            f"got {list(given.shape)}; compile for this shape"
+            f"{expected.name}: expected shape [{shape}] as when compiled{least}, got {list(given.shape)}; "
+            "compile for this shape"
         )
 
 

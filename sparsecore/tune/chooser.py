@@ -47,6 +47,7 @@ def choosable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if candidates(module)}
 
 
+_FIXED = "fixed by the policy"
 Policy = Literal["measure", "model"] | Mapping[str, str]
 
 
@@ -222,7 +223,7 @@ class Chooser:
         if name in self.settings.fixed:
             wanted = next(form for form in forms if form != DENSE or self.settings.fixed[name] == DENSE)
             row = unmeasured(name, layer, "", shape)
-            return _Decision(row, places, calls, times, forms, wanted, chosen=wanted, note="fixed by the policy")
+            return _Decision(row, places, calls, times, forms, wanted, chosen=wanted, note=_FIXED)
         own = [form for form in forms if self.error is None or is_exact(layer, form)]
         others = [form for form in forms if form not in own]
         exact, inexact = self._fastest(times, own), self._fastest(times, others) if others else ""
@@ -233,7 +234,7 @@ class Chooser:
     def _makers(self, name: str, layer: nn.Module) -> tuple[Mapping[str, Maker], str]:
         """The candidates worth timing, and why others are not."""
         if name in self.settings.fixed:
-            return fixed_candidates(name, layer, self.settings.fixed[name]), ""
+            return fixed_candidates(name, layer, self.settings.fixed[name]), _FIXED
         makers = candidates(layer, with_int8=self.error is not None)
         if isinstance(layer, CompressedModule) or weight_statistics(layer).sparsity >= WORTH_TIMING:
             return makers, ""

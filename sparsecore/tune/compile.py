@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
-from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.capture import Captured, Input, capture
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
@@ -109,10 +109,34 @@ def _capture(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Captured,
         dense = in_channels_last(captured)
         replace_between(captured.module)
         outputs = _tensors(captured.module(*_tensors(example_inputs)))
-    for got, want in zip(outputs, expected, strict=True):
-        if not _is_close(got, want):
-            raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
-    return captured, dense
+    if not _are_close(outputs, expected):
+        raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
+    inputs = _inputs_with_one(captured, model, example_inputs)
+    return replace(captured, inputs=inputs), replace(dense, inputs=inputs)
+
+
+def _inputs_with_one(captured: Captured, model: nn.Module, example_inputs: ExampleInputs) -> tuple[Input, ...]:
+    """The inputs, free sizes from 1 on if the graph is still the model for that."""
+
+    def first(leaf: object) -> object:
+        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
+
+    one = pytree.tree_map(first, example_inputs)
+    with torch.no_grad():
+        try:
+            fits = _are_close(_tensors(captured.module(*_tensors(one))), _tensors(call_model(model, one)))
+        except Exception:  # any error of any model's own code
+            fits = False
+    if not fits:
+        return captured.inputs
+    return tuple(
+        replace(entry, shape=tuple(replace(d, least=1) if d.least == 2 else d for d in entry.shape))
+        for entry in captured.inputs
+    )
+
+
+def _are_close(got: Sequence[Tensor], want: Sequence[Tensor]) -> bool:
+    return len(got) == len(want) and all(map(_is_close, got, want))
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -1,0 +1,161 @@
+"""A recorded program computes what its graph does, for new inputs, on buffers that it shares between values."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from networks import NETWORKS, assert_same, image, sparse_
+from torch import Tensor, nn
+
+import sparsecore as sc
+from sparsecore._native import raw
+from sparsecore.graph.capture import capture
+from sparsecore.graph.fuse import fuse_layers, replace_between
+from sparsecore.graph.lower import lower
+from sparsecore.graph.program import Program
+from sparsecore.nn import put_layer
+
+
+def sparse_graph(model: nn.Module, x: Tensor) -> Any:
+    """A fused graph, all convolutions and linear layers sparse."""
+    captured = capture(model, x)
+    lower(captured.module, model)
+    fuse_layers(captured.module)
+    replace_between(captured.module)
+    for name, layer in list(captured.module.named_modules()):
+        if isinstance(layer, sc.nn.DenseConv2d):
+            make: Any = sc.nn.SparseConv2d if layer.groups > 1 else sc.nn.PanelConv2d
+            put_layer(captured.module, name, make.from_dense(layer).eval())
+        elif isinstance(layer, sc.nn.DenseLinear):
+            put_layer(captured.module, name, sc.nn.SparseLinear.from_dense(layer).eval())
+    return captured.module
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_replays_compute_what_the_graph_does(name: str, batch: int) -> None:
+    make, channels = NETWORKS[name]
+    model = sparse_(make())
+    module = sparse_graph(model, image(2, channels))
+    program = Program(module, [image(batch, channels)])
+    for seed in range(3):
+        x = image(batch, channels, seed=10 + seed)
+        got = program.try_run([x])
+        assert got is not None
+        with torch.no_grad():
+            for a, b in zip(got, module(x), strict=True):
+                assert torch.equal(a, b)
+            assert_same(got, model(x), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual", "classifier", "squeeze-excite"])
+def test_everything_of_ours_is_recorded(name: str) -> None:
+    make, channels = NETWORKS[name]
+    program = Program(sparse_graph(sparse_(make()), image(2, channels)), [image(1, channels)])
+    calls = [node for node in program.module.graph.nodes if node.op.startswith("call")]
+    replays = [node for node in calls if node.target is torch.ops.sparsecore.replay.default]
+    assert len(replays) == 1 if name != "classifier" else len(replays) <= 2
+    others = {str(node.target) for node in calls if node not in replays}
+    assert others <= {"aten.clone.default", "aten._native_batch_norm_legit_no_training.default"} | {
+        other for other in others if "getitem" in other
+    }
+
+
+def test_outputs_are_the_callers_own() -> None:
+    module = sparse_graph(sparse_(NETWORKS["residual"][0]()), image(2))
+    program = Program(module, [image(1)])
+    first = program.try_run([image(1, seed=1)])
+    assert first is not None
+    kept = first[0].clone()
+    program.try_run([image(1, seed=2)])
+    assert torch.equal(first[0], kept)
+
+
+def test_values_share_memory() -> None:
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 1) for _ in range(12)))
+    program = Program(sparse_graph(sparse_(model), image(2)), [image(1)])
+    assert program.num_bytes <= 2.1 * 16 * 13 * 11 * 4 + 256
+
+
+def test_recordings_are_freed() -> None:
+    program = Program(sparse_graph(sparse_(NETWORKS["residual"][0]()), image(2)), [image(1)])
+    number = program._recording
+    del program
+    gc.collect()
+    with pytest.raises(RuntimeError, match="expected the number of a recording"):
+        raw.replay(number, 0, 0, [])
+
+
+def test_profile_names_every_node() -> None:
+    module = sparse_graph(sparse_(NETWORKS["residual"][0]()), image(2))
+    times = Program(module, [image(1)]).profile([image(1)], 3)
+    assert set(times) >= {node.name for node in module.graph.nodes if node.op == "call_module"}
+    assert all(len(values) == 3 and min(values) > 0 for values in times.values())
+
+
+# --- the operations behind it ---
+
+
+@pytest.fixture
+def recorded() -> Any:
+    """A layer recorded from x to out."""
+    layer = sc.nn.SparseConv2d.from_dense(nn.Conv2d(4, 4, 1)).eval()
+    x, buffer = image(1, 4), torch.empty(4 * 13 * 11)
+    out = buffer.view(1, 4, 13, 11)
+    number = raw.recording_new(buffer)
+    with torch.no_grad():
+        raw.record_begin(number, out, [x])
+        layer(x)
+        assert raw.record_end(number) == 1
+        yield number, layer, x, out
+    raw.recording_free(number)
+
+
+def test_replay(recorded: Any) -> None:
+    number, layer, _, out = recorded
+    other = image(1, 4, seed=5)
+    out.fill_(float("nan"))
+    raw.replay(number, 0, 1, [other])
+    assert torch.equal(out, layer(other))
+
+
+def test_bad_replays(recorded: Any) -> None:
+    number, _, x, out = recorded
+    for begin, end in ((0, 2), (-1, 1), (1, 0)):
+        with pytest.raises(RuntimeError, match=r"expected steps inside of \[0, 1\]"):
+            raw.replay(number, begin, end, [x])
+    for externals in ([], [x[:, :2]], [x.double()[:, :1]]):
+        with pytest.raises(RuntimeError, match="expected"):
+            raw.replay(number, 0, 1, externals)
+    with pytest.raises(RuntimeError, match="contiguous"):
+        raw.replay(number, 0, 1, [x.transpose(2, 3)])
+    raw.record_begin(number, out, [x])
+    with pytest.raises(RuntimeError, match="one recording at a time"):
+        raw.record_begin(number, out, [x])
+    raw.record_end(number)
+    with pytest.raises(RuntimeError, match=r"expected record_begin\(\)"):
+        raw.record_end(number)
+    with pytest.raises(RuntimeError, match="in the recording's buffer"):
+        raw.record_begin(number, torch.empty(1, 4, 13, 11), [x])
+
+
+def test_what_cannot_be_kept_is_refused(recorded: Any) -> None:
+    number, layer, x, out = recorded
+
+    def record(call: Any, *externals: Tensor) -> int:
+        raw.record_begin(number, out, list(externals))
+        call()
+        result: int = raw.record_end(number)
+        return result
+
+    assert record(lambda: torch.relu(x), x) == -1  # no kernel of ours
+    assert record(lambda: layer(x)) == -1  # x is not told
+    assert record(lambda: layer(x.transpose(2, 3).contiguous().transpose(2, 3)), x) == -1  # x is copied first
+    assert record(lambda: layer(image(2, 4)), x) == -1  # another shape
+    assert record(lambda: sc.nn.Int8Conv2d.from_dense(nn.Conv2d(4, 4, 1)).eval()(x), x) == -1
+    assert record(lambda: layer(x), x) == 2  # after all that
+    raw.replay(number, 0, 2, [x])
+    assert torch.equal(out, layer(x))
