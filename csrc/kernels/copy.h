@@ -40,6 +40,28 @@ SPARSECORE_INLINE void copy_numbers(const From* src, To* dst, int64_t n) {
   if (i < n) S::store_n(dst + i, S::load_n(src + i, static_cast<int>(n - i)), static_cast<int>(n - i));
 }
 
+// dst[i] = src[i * stride] for i < n; nothing past the last of them is read.
+template <class S, class T>
+SPARSECORE_INLINE void copy_strided(const T* src, int64_t stride, float* dst, int64_t n) {
+  constexpr int L = S::kLanes;
+  if (stride == 1) {
+    copy_numbers<S>(src, dst, n);
+  } else if (stride == 2) {
+    int64_t i = 0;
+    for (; i + L <= n; i += L) {
+      S::store(dst + i, S::even(S::load(src + 2 * i), S::load_n(src + 2 * i + L, L - 1)));
+    }
+    if (i < n) {
+      const int count = static_cast<int>(n - i), reach = 2 * count - 1;
+      const auto low = S::load_n(src + 2 * i, reach < L ? reach : L);
+      const auto high = reach > L ? S::load_n(src + 2 * i + L, reach - L) : S::zero();
+      S::store_n(dst + i, S::even(low, high), count);
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) S::store_n(dst + i, S::load_n(src + i * stride, 1), 1);
+  }
+}
+
 SPARSECORE_INLINE void fill_zero(float* dst, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = 0.0f;
 }

@@ -117,6 +117,10 @@ struct Simd {
     const __m256d halves = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));  // a0 a2 b0 b2 | a4 a6 b4 b6
     return _mm256_castpd_ps(_mm256_permute4x64_pd(halves, 0xd8));
   }
+  static SPARSECORE_INLINE F32 odd(F32 a, F32 b) {
+    const __m256d halves = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));  // a1 a3 b1 b3 | a5 a7 b5 b7
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(halves, 0xd8));
+  }
   using Lanes = __m256i;  // indices for vpermps, which reads three bits, and for vblendvps, which reads the sign
   static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.index[bits])));

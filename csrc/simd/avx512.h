@@ -97,6 +97,18 @@ struct Simd {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return _mm512_permutex2var_ps(a, index, b);
   }
+  static SPARSECORE_INLINE F32 odd(F32 a, F32 b) {
+    const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(a, index, b);
+  }
+  // Two runs of half a vector each, where a whole one would hold too much of a short row.
+  static SPARSECORE_INLINE F32 load_halves(const float* low, const float* high) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+  }
+  // The first n lanes of the low half, then those of the high one.
+  static SPARSECORE_INLINE F32 join_halves(F32 a, int n) {
+    return _mm512_maskz_compress_ps(static_cast<__mmask16>(((1u << n) - 1u) * 0x101u), a);
+  }
   using Lanes = __mmask16;
   static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) { return static_cast<__mmask16>(bits); }
   static SPARSECORE_INLINE int64_t count(uint32_t bits) { return __builtin_popcount(bits); }

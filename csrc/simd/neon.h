@@ -114,6 +114,7 @@ struct Simd {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
   }
   static SPARSECORE_INLINE F32 even(F32 a, F32 b) { return vuzp1q_f32(a, b); }
+  static SPARSECORE_INLINE F32 odd(F32 a, F32 b) { return vuzp2q_f32(a, b); }
   using Lanes = uint8x16_t;  // indices for tbl
   static SPARSECORE_INLINE Lanes lanes_of(uint32_t bits) { return vld1q_u8(kExpandTable.index[bits]); }
   static SPARSECORE_INLINE int64_t count(uint32_t bits) {  // digit `bits` is its count; NEON counts in vectors only

@@ -99,8 +99,9 @@ struct Simd {
   static SPARSECORE_INLINE F32 expand(F32 packed, Lanes) { return packed; }
   // a * b + c on those lanes, c on the others.
   static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) { return lanes ? fma(a, b, c) : c; }
-  // Lanes 0, 2, 4, ... of a, then of b.
+  // Lanes 0, 2, 4, ... of a, then of b; and lanes 1, 3, 5, ....
   static SPARSECORE_INLINE F32 even(F32 a, F32) { return a; }
+  static SPARSECORE_INLINE F32 odd(F32, F32 b) { return b; }
   // dst[c][r] = src[r][c] for a square of kLanes.
   static SPARSECORE_INLINE void transpose(const float* src, int64_t, float* dst, int64_t) { *dst = *src; }
 };

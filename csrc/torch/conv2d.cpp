@@ -1,7 +1,6 @@
 // torch.ops.sparsecore.conv2d_csr and conv2d_panel.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,35 +18,18 @@ namespace {
 // set_weight(K) gives the weight, make_rows(weight) what run's rows argument counts.
 template <class Args, class SetWeight, class MakeRows>
 Tensor run_conv2d(std::span<const Kernel<Args>> kernels, const Tensor& x_any, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& residual, const Conv2dSettings& settings, const std::string& activation,
-                  const std::string& kernel, SetWeight set_weight, MakeRows make_rows) {
+                  const std::optional<Tensor>& residual, const Conv2dSettings& settings, int64_t groups,
+                  const std::string& activation, const std::string& kernel, SetWeight set_weight, MakeRows make_rows) {
   Args args;
   const Tensor x = activations(x_any, args.dtype);
-  check(x.dim() == 4, "expected x [batch, C, H, W], got shape ", shape_text(x));
-  const Pair size = pair_of(settings.kernel_size, "kernel_size", 1), step = pair_of(settings.stride, "stride", 1);
-  const Pair pad = pair_of(settings.padding, "padding", 0), spread = pair_of(settings.dilation, "dilation", 1);
-  args.batch = x.size(0);
-  args.channels = x.size(1);
-  args.height = x.size(2);
-  args.width = x.size(3);
-  args.groups = settings.groups;
-  check(args.groups >= 1 && args.channels % args.groups == 0, "expected groups that divide C = ", args.channels,
-        ", got ", args.groups);
-  args.weight = set_weight(args.channels / args.groups * size.h * size.w);
-  check(args.weight.rows % args.groups == 0, "expected groups that divide N = ", args.weight.rows, ", got ",
-        args.groups);
+  set_shape(args, x, settings);
+  args.groups = groups;
+  check(groups >= 1 && args.channels % groups == 0, "expected groups that divide C = ", args.channels, ", got ",
+        groups);
+  args.weight = set_weight(args.channels / groups * args.kernel_h * args.kernel_w);
+  check(args.weight.rows % groups == 0, "expected groups that divide N = ", args.weight.rows, ", got ", groups);
   args.epilogue = make_epilogue(bias, activation, args.weight.rows);
-  args.kernel_h = size.h, args.kernel_w = size.w;
-  args.stride_h = step.h, args.stride_w = step.w;
-  args.padding_h = pad.h, args.padding_w = pad.w;
-  args.dilation_h = spread.h, args.dilation_w = spread.w;
-  args.out_height = output_size(args.height, size.h, step.h, pad.h, spread.h);
-  args.out_width = output_size(args.width, size.w, step.w, pad.w, spread.w);
-  // What one packed strip holds at least: all channels times the rows that a filter reaches, for each of its columns.
-  const double halo =
-      double(args.channels) * double(spread.h) * double(size.h * size.w) * double(args.width + 2 * pad.w);
-  check(halo < double(std::numeric_limits<int32_t>::max()), "expected a filter that reaches over fewer than 2^31 ",
-        "numbers of the input, got about ", halo, "; split the layer over channels");
+  check_reach(args, args.channels);
   const Tensor y = new_output(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, x.scalar_type());
   Tensor kept = y;
   args.x = x.const_data_ptr();
@@ -68,15 +50,15 @@ Tensor conv2d_csr(const Tensor& x, const Tensor& row_ptr, const Tensor& col_idx,
                   const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
                   const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                   const std::string& activation, const std::string& kernel) {
-  const Conv2dSettings settings{kernel_size, stride, padding, dilation, groups};
+  const Conv2dSettings settings{kernel_size, stride, padding, dilation};
   if (values.dim() == 2) {
     return run_conv2d(
-        conv2d_block_kernels(), x, bias, residual, settings, activation, kernel,
+        conv2d_block_kernels(), x, bias, residual, settings, groups, activation, kernel,
         [&](int64_t K) { return block_csr_view(row_ptr, col_idx, values, K); },
         [](const BlockCsrView<float>& weight) { return BlockCsrRows<float>{weight}; });
   }
   return run_conv2d(
-      conv2d_kernels(), x, bias, residual, settings, activation, kernel,
+      conv2d_kernels(), x, bias, residual, settings, groups, activation, kernel,
       [&](int64_t K) { return csr_view<float>(row_ptr, col_idx, values, K); },
       [](const CsrView<float>& weight) { return CsrRows<float>{weight}; });
 }
@@ -87,7 +69,7 @@ Tensor conv2d_panel(const Tensor& x, const std::vector<Tensor>& weight, const st
                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                     const std::string& activation, const std::string& kernel) {
   return run_conv2d(
-      conv2d_panel_kernels(), x, bias, residual, {kernel_size, stride, padding, dilation, 1}, activation, kernel,
+      conv2d_panel_kernels(), x, bias, residual, {kernel_size, stride, padding, dilation}, 1, activation, kernel,
       [&](int64_t K) {
         const PanelView<float> view = panel_view(weight, sizes);
         check(view.cols == K, "expected a panel weight with K = C * KH * KW = ", K, ", got ", view.cols);

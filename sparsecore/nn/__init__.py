@@ -3,6 +3,7 @@
 from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import DenseConv2d, DenseLayer, DenseLinear
+from sparsecore.nn.depthwise import DepthwiseConv2d
 from sparsecore.nn.linear import (
     BitmapInt8Linear,
     BitmapLinear,
@@ -22,6 +23,7 @@ __all__ = [
     "DenseConv2d",
     "DenseLayer",
     "DenseLinear",
+    "DepthwiseConv2d",
     "Int8Conv2d",
     "Int8Linear",
     "PanelConv2d",

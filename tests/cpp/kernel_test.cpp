@@ -69,6 +69,7 @@ void for_each_table(Function function) {
   function("conv2d", conv2d_kernels());
   function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());
+  function("depthwise", depthwise_kernels());
   function("gemm_int8", gemm_int8_kernels());
   function("bitmap_int8", bitmap_int8_kernels());
   function("lookup_int8", lookup_int8_kernels());

@@ -45,17 +45,21 @@ std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels();
 std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
 std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels();
 
-// Direct sparse convolution: x[batch, C, H, W], weight[N, C/groups * KH * KW], y and residual[batch, N, OH, OW], all
-// contiguous. Numbers as in spmm. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).
-template <class Weight>
-struct Conv2dOf {
-  Weight weight;
+// Sizes of a convolution: x[batch, channels, height, width], y[batch, N, out_height, out_width].
+struct ConvShape {
   int64_t batch = 0, channels = 0, height = 0, width = 0;
   int64_t out_height = 0, out_width = 0;
   int64_t kernel_h = 1, kernel_w = 1;
   int64_t stride_h = 1, stride_w = 1;
   int64_t padding_h = 0, padding_w = 0;
   int64_t dilation_h = 1, dilation_w = 1;
+};
+
+// Direct sparse convolution: x[batch, C, H, W], weight[N, C/groups * KH * KW], y and residual[batch, N, OH, OW], all
+// contiguous. Numbers as in spmm. Padding contributes zeros (so 0 * inf there is NaN, as in a dense convolution).
+template <class Weight>
+struct Conv2dOf : ConvShape {
+  Weight weight;
   int64_t groups = 1;
   Dtype dtype = Dtype::kFloat32;
   const void* x = nullptr;
@@ -109,6 +113,20 @@ struct ScaleShiftArgs {
   Epilogue epilogue;
 };
 std::span<const Kernel<ScaleShiftArgs>> scale_shift_kernels();
+
+// Depthwise convolution with a dense weight: output channel n reads input channel n / multiplier alone. x[batch, C, H,
+// W], weight[N, KH * KW] with N = C * multiplier, y and residual[batch, N, OH, OW], all contiguous. Numbers and padding
+// as in conv2d, except that a zero of the weight counts as one. The rows argument of run counts output channels.
+struct DepthwiseArgs : ConvShape {
+  int64_t multiplier = 1;
+  const float* weight = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;
+  void* y = nullptr;
+  const void* residual = nullptr;  // or null; added before the activation
+  Epilogue epilogue;
+};
+std::span<const Kernel<DepthwiseArgs>> depthwise_kernels();
 
 // Largest K whose int32 sums of |x| <= 255 times |int8 weight| <= 128 cannot overflow.
 inline constexpr int64_t kMaxInt8K = 65536;

@@ -20,26 +20,12 @@
 // A strip of consecutive grid positions, plus the halo that the taps reach, is packed for every channel and plane.
 #pragma once
 
+#include "kernels/conv2d/phases.h"
 #include "kernels/tile.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
 namespace {
-
-// Filter taps along one axis: tap k reads input pixel (o + k * dilation / stride) * stride + phase - padding.
-SPARSECORE_INLINE bool phase_is_used(int64_t phase, int64_t stride, int64_t dilation, int64_t taps) {
-  for (int64_t k = 0; k < taps; ++k) {
-    if (k * dilation % stride == phase) return true;
-  }
-  return false;
-}
-
-// Used phases before `phase`; how many there are in all for phase = stride.
-SPARSECORE_INLINE int64_t phases_before(int64_t phase, int64_t stride, int64_t dilation, int64_t taps) {
-  int64_t count = 0;
-  for (int64_t p = 0; p < phase; ++p) count += phase_is_used(p, stride, dilation, taps);
-  return count;
-}
 
 // How the output grid is cut; a function of the shape alone, so that results do not depend on the threads.
 struct Conv2dPlan {
@@ -155,28 +141,6 @@ int64_t fill_pieces(const Args& args, const Conv2dPlan& plan, int64_t begin, Pie
     }
   }
   return count;
-}
-
-// dst[i] = src[i * stride] for i < n; nothing past the last of them is read.
-template <class S, class T>
-SPARSECORE_INLINE void copy_strided(const T* src, int64_t stride, float* dst, int64_t n) {
-  constexpr int L = S::kLanes;
-  if (stride == 1) {
-    copy_numbers<S>(src, dst, n);
-  } else if (stride == 2) {
-    int64_t i = 0;
-    for (; i + L <= n; i += L) {
-      S::store(dst + i, S::even(S::load(src + 2 * i), S::load_n(src + 2 * i + L, L - 1)));
-    }
-    if (i < n) {
-      const int count = static_cast<int>(n - i), reach = 2 * count - 1;
-      const auto low = S::load_n(src + 2 * i, reach < L ? reach : L);
-      const auto high = reach > L ? S::load_n(src + 2 * i + L, reach - L) : S::zero();
-      S::store_n(dst + i, S::even(low, high), count);
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) S::store_n(dst + i, S::load_n(src + i * stride, 1), 1);
-  }
 }
 
 template <class S, class Args>

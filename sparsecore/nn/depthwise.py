@@ -1,0 +1,103 @@
+"""The dense depthwise convolution that stands between sparse 1x1 ones."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from sparsecore._native import raw
+from sparsecore.errors import UnsupportedError
+from sparsecore.nn.base import widen
+from sparsecore.nn.conv import resolve_padding
+from sparsecore.ops import ACTIVATIONS
+
+Layer = TypeVar("Layer", bound="DepthwiseConv2d")
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """nn.Conv2d with as many groups as input channels, for activations in NCHW, and an activation of its own.
+
+    The weight is an ordinary dense parameter ``[N, 1, KH, KW]``, so ``state_dict()`` is that of nn.Conv2d and
+    gradients reach all parameters. 16-bit activations and parameters are widened, and the output has the type of x.
+
+    Args:
+        arguments: those of nn.Conv2d.
+        activation: one of ``sparsecore.ops.ACTIVATIONS``, applied to the output.
+        kernel: name of the kernel to run; empty takes the first that fits this machine.
+        keywords: those of nn.Conv2d.
+
+    Raises:
+        UnsupportedError: groups are not the input channels, or padding is not zeros, or not the same at both ends.
+        ValueError: there is no such activation.
+
+    Example:
+        >>> layer = DepthwiseConv2d(8, 8, 3, padding=1, groups=8, activation="relu6")
+        >>> layer(torch.randn(2, 8, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(self, *arguments: Any, activation: str = "none", kernel: str = "", **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        _check_groups(self)
+        self.activation = activation
+        self.kernel = kernel
+        self.pixels_of_padding = resolve_padding(self)
+
+    @classmethod
+    def from_dense(cls: type[Layer], conv: nn.Conv2d, activation: str = "none", kernel: str = "") -> Layer:
+        """Make the layer from a depthwise convolution, with whose parameters it goes on.
+
+        Args:
+            conv: a convolution with as many groups as input channels.
+            activation: see DepthwiseConv2d.
+            kernel: see DepthwiseConv2d.
+
+        Raises:
+            UnsupportedError: conv is not a convolution that this layer does.
+        """
+        if not isinstance(conv, nn.Conv2d) or isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+            raise UnsupportedError(f"expected an initialized nn.Conv2d, got {type(conv).__name__}")
+        _check_groups(conv)
+        resolve_padding(conv)
+        names = ("stride", "padding", "dilation", "groups")
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            bias=conv.bias is not None,
+            device="meta",
+            activation=activation,
+            kernel=kernel,
+            **{name: getattr(conv, name) for name in names},
+        )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return ``activation(convolution(x) + residual)`` for ``[B, C, H, W]`` or ``[C, H, W]``.
+
+        Args:
+            x: float32, bfloat16 or float16, on the CPU.
+            residual: of the shape and dtype of the result.
+        """
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise RuntimeError(f"expected x [B, {self.in_channels}, H, W], got {list(x.shape)}")
+        if x.dim() == 3:
+            return self.forward(x[None], None if residual is None else residual[None])[0]
+        bias = None if self.bias is None else widen(self.bias)
+        settings = (self.kernel_size, self.stride, self.pixels_of_padding, self.dilation)
+        y: Tensor = raw.depthwise_conv2d(x, widen(self.weight), bias, residual, *settings, self.activation, self.kernel)
+        return y
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.activation == "none" else f", activation={self.activation}")
+
+
+def _check_groups(conv: nn.Conv2d) -> None:
+    if conv.groups != conv.in_channels:
+        raise UnsupportedError(
+            f"expected as many groups as input channels, {conv.in_channels}, got {conv.groups}; use SparseConv2d"
+        )
