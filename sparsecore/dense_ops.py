@@ -7,7 +7,7 @@ its derivative.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def max_pool2d(
                 [13., 15.]])
     """
     step = pair(kernel_size if stride is None else stride)
-    return cast(Tensor, raw.max_pool2d(x, pair(kernel_size), step, pair(padding), pair(dilation), ceil_mode, kernel))
+    return raw.max_pool2d(x, pair(kernel_size), step, pair(padding), pair(dilation), ceil_mode, kernel)
 
 
 def _pooled_shape(
@@ -140,7 +140,7 @@ def avg_pool2d(
         raise ValueError("expected a divisor_override that is not 0, or None for the number of pixels")
     step = pair(kernel_size if stride is None else stride)
     settings = (pair(kernel_size), step, pair(padding), ceil_mode, count_include_pad, divisor_override or 0)
-    return cast(Tensor, raw.avg_pool2d(x, *settings, kernel))
+    return raw.avg_pool2d(x, *settings, kernel)
 
 
 @torch.library.register_fake("sparsecore::avg_pool2d")
@@ -183,7 +183,7 @@ def global_avg_pool2d(x: Tensor, *, kernel: str = "") -> Tensor:
         >>> global_avg_pool2d(torch.arange(8.0).view(1, 2, 2, 2)).flatten()
         tensor([1.5000, 5.5000])
     """
-    return cast(Tensor, raw.global_avg_pool2d(x, kernel))
+    return raw.global_avg_pool2d(x, kernel)
 
 
 @torch.library.register_fake("sparsecore::global_avg_pool2d")
@@ -241,7 +241,7 @@ def scale_shift(
         tensor([[[2., 0.],
                  [2., 1.]]])
     """
-    return cast(Tensor, raw.scale_shift(x, scale, shift, residual, activation, kernel))
+    return raw.scale_shift(x, scale, shift, residual, activation, kernel)
 
 
 @torch.library.register_fake("sparsecore::scale_shift")

@@ -205,6 +205,42 @@ void quantize(benchmark::State& state, const Kernel<QuantizeArgs>& kernel, Linea
   state.SetBytesProcessed(state.iterations() * layer.M * layer.K * int64_t(sizeof(float) + sizeof(uint8_t)));
 }
 
+// A layer of ResNet-50: windows of `taps`, stride 2 from 112 pixels, or all pixels of a 7 x 7 map.
+void pool2d(benchmark::State& state, const Kernel<Pool2dArgs>& kernel, PoolMode mode, int64_t channels, int64_t size,
+            int64_t taps) {
+  const std::vector<float> x = random_floats(channels * size * size);
+  Pool2dArgs args;
+  args.mode = mode;
+  args.batch = 1;
+  args.channels = channels;
+  args.height = args.width = size;
+  args.kernel_h = args.kernel_w = taps;
+  args.stride_h = args.stride_w = 2;
+  args.padding_h = args.padding_w = taps == 3 ? 1 : 0;
+  args.out_height = args.out_width = (size + 2 * args.padding_h - taps) / 2 + 1;
+  std::vector<float> y(static_cast<size_t>(channels * args.out_height * args.out_width));
+  args.x = x.data();
+  args.y = y.data();
+  time_kernel(state, kernel, args, channels, 0.0);
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>((x.size() + y.size()) * sizeof(float)));
+}
+
+void scale_shift(benchmark::State& state, const Kernel<ScaleShiftArgs>& kernel, Activation activation) {
+  constexpr int64_t kChannels = 256, kPixels = 56 * 56;
+  const std::vector<float> x = random_floats(kChannels * kPixels), scale = random_floats(kChannels);
+  std::vector<float> y(x.size());
+  ScaleShiftArgs args;
+  args.batch = 1;
+  args.channels = kChannels;
+  args.columns = kPixels;
+  args.x = x.data();
+  args.y = y.data();
+  args.scale = scale.data();
+  args.epilogue = {scale.data(), activation};
+  time_kernel(state, kernel, args, kChannels, 0.0);
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(2 * x.size() * sizeof(float)));
+}
+
 void fma_probe(benchmark::State& state, const Probe& probe) {
   float sink = 0.0f;
   ProbeArgs args;
@@ -294,6 +330,18 @@ void add_all() {
   });
   add_int8("bitmap_int8", bitmap_int8_kernels());
   add_int8("lookup_int8", lookup_int8_kernels());
+  for_enabled(pool2d_kernels(), [](const Kernel<Pool2dArgs>& row) {
+    const std::string prefix = std::string("pool2d/") + row.name;
+    add(prefix + "/max3x3/64@112", pool2d, row, PoolMode::kMax, 64, 112, 3);
+    add(prefix + "/max2x2/64@112", pool2d, row, PoolMode::kMax, 64, 112, 2);
+    add(prefix + "/avg2x2/64@112", pool2d, row, PoolMode::kAverage, 64, 112, 2);
+    add(prefix + "/global/2048@7", pool2d, row, PoolMode::kAverage, 2048, 7, 7);
+  });
+  for_enabled(scale_shift_kernels(), [](const Kernel<ScaleShiftArgs>& row) {
+    const std::string prefix = std::string("scale_shift/") + row.name + "/256@56/";
+    add(prefix + "relu", scale_shift, row, Activation::kRelu);
+    add(prefix + "silu", scale_shift, row, Activation::kSilu);
+  });
   for_enabled(quantize_kernels(), [](const Kernel<QuantizeArgs>& row) {
     for (const Linear& layer : kLinears)
       add(std::string("quantize/") + row.name + "/" + layer.name(), quantize, row, layer);

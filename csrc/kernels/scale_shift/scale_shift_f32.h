@@ -20,33 +20,42 @@ constexpr int kVectors = 4;
 // Changes no number that it is added to: -0 + -0 is -0, where -0 + 0 would be 0.
 constexpr float kNoShift = -0.0f;
 
-// y[i] = activation(x[i] * scale(i) + shift(i) + residual[i]); scale(i, n) and shift(i, n) give the vector at i, of n.
+// V vectors from x, the last of which ends after `count` lanes; scale(i, n) and shift(i, n) give the vector at i, of n.
+template <class S, int V, class T, class Scale, class Shift>
+SPARSECORE_INLINE void scale_shift_vectors(const T* x, const T* residual, T* y, int64_t i, int count,
+                                           Activation activation, Scale scale, Shift shift) {
+  constexpr int L = S::kLanes;
+  typename S::F32 acc[V];
+  const auto load = [&](const T* from)
+                        SPARSECORE_LAMBDA_INLINE { return count == L ? S::load(from) : S::load_n(from, count); };
+  SPARSECORE_UNROLL
+  for (int j = 0; j < V; ++j) acc[j] = S::fma(load(x + i + j * L), scale(i + j * L, count), shift(i + j * L, count));
+  if (residual != nullptr) {
+    SPARSECORE_UNROLL
+    for (int j = 0; j < V; ++j) acc[j] = S::add(acc[j], load(residual + i + j * L));
+  }
+  activate<S, V>(acc, activation);
+  SPARSECORE_UNROLL
+  for (int j = 0; j < V; ++j) {
+    if (count == L) {
+      S::store(y + i + j * L, acc[j]);
+    } else {
+      S::store_n(y + i + j * L, acc[j], count);
+    }
+  }
+}
+
+// y[i] = activation(x[i] * scale(i) + shift(i) + residual[i]) for i < n.
 template <class S, class T, class Scale, class Shift>
 SPARSECORE_INLINE void scale_shift_row(const T* x, const T* residual, T* y, int64_t n, Activation activation,
                                        Scale scale, Shift shift) {
   constexpr int L = S::kLanes;
   int64_t i = 0;
   for (; i + kVectors * L <= n; i += kVectors * L) {
-    typename S::F32 acc[kVectors];
-    SPARSECORE_UNROLL
-    for (int j = 0; j < kVectors; ++j) {
-      acc[j] = S::fma(S::load(x + i + j * L), scale(i + j * L, L), shift(i + j * L, L));
-    }
-    if (residual != nullptr) {
-      SPARSECORE_UNROLL
-      for (int j = 0; j < kVectors; ++j) acc[j] = S::add(acc[j], S::load(residual + i + j * L));
-    }
-    activate<S, kVectors>(acc, activation);
-    SPARSECORE_UNROLL
-    for (int j = 0; j < kVectors; ++j) S::store(y + i + j * L, acc[j]);
+    scale_shift_vectors<S, kVectors>(x, residual, y, i, L, activation, scale, shift);
   }
-  for (; i < n; i += L) {
-    const int count = static_cast<int>(smaller(n - i, L));
-    typename S::F32 acc[1] = {S::fma(S::load_n(x + i, count), scale(i, count), shift(i, count))};
-    if (residual != nullptr) acc[0] = S::add(acc[0], S::load_n(residual + i, count));
-    activate<S, 1>(acc, activation);
-    S::store_n(y + i, acc[0], count);
-  }
+  for (; i + L <= n; i += L) scale_shift_vectors<S, 1>(x, residual, y, i, L, activation, scale, shift);
+  if (i < n) scale_shift_vectors<S, 1>(x, residual, y, i, static_cast<int>(n - i), activation, scale, shift);
 }
 
 template <class S>
