@@ -16,12 +16,13 @@ from sparsecore.bench import probes
 from sparsecore.bench.kernels.compare import conclusions
 from sparsecore.bench.kernels.exact import check_output, exact_output
 from sparsecore.bench.kernels.layers import Layer
-from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32
+from sparsecore.bench.kernels.libraries import OURS, PEERS
 from sparsecore.bench.kernels.problem import Problem
-from sparsecore.bench.kernels.rounds import take_rounds
-from sparsecore.bench.kernels.team import Team
 from sparsecore.bench.kernels.weights import is_for, make_problem, own_sparsity
+from sparsecore.bench.peers.candidate import FLOAT32
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.rounds import take_rounds
+from sparsecore.bench.peers.team import Team
 from sparsecore.bench.timing import Timing
 from sparsecore.errors import MissingExtraError
 

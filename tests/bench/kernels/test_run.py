@@ -11,10 +11,11 @@ import pytest
 
 from sparsecore.bench.kernels import run
 from sparsecore.bench.kernels.layers import Layer
-from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
+from sparsecore.bench.kernels.libraries import OURS, PEERS
 from sparsecore.bench.kernels.run import SPARSITIES, Plan, find_peers, fit_mask, measure
-from sparsecore.bench.kernels.team import Team
 from sparsecore.bench.kernels.weights import make_problem
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.team import Team
 from sparsecore.errors import MissingExtraError
 
 LAYERS = (
