@@ -213,7 +213,6 @@ def _from_folder(folder: Path) -> ModelSource:
 
 
 def _hugging_face(name: str, config: Any, weights: Path | None) -> ModelSource:
-    config.return_dict = False
     if hasattr(config, "use_cache"):
         config.use_cache = False
     build = partial(_build_hugging_face, config, weights)

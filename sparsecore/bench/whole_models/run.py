@@ -82,9 +82,9 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
 
     Returns:
         The report, ready for JSON: ``machine``, ``model``, ``versions`` of the libraries, ``cells``, one for each
-        number of threads, batch and share of zeros, and the ``summary`` of each. A cell has the ``candidates`` with their
-        times and relative errors, what was ``pruned``, the FMA peak of its rounds, and ``failures``, the lines that say
-        what went wrong. ``complete`` is False where an interrupt ended it early.
+        number of threads, batch and share of zeros, and the ``summary`` of each. A cell has the ``candidates`` with
+        their times and relative errors, what was ``pruned``, the FMA peak of its rounds, and ``failures``, the lines
+        that say what went wrong. ``complete`` is False where an interrupt ended it early.
 
     Raises:
         ModelError: The model's input is not known.
