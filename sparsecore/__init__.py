@@ -17,7 +17,7 @@ from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.io import load, save
 from sparsecore.prune import GradualPruner, Masks, prune
 from sparsecore.quantize import Percentile, quantization_report, quantize, sensitivity
-from sparsecore.tune import convert, explain
+from sparsecore.tune import compile, convert, explain
 
 __version__ = _version("sparsecore")
 
@@ -32,6 +32,7 @@ __all__ = [
     "Percentile",
     "SparsecoreError",
     "UnsupportedError",
+    "compile",
     "convert",
     "explain",
     "formats",

@@ -1,6 +1,7 @@
 """The operations: public functions over ``torch.ops.sparsecore``, their fakes and their gradients.
 
 Each operation stands together: the function, its fake (shapes for torch.compile and torch.export) and its derivative.
+The dense ones, pooling and scale_shift, are in dense_ops.py.
 Kernels behind them are chosen by the tables in csrc/kernels. Layers call ``raw`` directly: their weights were
 validated when they were built. (In the schemas ``kernel`` is ``kernel_name``: Inductor takes the shorter word for
 itself.)
@@ -9,30 +10,27 @@ itself.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsecore._native import raw
+from sparsecore.dense_ops import avg_pool2d as avg_pool2d
+from sparsecore.dense_ops import global_avg_pool2d as global_avg_pool2d
+from sparsecore.dense_ops import max_pool2d as max_pool2d
+from sparsecore.dense_ops import scale_shift as scale_shift
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
 from sparsecore.formats.bitmap import BLOCK_ROWS, SLACK
 from sparsecore.formats.block_csr import unblock
+from sparsecore.ops_shared import ACTIVATION_GRADIENTS as _ACTIVATION_GRADIENTS
+from sparsecore.ops_shared import ACTIVATIONS as ACTIVATIONS
+from sparsecore.ops_shared import check_devices as _check_devices
+from sparsecore.ops_shared import pair as _pair
 
 aten = torch.ops.aten
-
-# Gradient of each activation from the gradient of its output and its input.
-_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": lambda grad, x: grad,
-    "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
-    "relu6": lambda grad, x: aten.hardtanh_backward(grad, x, 0.0, 6.0),
-    "gelu": lambda grad, x: aten.gelu_backward(grad, x),
-    "silu": lambda grad, x: aten.silu_backward(grad, x),
-    "hardswish": lambda grad, x: aten.hardswish_backward(grad, x),
-}
-ACTIVATIONS = tuple(_ACTIVATION_GRADIENTS)
 
 
 def _require(weight: object, kind: type, dtype: torch.dtype) -> None:
@@ -46,21 +44,10 @@ def _require(weight: object, kind: type, dtype: torch.dtype) -> None:
         raise FormatError(f"expected {dtype} values, got {came}; call weight.{way}")
 
 
-def _check_devices(x: Tensor, *others: Tensor | None) -> None:
-    # The fakes also run when one argument is on the meta device and the others hold numbers.
-    for other in others:
-        if other is not None and other.device != x.device:
-            raise RuntimeError(f"expected all tensors on one device, got {x.device} and {other.device}")
-
-
 def _check_features(x: Tensor, dim: int, expected: int) -> None:
     # Index arrays alone would take any x that is wide enough.
     if x.dim() > max(dim, 0) and x.shape[dim] != expected:
         raise RuntimeError(f"expected {expected} in dimension {dim} of x, got shape {list(x.shape)}")
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
 
 
 # --- spmm: float CSR weight x dense activations ---

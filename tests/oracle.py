@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 UNIT = 2.0**-24
 
-#: Activation in float64, its largest slope, and the error that a kernel may add relative to |y|
+#: Activation in float64, its largest slope, and the error that a kernel may add relative to the result
 #: (csrc/include/sparsecore/kernel.h).
 ACTIVATIONS = {
     "none": (lambda y: y, 1.0, 0.0),
@@ -19,6 +19,8 @@ ACTIVATIONS = {
     "gelu": (F.gelu, 1.13, 4e-7),
     "silu": (F.silu, 1.1, 4e-7),
     "hardswish": (F.hardswish, 1.5, 2.0**-22),
+    "sigmoid": (torch.sigmoid, 0.25, 4e-7),
+    "hardsigmoid": (F.hardsigmoid, 1 / 6, 2.0**-22),
 }
 
 

@@ -23,6 +23,8 @@ std::span<const KernelInfo> all_kernels() {
     append(result, "conv2d", conv2d_kernels());
     append(result, "conv2d_block", conv2d_block_kernels());
     append(result, "conv2d_panel", conv2d_panel_kernels());
+    append(result, "pool2d", pool2d_kernels());
+    append(result, "scale_shift", scale_shift_kernels());
     append(result, "gemm_int8", gemm_int8_kernels());
     append(result, "bitmap_int8", bitmap_int8_kernels());
     append(result, "lookup_int8", lookup_int8_kernels());

@@ -62,9 +62,22 @@ SPARSECORE_INLINE typename S::F32 silu(typename S::F32 x) {
   return S::mul(x, S::div(numerator, denominator));
 }
 
+// From exp(-|x|), so that nothing overflows: 1 / (1 + e), or e / (1 + e) for negative x.
+template <class S>
+SPARSECORE_INLINE typename S::F32 sigmoid(typename S::F32 x) {
+  const auto e = exp_nonpositive<S>(S::sub(S::zero(), S::abs(x)));
+  const auto is_positive = S::max(S::zero(), S::copysign(S::set1(1.0f), x));  // 1 or 0; e is at most 1
+  return S::div(S::max(is_positive, e), S::add(S::set1(1.0f), e));
+}
+
+template <class S>
+SPARSECORE_INLINE typename S::F32 hardsigmoid(typename S::F32 x) {
+  return S::mul(relu6<S>(S::add(x, S::set1(3.0f))), S::set1(1.0f / 6.0f));
+}
+
 template <class S>
 SPARSECORE_INLINE typename S::F32 hardswish(typename S::F32 x) {
-  return S::mul(x, S::mul(relu6<S>(S::add(x, S::set1(3.0f))), S::set1(1.0f / 6.0f)));
+  return S::mul(x, hardsigmoid<S>(x));
 }
 
 // acc[j] = activation(acc[j]): the choice is made once for V vectors.
@@ -90,6 +103,10 @@ SPARSECORE_INLINE void activate(typename S::F32 (&acc)[V], Activation activation
       SPARSECORE_APPLY(silu<S>(y));
     case Activation::kHardswish:
       SPARSECORE_APPLY(hardswish<S>(y));
+    case Activation::kSigmoid:
+      SPARSECORE_APPLY(sigmoid<S>(y));
+    case Activation::kHardsigmoid:
+      SPARSECORE_APPLY(hardsigmoid<S>(y));
   }
 #undef SPARSECORE_APPLY
 }

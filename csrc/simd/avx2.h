@@ -98,6 +98,10 @@ struct Simd {
   // minps and maxps return the second operand when either is NaN.
   static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
   static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+  // NaN if either is.
+  static SPARSECORE_INLINE F32 maximum(F32 a, F32 b) {
+    return _mm256_blendv_ps(max(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
   static SPARSECORE_INLINE F32 abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) {
     return _mm256_or_ps(abs(magnitude), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));

@@ -78,6 +78,10 @@ struct Simd {
   // vminps and vmaxps return the second operand when either is NaN.
   static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
   static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+  // NaN if either is.
+  static SPARSECORE_INLINE F32 maximum(F32 a, F32 b) {
+    return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+  }
   static SPARSECORE_INLINE F32 abs(F32 a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
   static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) {
     return _mm512_or_ps(abs(magnitude), _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));

@@ -103,6 +103,8 @@ struct Simd {
   // The second operand when either is NaN or both are zero, as in the other wrappers; fmin and fmax differ there.
   static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  // NaN if either is.
+  static SPARSECORE_INLINE F32 maximum(F32 a, F32 b) { return vmaxq_f32(a, b); }
   static SPARSECORE_INLINE F32 abs(F32 a) { return vabsq_f32(a); }
   static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) {
     return vbslq_f32(vdupq_n_u32(0x80000000u), sign, magnitude);

@@ -77,6 +77,8 @@ struct Simd {
   // NaN in the second operand stays.
   static SPARSECORE_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
   static SPARSECORE_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
+  // NaN if either is.
+  static SPARSECORE_INLINE F32 maximum(F32 a, F32 b) { return a > b || a != a ? a : b; }
   static SPARSECORE_INLINE F32 abs(F32 a) { return std::fabs(a); }
   static SPARSECORE_INLINE F32 copysign(F32 magnitude, F32 sign) { return std::copysign(magnitude, sign); }
   static SPARSECORE_INLINE F32 round(F32 a) { return std::nearbyint(a); }  // half to even

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "sparsecore/pack.h"
+#include "torch/recording.h"
 
 namespace sparsecore::torch_binding {
 namespace {
@@ -73,6 +74,7 @@ void check_tensor(const Tensor& tensor, const char* name, ScalarType dtype, int6
   check(dim < 0 || tensor.dim() == dim, "expected ", name, " with ", dim, " dimensions, got shape ",
         shape_text(tensor));
   check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
+  keep_for_replay(tensor);
 }
 
 namespace {
@@ -172,7 +174,8 @@ BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int
 
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows) {
   // In the order of enum class Activation.
-  constexpr std::array<const char*, 6> kNames{"none", "relu", "relu6", "gelu", "silu", "hardswish"};
+  constexpr std::array<const char*, 8> kNames{"none", "relu",      "relu6",   "gelu",
+                                              "silu", "hardswish", "sigmoid", "hardsigmoid"};
   Epilogue epilogue;
   if (bias) epilogue.bias = row_vector(*bias, "bias", rows);
   for (size_t i = 0; i < kNames.size(); ++i) {
@@ -181,7 +184,7 @@ Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& act
       return epilogue;
     }
   }
-  fail("expected activation none, relu, relu6, gelu, silu or hardswish, got '", activation, "'");
+  fail("expected activation none, relu, relu6, gelu, silu, hardswish, sigmoid or hardsigmoid, got '", activation, "'");
 }
 
 const float* row_vector(const Tensor& tensor, const char* name, int64_t rows) {

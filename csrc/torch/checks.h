@@ -36,6 +36,10 @@ void check(bool condition, const Parts&... parts) {
 const char* dtype_name(ScalarType dtype);
 std::string shape_text(const Tensor& tensor);
 
+inline std::vector<int64_t> shape_of(const Tensor& tensor) {
+  return std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end());
+}
+
 // Whether float kernels take numbers of this type, and as which dtype.
 bool float_dtype(ScalarType type, Dtype& dtype);
 

@@ -48,7 +48,7 @@ Tensor run_conv2d(std::span<const Kernel<Args>> kernels, const Tensor& x_any, co
       double(args.channels) * double(spread.h) * double(size.h * size.w) * double(args.width + 2 * pad.w);
   check(halo < double(std::numeric_limits<int32_t>::max()), "expected a filter that reaches over fewer than 2^31 ",
         "numbers of the input, got about ", halo, "; split the layer over channels");
-  const Tensor y = new_tensor(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, x.scalar_type());
+  const Tensor y = new_output(x, {args.batch, args.weight.rows, args.out_height, args.out_width}, x.scalar_type());
   Tensor kept = y;
   args.x = x.const_data_ptr();
   args.y = y.mutable_data_ptr();

@@ -13,17 +13,14 @@
 #include "sparsecore/pack.h"
 #include "sparsecore/split.h"
 #include "torch/checks.h"
+#include "torch/recording.h"
 
 namespace sparsecore::torch_binding {
 
 // Multiply-adds that are worth a thread: waking it takes about 5 us, in which another does some 100 000.
 inline constexpr int64_t kWorkPerThread = 50'000;
 
-// At least `bytes` of 64-byte aligned memory that belongs to the calling thread until its next call. Kept between
-// calls, because fresh pages from the system cost more than many a small layer.
-void* thread_scratch(int64_t bytes);
-
-// The same for what one operation makes for all of its threads; apart from the above.
+// Like thread_scratch(), for what one operation makes for all of its threads.
 void* call_scratch(int64_t bytes);
 
 template <class Args>
@@ -148,23 +145,15 @@ void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, 
   const auto shares = split_work(rows.row_ptr, rows.rows, kernel.num_tiles(args), num_threads);
   const int64_t scratch_bytes = kernel.scratch_bytes(args);
   std::atomic<const char*> problem = nullptr;
-  const auto run_shares = [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      const std::vector<Task>& tasks = shares[static_cast<size_t>(share)];
-      if (const char* text = rows.validate(rows_of(tasks))) {
-        problem = text;
-        return;
-      }
-      for (const Task& task : tasks) kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
+  run_shares(shares, [&](const std::vector<Task>& tasks) {
+    if (const char* text = rows.validate(rows_of(tasks))) {
+      problem = text;
+      return;
     }
-  };
-  const int64_t num_shares = static_cast<int64_t>(shares.size());
-  if (num_shares <= 1) {
-    run_shares(0, num_shares);
-  } else {
-    torch::stable::parallel_for(0, num_shares, 1, run_shares);
-  }
+    for (const Task& task : tasks) kernel.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes));
+  });
   if (const char* text = problem) fail("invalid ", Rows::kFormat, " weight: ", text, "; pack it again");
+  if (Recording* recording = active_recording()) recording->add(kernel, args, shares);
 }
 
 // Calls function(range) on torch's threads for parts of [0, count). Rows, or blocks of them, are independent in every

@@ -35,7 +35,7 @@ Tensor run_spmm(Args& args, std::span<const Kernel<Args>> kernels, const Rows& r
   args.layout = is_rows ? Layout::kRows : Layout::kColumns;
   args.epilogue = make_epilogue(bias, activation, args.weight.rows);
   shape[k_dim] = args.weight.rows;
-  const Tensor y = new_tensor(x, shape, x.scalar_type());
+  const Tensor y = new_output(x, shape, x.scalar_type());
   Tensor kept = y;
   args.batch = is_rows ? 1 : shape[0];
   args.columns = is_rows ? product(shape, 0, k_dim) : product(shape, 2, shape.size());

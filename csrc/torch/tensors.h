@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "torch/checks.h"
+#include "torch/recording.h"
 
 namespace sparsecore::torch_binding {
 
@@ -15,8 +16,12 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-inline std::vector<int64_t> shape_of(const Tensor& tensor) {
-  return std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end());
+// The result of an operation.
+inline Tensor new_output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  if (Recording* recording = active_recording()) {
+    if (std::optional<Tensor> out = recording->take_output(shape, dtype)) return *out;
+  }
+  return new_tensor(like, shape, dtype);
 }
 
 inline int64_t product(const std::vector<int64_t>& shape, size_t begin, size_t end) {

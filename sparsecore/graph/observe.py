@@ -20,26 +20,33 @@ from torch.utils._pytree import tree_leaves
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    """Run a model on a tensor, on positional arguments (tuple or list) or on keyword arguments (mapping)."""
+def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, positional (tuple or list) or keyword arguments (mapping)."""
     if isinstance(example_inputs, Tensor):
-        return model(example_inputs)
+        return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
+        return (), dict(example_inputs)
     if isinstance(example_inputs, tuple | list):
-        return model(*example_inputs)
+        return tuple(example_inputs), {}
     raise TypeError(
         "expected example_inputs as a tensor, a tuple of positional or a dict of keyword arguments, "
         f"got {type(example_inputs).__name__}"
     )
 
 
+def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Run a model on a tensor, on positional arguments (tuple or list) or on keyword arguments (mapping)."""
+    args, kwargs = as_arguments(example_inputs)
+    return model(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: shape and type of its only tensor argument."""
+    """One call of a layer: shape and type of its input, and whether it also got a residual."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    has_residual: bool = False
 
 
 @dataclass
@@ -82,8 +89,9 @@ def observe(model: nn.Module, example_inputs: ExampleInputs, layers: Mapping[str
 
     def record(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         tensors = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
-        if len(tensors) == 1 and isinstance(output, Tensor):
-            seen.calls.setdefault(module, []).append(Call(tuple(tensors[0].shape), tensors[0].dtype))
+        if 1 <= len(tensors) <= 2 and isinstance(output, Tensor):
+            call = Call(tuple(tensors[0].shape), tensors[0].dtype, has_residual=len(tensors) == 2)
+            seen.calls.setdefault(module, []).append(call)
             seen._inputs.setdefault(module, []).append(id(tensors[0]))
             seen._outputs.setdefault(module, []).append(output)  # kept alive, so that ids stay unique
 

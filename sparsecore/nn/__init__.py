@@ -2,6 +2,7 @@
 
 from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
+from sparsecore.nn.dense import DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.linear import (
     BitmapInt8Linear,
     BitmapLinear,
@@ -18,6 +19,9 @@ __all__ = [
     "BlockConv2d",
     "BlockLinear",
     "CompressedModule",
+    "DenseConv2d",
+    "DenseLayer",
+    "DenseLinear",
     "Int8Conv2d",
     "Int8Linear",
     "PanelConv2d",

@@ -16,6 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
+from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops import ACTIVATIONS
 
 WeightFormat: TypeAlias = CsrWeight | Int8Weight
@@ -101,7 +102,7 @@ class CompressedModule(nn.Module):
         """Compare K with the weight's: CSR arrays would take any that is large enough."""
         raise NotImplementedError
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Do the layer on float32 activations, or on 16-bit ones if it takes them."""
         raise NotImplementedError
 
@@ -127,6 +128,8 @@ class CompressedModule(nn.Module):
             wanted = cls.dense_type.__name__
             raise UnsupportedError(f"expected a torch.nn.{wanted}, got {type(dense).__name__}")
         weight = cls._compress(cls._weight_of(dense, options))
+        if isinstance(dense, DenseLayer):
+            options = {"activation": dense.activation} | options
         return cls(weight, _copy(dense.bias), **cls._geometry(dense), **options)
 
     @classmethod
@@ -192,11 +195,12 @@ class CompressedModule(nn.Module):
         buffers = cast("dict[str, Tensor]", self._buffers)
         return [buffers[name] for name in self.buffer_names]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Do the layer; a residual of the output's shape and dtype is added before the activation."""
         self._check_input(x)
         if x.dtype == torch.float32 or self.takes_16_bits:
-            return self._run(x)
-        return self._run(widen(x)).to(x.dtype)
+            return self._run(x, residual)
+        return self._run(widen(x), None if residual is None else widen(residual)).to(x.dtype)
 
     @property
     def weight_format(self) -> WeightFormat:

@@ -86,10 +86,12 @@ class Conv2dGeometry(CompressedModule):
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise RuntimeError(f"expected x [B, {self.in_channels}, H, W], got {list(x.shape)}")
 
-    def _run(self, x: Tensor) -> Tensor:
-        return self._convolve(x[None])[0] if x.dim() == 3 else self._convolve(x)
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if x.dim() == 4:
+            return self._convolve(x, residual)
+        return self._convolve(x[None], None if residual is None else residual[None])[0]
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Do the layer on ``[B, C, H, W]``."""
         raise NotImplementedError
 
@@ -120,13 +122,13 @@ class SparseConv2d(Conv2dGeometry, CsrStorage):
         torch.Size([2, 8, 5, 5])
     """
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         arguments = self._arguments()
         if self.is_product:
-            y = raw.spmm_csr(x, *arguments, None, self.activation, "columns", self.kernel)
+            y = raw.spmm_csr(x, *arguments, residual, self.activation, "columns", self.kernel)
         else:
             settings = tuple(getattr(self, name) for name in Conv2dGeometry.keywords)
-            y = raw.conv2d_csr(x, *arguments, None, *settings, self.activation, self.kernel)
+            y = raw.conv2d_csr(x, *arguments, residual, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
 
 
@@ -195,13 +197,13 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         row_phases = min(dense.stride[0], kernel_h)
         return {"panel_cols": _fit_panel_cols((kernel_h, kernel_w), row_phases * (STRIP_PIXELS + rows_below * width))}
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         arguments = self._arguments()
         if self.is_product:
-            y = raw.spmm_panel(x, *arguments, None, self.activation, "columns", self.kernel)
+            y = raw.spmm_panel(x, *arguments, residual, self.activation, "columns", self.kernel)
         else:
             settings = (self.kernel_size, self.stride, self.padding, self.dilation)
-            y = raw.conv2d_panel(x, *arguments, None, *settings, self.activation, self.kernel)
+            y = raw.conv2d_panel(x, *arguments, residual, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
 
 
@@ -233,9 +235,9 @@ class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
     def _num_channels(self) -> int:
         return self.weight_shape[1] // self.packed_filter["taps"] * self.packed_filter["groups"]
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         settings = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return cast(Tensor, raw.conv2d_int8(x, *self._arguments(), *settings, *self._output_arguments()))
+        return cast(Tensor, raw.conv2d_int8(x, *self._arguments(residual), *settings, *self._output_arguments()))
 
 
 class Int8Conv2d(QuantizedConv2d, Int8Storage):

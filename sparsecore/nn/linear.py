@@ -57,8 +57,8 @@ class SparseLinear(LinearGeometry, CsrStorage):
         torch.Size([2, 3, 4])
     """
 
-    def _run(self, x: Tensor) -> Tensor:
-        settings = (None, self.activation, "rows", self.kernel)
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        settings = (residual, self.activation, "rows", self.kernel)
         return cast(Tensor, raw.spmm_csr(x, *self._arguments(), *settings))
 
 
@@ -99,8 +99,8 @@ class PanelLinear(LinearGeometry, PanelStorage):
         """Return the options of ``from_dense()`` that suit inputs of a shape."""
         return {"panel_cols": fit_panel_cols(tile_floats(math.prod(input_shape[:-1])))}
 
-    def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, raw.spmm_panel(x, *self._arguments(), None, self.activation, "rows", self.kernel))
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.spmm_panel(x, *self._arguments(), residual, self.activation, "rows", self.kernel))
 
 
 class BitmapLinear(LinearGeometry, BitmapStorage):
@@ -113,8 +113,8 @@ class BitmapLinear(LinearGeometry, BitmapStorage):
         torch.Size([2, 3, 4])
     """
 
-    def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, raw.spmm_bitmap(x, *self._arguments(), None, self.activation, self.kernel))
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.spmm_bitmap(x, *self._arguments(), residual, self.activation, self.kernel))
 
 
 class QuantizedLinear(LinearGeometry, QuantizedStorage):
@@ -123,8 +123,8 @@ class QuantizedLinear(LinearGeometry, QuantizedStorage):
     def _num_channels(self) -> int:
         return self.weight_shape[1]
 
-    def _run(self, x: Tensor) -> Tensor:
-        return cast(Tensor, raw.linear_int8(x, *self._arguments(), *self._output_arguments()))
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.linear_int8(x, *self._arguments(residual), *self._output_arguments()))
 
 
 class Int8Linear(QuantizedLinear, Int8Storage):

@@ -281,13 +281,13 @@ class QuantizedStorage(PackedStorage):
         """What the operations take last."""
         return self.activation, self.y_scale, self.y_zero_point, self.kernel
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self, residual: Tensor | None) -> tuple[Any, ...]:
         """What the operations take after x."""
         *tensors, scale, weight_sum = self._packed()
         bias = self._parameters["bias"]
         quantization = (self.x_scale, self.x_zero_point, self._buffers["x_channel_inverse"])
         wide = None if bias is None else widen(bias)
-        return tensors, self.packed_shape.sizes, self.packing, scale, weight_sum, wide, None, *quantization
+        return tensors, self.packed_shape.sizes, self.packing, scale, weight_sum, wide, residual, *quantization
 
     def tensors(self) -> dict[str, Tensor]:
         scale = self.x_channel_scale

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from sparsecore.nn import (
     BlockConv2d,
     BlockLinear,
     CompressedModule,
+    DenseConv2d,
+    DenseLinear,
     Int8Conv2d,
     Int8Linear,
     PanelConv2d,
@@ -28,6 +31,7 @@ from sparsecore.nn import (
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.nn.dense import dense_layer
 from sparsecore.nn.storage import QuantizedStorage
 
 DENSE = "dense"
@@ -85,21 +89,9 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Mak
     return make
 
 
-_ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "hardswish": nn.Hardswish,
-}
-
-
 def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
     assert isinstance(layer, CompressedModule)
-    dense = layer.to_dense_module()
-    if layer.activation == "none":
-        return dense
-    return nn.Sequential(dense, _ACTIVATION_LAYERS[layer.activation]())
+    return dense_layer(layer.to_dense_module(), layer.activation)
 
 
 def _by_dense(kind: type[CompressedModule]) -> Maker:
@@ -107,25 +99,44 @@ def _by_dense(kind: type[CompressedModule]) -> Maker:
     return lambda layer, shape: kind.from_dense(layer.to_dense_module(), activation=layer.activation)  # type: ignore[operator]
 
 
+# Columns of weights up to which dense convolutions are tried in blocks: networks' first ones, which have few channels.
+# With more of them PyTorch's dense kernels win.
+MOST_DENSE_BLOCK_COLUMNS = 256
+# Formats that hold zeros like any weight; int8, where it is allowed, is worth timing without any.
+HOLD_ZEROS = frozenset({DENSE, "int8"})
+
+
+def holds_zeros(layer: nn.Module, format_name: str) -> bool:
+    """Whether a format is worth timing for a weight without zeros."""
+    if format_name in ("4x1", "8x1"):
+        return isinstance(layer, nn.Conv2d) and layer.weight[0].numel() <= MOST_DENSE_BLOCK_COLUMNS
+    return format_name in HOLD_ZEROS
+
+
+_LINEAR: dict[str, Maker] = {
+    DENSE: _same,
+    "panel": _panel(PanelLinear),
+    "4x1": _blocks(BlockLinear, 4),
+    "8x1": _blocks(BlockLinear, 8),
+    "bitmap": _for_few_rows(BitmapLinear.from_dense),
+    "csr": _any_shape(SparseLinear.from_dense),
+}
+_CONV2D: dict[str, Maker] = {
+    DENSE: _same,
+    "panel": _panel(PanelConv2d),
+    "4x1": _blocks(BlockConv2d, 4),
+    "8x1": _blocks(BlockConv2d, 8),
+    "csr": _any_shape(SparseConv2d.from_dense),
+}
+
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
 # that an int8 layer may go back to float32 where that is faster: its weights stay those of int8. The int8 formats of a
 # float layer are those of its int8 form: see candidates().
 CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
-    nn.Linear: {
-        DENSE: _same,
-        "panel": _panel(PanelLinear),
-        "4x1": _blocks(BlockLinear, 4),
-        "8x1": _blocks(BlockLinear, 8),
-        "bitmap": _for_few_rows(BitmapLinear.from_dense),
-        "csr": _any_shape(SparseLinear.from_dense),
-    },
-    nn.Conv2d: {
-        DENSE: _same,
-        "panel": _panel(PanelConv2d),
-        "4x1": _blocks(BlockConv2d, 4),
-        "8x1": _blocks(BlockConv2d, 8),
-        "csr": _any_shape(SparseConv2d.from_dense),
-    },
+    nn.Linear: _LINEAR,
+    nn.Conv2d: _CONV2D,
+    DenseLinear: _LINEAR,
+    DenseConv2d: _CONV2D,
     Int8Linear: {
         DENSE: _dense,
         "int8": _same,
@@ -154,7 +165,12 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
 INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8"})
 
 # Dense class -> the int8 form of a float layer of it.
-_INT8: dict[type[nn.Module], type[CompressedModule]] = {nn.Linear: Int8Linear, nn.Conv2d: Int8Conv2d}
+_INT8: dict[type[nn.Module], type[CompressedModule]] = {
+    nn.Linear: Int8Linear,
+    nn.Conv2d: Int8Conv2d,
+    DenseLinear: Int8Linear,
+    DenseConv2d: Int8Conv2d,
+}
 
 # Class -> format, and the operation whose table its kernel is in.
 _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
@@ -209,6 +225,40 @@ def _int8_candidates(layer: nn.Module) -> dict[str, Maker]:
         return lambda _, shape: make(quantized(), shape)
 
     return {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INT8_FORMATS}
+
+
+def fixed_candidates(name: str, layer: nn.Module, wanted: str) -> dict[str, Maker]:
+    """The candidate of a format, or that a kernel of ``sparsecore info`` runs, beside the dense one.
+
+    Raises:
+        ValueError: the layer has no such form.
+    """
+    makers = candidates(layer, with_int8=True)
+    if not makers:
+        raise ValueError(f"policy: {name} is a {type(layer).__name__}, which has no other form")
+    if wanted in makers:
+        return {form: makers[form] for form in {DENSE: None, wanted: None}}
+    return {DENSE: makers[DENSE]} | _with_kernel(name, layer, makers, wanted)
+
+
+def _with_kernel(name: str, layer: nn.Module, makers: Mapping[str, Maker], kernel: str) -> dict[str, Maker]:
+    known = {k["name"]: k["op"] for k in _C.kernels() if k["available"]}
+
+    def maker(form: str) -> Maker:
+        def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+            made: Any = makers[form](layer, shape)
+            made.kernel = kernel
+            return made
+
+        return make
+
+    formats = {form for form, op in _RUNS_ON.values() if known.get(kernel) in (op, op.replace("conv2d", "spmm"))}
+    for form in makers:
+        if ("block" if form in ("4x1", "8x1") else form) in formats:
+            return {form: maker(form)}
+    raise ValueError(
+        f"policy: {name} cannot run as {kernel!r}; expected one of {sorted(makers)}, or a kernel of `sparsecore info`"
+    )
 
 
 def is_int8(layer: nn.Module) -> bool:

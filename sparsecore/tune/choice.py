@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -75,16 +75,25 @@ class Explanation:
     Attributes:
         rows: one per layer, in the order of the model.
         budget: the error budget, if there was one.
+        note: what else to know, such as why a model was not captured.
+        pass_us: microseconds of a pass of the whole model; None if not measured.
+        between_us: of that, what runs between the layers: name to microseconds.
     """
 
     rows: tuple[LayerChoice, ...]
     budget: Budget | None = None
+    note: str = ""
+    pass_us: float | None = None
+    between_us: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"rows": [...], "budget": {...} or None}``, ready for JSON."""
+        """Return all fields, ready for JSON; ``["rows"]`` is ready for a data frame."""
         return {
             "rows": [row.to_dict() for row in self.rows],
             "budget": None if self.budget is None else asdict(self.budget),
+            "note": self.note,
+            "pass_us": self.pass_us,
+            "between_us": dict(self.between_us),
         }
 
     def __iter__(self) -> Iterator[LayerChoice]:
@@ -106,7 +115,7 @@ class Explanation:
         text = [head, "-" * len(head)]
         for row, line in zip(self.rows, lines, strict=True):
             text += [line, *_indented(", ".join(_details(row)[:2]) + ": " + row.reason)]
-        return "\n".join(text + (textwrap.wrap(self._summary(), _WIDTH) if self.budget else []))
+        return "\n".join(text + [line for part in self._summary() for line in textwrap.wrap(part, _WIDTH)])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in (*_COLUMNS, *_DETAILS))
@@ -114,18 +123,38 @@ class Explanation:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (*_cells(row), *_details(row))) + "</tr>"
             for row in self.rows
         )
-        summary = f"<p>{html.escape(self._summary())}</p>" if self.budget else ""
+        summary = "".join(f"<p>{html.escape(part)}</p>" for part in self._summary())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{summary}"
 
-    def _summary(self) -> str:
+    def _summary(self) -> list[str]:
+        """What the table does not say."""
+        parts = [self.note] if self.note else []
+        if self.budget is not None:
+            parts.append(self._budget_text(self.budget))
+        if self.pass_us is not None:
+            parts.append(self._pass_text(self.pass_us))
+        return parts
+
+    def _pass_text(self, pass_us: float) -> str:
+        """Where the time of a pass goes."""
+        layers = sum(row.time_us or 0.0 for row in self.rows)
+        between = sum(self.between_us.values())
+        slowest = sorted(self.between_us.items(), key=lambda item: -item[1])[:3]
+        names = ", ".join(f"{name} {time_us:.0f}" for name, time_us in slowest)
+        return (
+            f"a pass takes {pass_us:.0f} us: {layers:.0f} us in layers, {between:.0f} us between them"
+            + (f" ({names})" if names else "")
+            + f", {pass_us - layers - between:.0f} us elsewhere"
+        )
+
+    def _budget_text(self, budget: Budget) -> str:
         """What became of the error budget."""
-        assert self.budget is not None
         count = sum(row.format in INT8_FORMATS for row in self.rows)
         text = (
-            f"output error {percent(self.budget.error)} of {percent(self.budget.max_error)} allowed, "
+            f"output error {percent(budget.error)} of {percent(budget.max_error)} allowed, "
             f"{count} of {len(self.rows)} layers in int8"
         )
-        given_up = self.budget.num_given_up
+        given_up = budget.num_given_up
         more = "more would" if count else "would"
         return text + (f"; {given_up} {more} be faster but exceed it" if given_up else "")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecore.bench.timing import interleave
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.graph import Call
+from sparsecore.graph.program import record_layer
 from sparsecore.tune.cache import TimeCache, Times
 from sparsecore.tune.candidates import DENSE, INT8_FORMATS, Maker, operation_of, weight_statistics
 
@@ -45,13 +46,19 @@ def layer_key(layer: nn.Module, call: Call) -> str:
         f"nnz={weight.nnz}",
         f"x={call.shape} {str(call.dtype).removeprefix('torch.')}",
         f"bias={getattr(layer, 'bias', None) is not None}",
+        *(["residual"] if call.has_residual else []),
         *geometry,
     ]
     return " ".join(parts)
 
 
 def measure_layer(
-    layer: nn.Module, calls: Sequence[Call], forms: dict[str, nn.Module], cache: TimeCache | None
+    layer: nn.Module,
+    calls: Sequence[Call],
+    forms: dict[str, nn.Module],
+    cache: TimeCache | None,
+    *,
+    is_recorded: bool = False,
 ) -> tuple[Times, bool]:
     """Time every form of a layer on random inputs of the observed shapes.
 
@@ -60,6 +67,7 @@ def measure_layer(
         calls: its calls in one pass of the model.
         forms: format name to module, in eval mode.
         cache: where times are looked up and put, unless they are noisy; None always measures.
+        is_recorded: time operations of ours as a program replays them, without their call from Python.
 
     Returns:
         Format name to microseconds of all calls together, and whether a time is too noisy to be kept.
@@ -67,10 +75,10 @@ def measure_layer(
     total = dict.fromkeys(forms, 0.0)
     is_noisy = False
     for call, count in Counter(calls).items():
-        key = layer_key(layer, call)
+        key = layer_key(layer, call) + " recorded" * is_recorded
         times = cache.get(key) if cache is not None else None
         if times is None or not _covers(times, forms):
-            times, spread = _measure(forms, call)
+            times, spread = _measure(forms, call, is_recorded)
             is_noisy |= spread > MAX_SPREAD
             if cache is not None and spread <= MAX_SPREAD:
                 cache.put(key, times)
@@ -84,14 +92,22 @@ def _covers(times: Times, forms: Mapping[str, nn.Module]) -> bool:
     return forms.keys() <= times.keys() and times.keys() - forms.keys() <= INT8_FORMATS
 
 
-def _measure(forms: dict[str, nn.Module], call: Call) -> tuple[Times, float]:
+def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tuple[Times, float]:
     """Time per form, and the largest spread among them."""
-    x = torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(call.dtype)
+    inputs = [torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(call.dtype)]
     with torch.inference_mode():
-        timings = interleave({name: partial(form, x) for name, form in forms.items()}, min_time_s=MIN_TIME_S)
+        if call.has_residual:
+            inputs.append(torch.zeros_like(next(iter(forms.values()))(*inputs)))
+        prepare = record_layer if is_recorded else _call
+        runs = {name: prepare(form, inputs) for name, form in forms.items()}
+        timings = interleave(runs, min_time_s=MIN_TIME_S)
     # The lower quartile: what else runs on the machine only ever adds time.
     times = {name: timing.q25_us for name, timing in timings.items()}
     return times, max(timing.spread for timing in timings.values())
+
+
+def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
+    return partial(layer, *inputs)
 
 
 def make_forms(layer: nn.Module, makers: Mapping[str, Maker], calls: Sequence[Call]) -> dict[str, nn.Module]:

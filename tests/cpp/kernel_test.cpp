@@ -72,6 +72,8 @@ void for_each_table(Function function) {
   function("gemm_int8", gemm_int8_kernels());
   function("bitmap_int8", bitmap_int8_kernels());
   function("lookup_int8", lookup_int8_kernels());
+  function("pool2d", pool2d_kernels());
+  function("scale_shift", scale_shift_kernels());
   function("quantize", quantize_kernels());
   function("probe", probes());
 }

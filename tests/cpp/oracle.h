@@ -13,11 +13,12 @@
 
 namespace sparsecore::test {
 
-inline constexpr Activation kAllActivations[] = {Activation::kNone, Activation::kRelu, Activation::kRelu6,
-                                                 Activation::kGelu, Activation::kSilu, Activation::kHardswish};
+inline constexpr Activation kAllActivations[] = {Activation::kNone,    Activation::kRelu,       Activation::kRelu6,
+                                                 Activation::kGelu,    Activation::kSilu,       Activation::kHardswish,
+                                                 Activation::kSigmoid, Activation::kHardsigmoid};
 
 inline const char* activation_name(Activation activation) {
-  constexpr const char* kNames[] = {"none", "relu", "relu6", "gelu", "silu", "hardswish"};
+  constexpr const char* kNames[] = {"none", "relu", "relu6", "gelu", "silu", "hardswish", "sigmoid", "hardsigmoid"};
   return kNames[static_cast<size_t>(activation)];
 }
 
@@ -37,19 +38,40 @@ inline double activate(Activation activation, double y) {
       return y / (1.0 + std::exp(-y));
     case Activation::kHardswish:
       return y * relu6(y + 3.0) / 6.0;
+    case Activation::kSigmoid:
+      return 1.0 / (1.0 + std::exp(-y));
+    case Activation::kHardsigmoid:
+      return relu6(y + 3.0) / 6.0;
   }
   return y;
 }
 
-// Error that kernel.h allows an activation to add, over |y|. The first three only choose between numbers.
-inline double activation_error(Activation activation) {
-  constexpr double kErrors[] = {0.0, 0.0, 0.0, 4e-7, 4e-7, 0x1p-22};
-  return kErrors[static_cast<size_t>(activation)];
+// Roundings in the subnormal range are absolute: half of 2^-149 each, at most four in an activation.
+inline constexpr double kUnderflow = 0x1p-148;
+
+// Error that kernel.h allows an activation to add, for |y| and |activation(y)| up to these.
+inline double activation_error(Activation activation, double y, double result) {
+  switch (activation) {
+    case Activation::kNone:
+    case Activation::kRelu:
+    case Activation::kRelu6:
+      return 0.0;  // they only choose between numbers
+    case Activation::kGelu:
+    case Activation::kSilu:
+      return std::isfinite(y) ? 4e-7 * y + kUnderflow : 0.0;
+    case Activation::kHardswish:
+      return std::isfinite(y) ? 0x1p-22 * y + kUnderflow : 0.0;
+    case Activation::kSigmoid:
+      return 4e-7 * result + 2e-38;
+    case Activation::kHardsigmoid:
+      return 0x1p-22 * result + kUnderflow;
+  }
+  return 0.0;
 }
 
-// Largest slope: gelu at sqrt(2), silu at 2.3994, hardswish at 3 (rounded up).
+// Largest slope: gelu at sqrt(2), silu at 2.3994, hardswish at 3, sigmoid at 0 (rounded up).
 inline double lipschitz(Activation activation) {
-  constexpr double kSlopes[] = {1.0, 1.0, 1.0, 1.1290, 1.0999, 1.5};
+  constexpr double kSlopes[] = {1.0, 1.0, 1.0, 1.1290, 1.0999, 1.5, 0.25, 0.1667};
   return kSlopes[static_cast<size_t>(activation)];
 }
 
@@ -59,9 +81,6 @@ inline double gamma(int64_t n) {
   return nu / (1.0 - nu);
 }
 
-// Roundings in the subnormal range are absolute: half of 2^-149 each, at most four in an activation.
-inline constexpr double kUnderflow = 0x1p-148;
-
 struct Expected {
   double value = 0.0;
   double bound = 0.0;
@@ -70,8 +89,7 @@ struct Expected {
 // activation(y) of a float32 y that is known exactly.
 inline Expected expect_activated(double y, Activation activation) {
   const double value = activate(activation, y);
-  const double error = activation_error(activation);
-  return {value, error == 0.0 || !std::isfinite(y) ? 0.0 : error * std::fabs(y) + kUnderflow};
+  return {value, activation_error(activation, std::fabs(y), std::fabs(value))};
 }
 
 // A sum of products over the stored entries, and the sum of their absolute values. Products of two float32 are
@@ -93,10 +111,10 @@ inline Expected expect_sum(const Sum& sum, float bias, Activation activation) {
   const double y = sum.value + double(bias);
   const double value = activate(activation, y);
   const double magnitude = sum.magnitude + std::fabs(double(bias));
-  if (!std::isfinite(magnitude)) return {value, 0.0};  // infinities and NaN come out exactly
+  if (!std::isfinite(magnitude)) return expect_activated(y, activation);  // a sum of infinities and NaN is exact
   const double error = gamma(sum.terms + 2) * magnitude + double(sum.terms + 2) * 0x1p-149;
-  const double rounded = activation_error(activation) * (std::fabs(y) + error);
-  return {value, lipschitz(activation) * error + rounded + (rounded > 0.0 ? kUnderflow : 0.0)};
+  const double moved = lipschitz(activation) * error;
+  return {value, moved + activation_error(activation, std::fabs(y) + error, std::fabs(value) + moved)};
 }
 
 inline bool is_close(float got, const Expected& expected) {

@@ -265,7 +265,7 @@ def test_weights_that_int8_cannot_hold_stay_float(fast_int8: dict[str, float]) -
 def test_times_of_int8_in_the_cache_do_not_disturb(times: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
     fixed = measure._measure
-    monkeypatch.setattr(measure, "_measure", lambda forms, call: measured.append(set(forms)) or fixed(forms, call))
+    monkeypatch.setattr(measure, "_measure", lambda forms, *rest: measured.append(set(forms)) or fixed(forms, *rest))
     model = net()
     sc.convert(model, X, max_error=0.01)
     count = len(measured)

@@ -328,7 +328,7 @@ def test_cost_model_of_layers_without_entries() -> None:
 
 
 def test_noisy_times_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measure, "_measure", lambda forms, shape: (dict.fromkeys(forms, 10.0), 9.0))
+    monkeypatch.setattr(measure, "_measure", lambda forms, *_: (dict.fromkeys(forms, 10.0), 9.0))
     fast = sc.convert(pruned_net(), X)
     assert "busy" in sc.explain(fast).rows[0].reason
     assert not (tmp_path / cache.FILE_NAME).exists()

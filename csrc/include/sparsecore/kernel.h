@@ -10,12 +10,14 @@
 
 namespace sparsecore {
 
-enum class Activation { kNone, kRelu, kRelu6, kGelu, kSilu, kHardswish };
+enum class Activation { kNone, kRelu, kRelu6, kGelu, kSilu, kHardswish, kSigmoid, kHardsigmoid };
 
 // y = activation(y + bias), applied while the result is still in registers.
 //   relu6 = min(max(y, 0), 6); gelu = y/2 (1 + erf(y/sqrt 2)); silu = y / (1 + exp(-y));
-//   hardswish = y * relu6(y + 3) / 6. NaN stays NaN in all of them.
-// Error added over the exact function of y, the sum with bias: gelu and silu 4e-7 |y|, the others 2^-22 |y|.
+//   hardswish = y * relu6(y + 3) / 6; sigmoid = 1 / (1 + exp(-y)); hardsigmoid = relu6(y + 3) / 6.
+//   NaN stays NaN in all of them.
+// Error added over the exact function of y, the sum with bias: gelu and silu 4e-7 |y|, hardswish 2^-22 |y|; sigmoid
+// 4e-7 and hardsigmoid 2^-22 of the result, sigmoid 2e-38 beside (it does not fall below exp(-87)); the others none.
 struct Epilogue {
   const float* bias = nullptr;  // [N], or null
   Activation activation = Activation::kNone;

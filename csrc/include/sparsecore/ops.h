@@ -70,6 +70,46 @@ std::span<const Kernel<Conv2dArgs>> conv2d_kernels();
 std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels();
 std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
 
+// Pooling of planes: x[batch, C, H, W], y[batch, C, OH, OW], all contiguous, numbers as in spmm. The rows argument of
+// run counts channels. Tap (kh, kw) of output (oh, ow) is pixel (oh * stride_h - padding_h + kh * dilation_h, ...); a
+// tap outside of x is left out. Every output has a tap with row < H and column < W (what ceil_mode may add has).
+//   max      NaN if any is NaN; -infinity where no tap is inside
+//   average  float32 sum / divisor; dilation 1. The divisor is divisor_override, if that is not 0; else the taps inside
+//            of x or, with count_include_pad, inside of x and its padding
+// The sum runs over each column of a window first and then over the columns; a window that is all of x, over all pixels
+// in an order that the kernel chooses.
+enum class PoolMode { kMax, kAverage };
+struct Pool2dArgs {
+  PoolMode mode = PoolMode::kMax;
+  int64_t batch = 0, channels = 0, height = 0, width = 0;
+  int64_t out_height = 0, out_width = 0;
+  int64_t kernel_h = 1, kernel_w = 1;
+  int64_t stride_h = 1, stride_w = 1;  // stride_w less than 2^26
+  int64_t padding_h = 0, padding_w = 0;
+  int64_t dilation_h = 1, dilation_w = 1;
+  bool count_include_pad = true;
+  int64_t divisor_override = 0;
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;
+  void* y = nullptr;
+};
+std::span<const Kernel<Pool2dArgs>> pool2d_kernels();
+
+// y = activation(x * scale + shift + residual) on [batch, C, P], all contiguous: one fused multiply-add, then one
+// addition. Numbers as in spmm. The shift is the epilogue's bias. What is null changes nothing, not even a sign of 0.
+// The rows argument of run counts channels.
+struct ScaleShiftArgs {
+  int64_t batch = 0, channels = 0, columns = 0;  // columns: P
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;
+  void* y = nullptr;
+  const void* residual = nullptr;  // as y, or null
+  const float* scale = nullptr;    // [C], or one row of C for each image, or null
+  int64_t scale_batch_stride = 0;  // 0: the same for all images
+  Epilogue epilogue;
+};
+std::span<const Kernel<ScaleShiftArgs>> scale_shift_kernels();
+
 // Largest K whose int32 sums of |x| <= 255 times |int8 weight| <= 128 cannot overflow.
 inline constexpr int64_t kMaxInt8K = 65536;
 

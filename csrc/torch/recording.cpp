@@ -1,0 +1,154 @@
+// torch.ops.sparsecore.recording_*: see recording.h. A recording is known to Python by a number.
+#include "torch/recording.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "torch/tensors.h"
+
+namespace sparsecore::torch_binding {
+namespace {
+
+thread_local Recording* g_active = nullptr;
+
+class Recordings {
+ public:
+  int64_t add(std::shared_ptr<Recording> recording) {
+    const std::lock_guard lock(mutex_);
+    all_[++last_] = std::move(recording);
+    return last_;
+  }
+  std::shared_ptr<Recording> find(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    const auto it = all_.find(number);
+    check(it != all_.end(), "expected the number of a recording, got ", number);
+    return it->second;
+  }
+  void erase(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    all_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int64_t, std::shared_ptr<Recording>> all_;
+  int64_t last_ = 0;
+};
+
+Recordings& recordings() {
+  static Recordings* all = new Recordings;  // outlives tensors that Python frees at exit
+  return *all;
+}
+
+int64_t bytes_of(const Tensor& tensor) { return tensor.numel() * static_cast<int64_t>(tensor.element_size()); }
+
+// Offset of a pointer in a tensor's memory, or -1.
+int64_t offset_in(const Tensor& tensor, const void* pointer) {
+  const char* base = static_cast<const char*>(tensor.const_data_ptr());
+  const char* p = static_cast<const char*>(pointer);
+  return base <= p && p < base + bytes_of(tensor) ? p - base : -1;
+}
+
+void check_external(const Tensor& tensor) {
+  check(tensor.is_cpu() && tensor.is_contiguous(), "expected contiguous tensors on the CPU");
+}
+
+}  // namespace
+
+Recording* active_recording() { return g_active; }
+
+void Recording::begin(const Tensor& out, const std::vector<Tensor>& externals) {
+  check(g_active == nullptr, "expected one recording at a time on a thread");
+  for (const Tensor& tensor : externals) check_external(tensor);
+  check(offset_in(buffer_, out.const_data_ptr()) >= 0 || out.numel() == 0, "expected out in the recording's buffer");
+  out_ = out;
+  externals_ = externals;
+  first_step_ = steps_.size();
+  first_kept_ = kept_.size();
+  is_refused_ = false;
+  g_active = this;
+}
+
+int64_t Recording::end() {
+  check(g_active == this, "expected record_begin() before record_end()");
+  g_active = nullptr;
+  // An operation that made its result elsewhere, or none that runs a kernel.
+  const bool is_recorded = !is_refused_ && !out_ && steps_.size() > first_step_;
+  if (!is_recorded) {
+    steps_.resize(first_step_);
+    kept_.resize(first_kept_, buffer_);
+  }
+  out_.reset();
+  externals_.clear();
+  return is_recorded ? static_cast<int64_t>(steps_.size()) : -1;
+}
+
+std::optional<Tensor> Recording::take_output(const std::vector<int64_t>& shape, ScalarType dtype) {
+  if (!out_ || shape_of(*out_) != shape || out_->scalar_type() != dtype || !out_->is_contiguous()) {
+    refuse();
+    return std::nullopt;
+  }
+  return std::exchange(out_, std::nullopt);
+}
+
+Address Recording::address_of(const void* pointer, bool may_be_weight) {
+  if (pointer == nullptr) return {};
+  for (size_t i = 0; i < externals_.size(); ++i) {
+    if (const int64_t offset = offset_in(externals_[i], pointer); offset >= 0) {
+      return {static_cast<int64_t>(i), bytes_of(externals_[i]), offset, nullptr};
+    }
+  }
+  if (offset_in(buffer_, pointer) < 0 && !may_be_weight) refuse();
+  return {-1, 0, 0, const_cast<void*>(pointer)};
+}
+
+void Recording::replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals) const {
+  check(0 <= begin && begin <= end && end <= static_cast<int64_t>(steps_.size()), "expected steps inside of [0, ",
+        steps_.size(), "], got [", begin, ", ", end, "]");
+  std::vector<External> memory;
+  memory.reserve(externals.size());
+  for (const Tensor& tensor : externals) {
+    check_external(tensor);
+    memory.push_back({static_cast<char*>(tensor.mutable_data_ptr()), bytes_of(tensor)});
+  }
+  for (int64_t i = begin; i < end; ++i) steps_[static_cast<size_t>(i)]->run(memory);
+}
+
+namespace {
+
+int64_t recording_new(const Tensor& buffer) {
+  check_external(buffer);
+  return recordings().add(std::make_shared<Recording>(buffer));
+}
+void recording_free(int64_t recording) { recordings().erase(recording); }
+void record_begin(int64_t recording, const Tensor& out, const std::vector<Tensor>& externals) {
+  recordings().find(recording)->begin(out, externals);
+}
+int64_t record_end(int64_t recording) { return recordings().find(recording)->end(); }
+void replay(int64_t recording, int64_t begin, int64_t end, const std::vector<Tensor>& externals) {
+  recordings().find(recording)->replay(begin, end, externals);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
+  m.def("recording_new(Tensor buffer) -> int");
+  m.def("recording_free(int recording) -> ()");
+  m.def("record_begin(int recording, Tensor out, Tensor[] externals) -> ()");
+  m.def("record_end(int recording) -> int");
+  m.def("replay(int recording, int begin, int end, Tensor[] externals) -> ()");
+}
+
+// Without a tensor among the arguments there is nothing to dispatch on.
+STABLE_TORCH_LIBRARY_IMPL(sparsecore, CompositeExplicitAutograd, m) {
+  m.impl("recording_new", TORCH_BOX(&recording_new));
+  m.impl("recording_free", TORCH_BOX(&recording_free));
+  m.impl("record_begin", TORCH_BOX(&record_begin));
+  m.impl("record_end", TORCH_BOX(&record_end));
+  m.impl("replay", TORCH_BOX(&replay));
+}
+
+}  // namespace sparsecore::torch_binding

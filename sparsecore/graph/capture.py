@@ -1,0 +1,191 @@
+"""A model as a graph of operations: torch.export, without what only export needs."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparsecore.errors import UnsupportedError
+from sparsecore.graph.observe import ExampleInputs, as_arguments
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What an input's dimension may be.
+
+    Attributes:
+        size: the only size, or the name of one that is free: equal names are equal sizes.
+        least: smallest size, where it is free.
+    """
+
+    size: int | str
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the graph takes in one place: a tensor, or a constant that is part of the graph.
+
+    Attributes:
+        name: of the placeholder.
+        dtype: of the tensor; None if it is a constant.
+        shape: of the tensor.
+        value: the constant.
+    """
+
+    name: str
+    dtype: torch.dtype | None
+    shape: tuple[Dimension, ...] = ()
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model's graph and how to call it.
+
+    Attributes:
+        module: takes the tensors of ``inputs`` in order, one argument for each, and returns a tuple of tensors; its
+            nodes are operations without side effects.
+        inputs: what came in at capture, flattened.
+        in_spec: how ``(args, kwargs)`` are flattened.
+        out_spec: how outputs are put together.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+
+
+def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
+    """Capture an eval model by torch.export, for any batch size if it allows that.
+
+    The first dimension of every tensor is taken for the batch. Where it cannot be free (the model computes with it, or
+    it is none), the sizes of the example are the only ones.
+
+    Args:
+        model: in eval mode; it shares its parameters with the graph.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Raises:
+        UnsupportedError: the model cannot be captured; the text has torch.export's reason.
+    """
+    args, kwargs = as_arguments(example_inputs)
+    with _quiet():
+        try:
+            double_args, double_kwargs = _doubled(args, kwargs)
+            program = _export(model, double_args, double_kwargs, torch.export.Dim.AUTO)
+        except Exception:  # any error of any model's own code
+            try:
+                program = _export(model, args, kwargs, None)
+            except Exception as error:
+                raise UnsupportedError(f"torch.export: {_first_line(error)}") from error
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+        raise UnsupportedError(f"the model changes {', '.join(map(str, changed))} when it runs")
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    assert in_spec is not None
+    assert out_spec is not None
+    inputs = tuple(_inputs(program))
+    return Captured(_plain_graph(program), inputs, in_spec, out_spec)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Any:
+    shapes = None
+    if batch is not None:
+        shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, (args, kwargs))
+        shapes = {**_by_name(model, shapes[0]), **shapes[1]}
+    with torch.no_grad():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        return program.run_decompositions(decomp_table={})
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments under the names of forward()'s parameters, as torch.export wants them."""
+    names: dict[str, Any] = {}
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for i, parameter in enumerate(parameters):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names[parameter.name] = args[i:]
+            break
+        if i < len(args):
+            names[parameter.name] = args[i]
+    return names
+
+
+def _has_batch(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _doubled(args: Any, kwargs: Any) -> Any:
+    """The example with at least two of a batch: export takes a size of one for a constant."""
+
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if _has_batch(leaf) and len(leaf) == 1 else leaf
+
+    return pytree.tree_map(double, (args, kwargs))
+
+
+def _inputs(program: Any) -> Iterator[Input]:
+    least = {str(symbol): max(int(bounds.lower), 0) for symbol, bounds in program.range_constraints.items()}
+    # Export says 2 for what it does not take for a constant; operations here do not tell one image from two.
+    free = {name: 1 if bound == 2 else bound for name, bound in least.items()}
+    user_inputs = list(program.graph_signature.user_inputs)
+    by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name in user_inputs:
+        node = by_name.get(name) if isinstance(name, str) else None
+        value = node.meta.get("val") if node is not None else name
+        if isinstance(value, Tensor):
+            shape = tuple(
+                Dimension(int(size)) if isinstance(size, int) else Dimension(str(size), free.get(str(size), 0))
+                for size in value.shape
+            )
+            yield Input(node.name, value.dtype, shape)  # type: ignore[union-attr]
+        else:
+            yield Input(str(name), None, value=value)
+
+
+def _plain_graph(program: Any) -> fx.GraphModule:
+    """The graph as a module of its own: a placeholder per tensor, parameters by their names in the model."""
+    module: fx.GraphModule = program.module(check_guards=False)
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor):
+            if node.users:
+                node.replace_all_uses_with(node.meta.get("val"))
+            graph.erase_node(node)
+        elif node.op == "output":
+            node.args = (tuple(pytree.tree_leaves(node.args[0])),)
+    graph.eliminate_dead_code()
+    plain = fx.GraphModule(module, graph)
+    plain.training = False
+    return plain
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without export's own log of what failed: it becomes an error or another try."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"

@@ -1,0 +1,154 @@
+"""The module that compile() returns: a graph of layers, and programs for the shapes that it has met."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsecore.graph.capture import Captured, Input
+from sparsecore.graph.program import Program
+
+# Each holds the activations of one pass; the least recently used one goes.
+MAX_PROGRAMS = 4
+
+
+class CompiledModule(nn.Module):
+    """A captured model whose layers were chosen. Called like the model it came from; for inference.
+
+    On CPU tensors without gradients it runs a recorded program per input shape, made at the first call. Otherwise,
+    and under torch.compile, torch.export and in concurrent threads, it runs the graph itself, with equal outputs.
+
+    Attributes:
+        graph_module: the graph; its submodules are the layers, under the names that they had in the model.
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__()
+        self.graph_module = captured.module
+        self.requires_grad_(False)
+        self.eval()
+        self._inputs = captured.inputs
+        self._in_spec = captured.in_spec
+        self._out_spec = captured.out_spec
+        self._programs: OrderedDict[Any, Program] = OrderedDict()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            RuntimeError: an input has another shape, dtype or device than what was compiled.
+        """
+        tensors = self._tensors(args, kwargs)
+        if torch.compiler.is_compiling() or _needs_gradient(tensors):
+            outputs = self.graph_module(*tensors)
+        else:
+            with torch.no_grad():
+                outputs = self.run_tensors(tensors)
+        return pytree.tree_unflatten(list(outputs), self._out_spec)
+
+    def program_for(self, tensors: Sequence[Tensor]) -> Program:
+        """The program for inputs of these shapes, recorded if it is the first time."""
+        key = (torch.get_num_threads(), *(x.shape for x in tensors))
+        program = self._programs.get(key)
+        return self._record(key, tensors) if program is None else program
+
+    def layers_of_nodes(self) -> dict[str, str]:
+        """Name of each node that calls a layer, to the layer's name."""
+        return {node.name: str(node.target) for node in self.graph_module.graph.nodes if node.op == "call_module"}
+
+    def run_tensors(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the graph on its tensors, without gradients."""
+        program = self.program_for(tensors)
+        outputs = program.try_run([x if x.is_contiguous() else x.contiguous() for x in tensors])
+        return self.graph_module(*tensors) if outputs is None else outputs
+
+    def _record(self, key: Any, tensors: Sequence[Tensor]) -> Program:
+        program = Program(self.graph_module, tensors)
+        self._programs[key] = program
+        while len(self._programs) > MAX_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The arguments in the order of the graph, checked."""
+        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or len(self._inputs) != 1:
+            leaves = self._flatten(args, kwargs)
+        else:
+            leaves = list(args)
+        sizes: dict[str, int] = {}
+        for given, expected in zip(leaves, self._inputs, strict=True):
+            _check_input(given, expected, sizes)
+        return [given for given, expected in zip(leaves, self._inputs, strict=True) if expected.dtype is not None]
+
+    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._in_spec:
+            raise RuntimeError(
+                f"expected the arguments that the model was compiled with ({_describe(self._in_spec)}), "
+                f"got {_describe(spec)}; compile it again with an example of these"
+            )
+        return leaves
+
+    def forget_programs(self) -> None:
+        """Drop recorded programs, for after layers were changed; loading and moving weights does it."""
+        self._programs.clear()
+
+    # --- torch.nn.Module ---
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
+        self.forget_programs()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget_programs()
+        return super().load_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_programs": OrderedDict()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        return twin
+
+
+def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _check_input(given: Any, expected: Input, sizes: dict[str, int]) -> None:
+    """Compare one argument with what was compiled; sizes holds those that are free so far."""
+    if expected.dtype is None:
+        if isinstance(given, Tensor) or given != expected.value:
+            raise RuntimeError(f"{expected.name}: expected {expected.value!r} as when compiled, got {given!r}")
+        return
+    if not isinstance(given, Tensor) or given.dtype != expected.dtype:
+        came = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise RuntimeError(f"{expected.name}: expected a {expected.dtype} tensor, got {came}")
+    if given.device.type not in ("cpu", "meta"):
+        raise RuntimeError(f"{expected.name}: expected a tensor on the CPU, got one on {given.device}")
+    fits = given.dim() == len(expected.shape)
+    for size, dimension in zip(given.shape, expected.shape, strict=False):
+        if isinstance(dimension.size, int):
+            fits = fits and size == dimension.size
+        else:
+            fits = fits and size >= dimension.least and sizes.setdefault(dimension.size, size) == size
+    if not fits:
+        shape = ", ".join(str(dimension.size) for dimension in expected.shape)
+        raise RuntimeError(
+            f"{expected.name}: expected shape [{shape}] as when compiled (names are free sizes), "
+            f"got {list(given.shape)}; compile for this shape"
+        )
+
+
+def _describe(spec: pytree.TreeSpec) -> str:
+    args, kwargs = spec.children() if hasattr(spec, "children") else spec.children_specs
+    names = list(kwargs.context) if kwargs.context else []
+    return f"{args.num_children} positional" + (f" and {', '.join(names)}" if names else "")

@@ -1,0 +1,325 @@
+"""A graph for inputs of one shape: its kernels recorded on buffers that are planned once, and then only run.
+
+    graph      conv1 -> pool -> conv2 -> flatten -> softmax -> ...
+    program    replay(steps 0..3)                   softmax -> ...
+
+Operations of ours are recorded (csrc/torch/recording.h), views of their outputs are made once, everything else stays a
+call of PyTorch. What is left is a graph again, of few nodes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from sparsecore._native import raw
+from sparsecore.graph.memory import ALIGNMENT, Lifetime, plan_memory
+
+_replay = torch.ops.sparsecore.replay.default
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a node gave in a run.
+
+    Attributes:
+        owner: the node whose memory it shares; itself if it has its own.
+        tensor: its form on the meta device; None for several tensors.
+    """
+
+    owner: fx.Node
+    tensor: Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.tensor is None else self.tensor.numel() * self.tensor.element_size()
+
+
+class Program:
+    """A graph, ready to run on inputs of one shape.
+
+    Args:
+        module: its nodes have no side effects; layers must not change afterwards.
+        inputs: tensors for its placeholders, of the shapes that the program is for.
+
+    A program runs once at a time: ``try_run()`` gives None while another thread is in it.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        inputs = [x.contiguous() for x in inputs]
+        recorder = _Recorder(module, inputs)
+        self.module = recorder.record(inputs)
+        self._steps = recorder.steps
+        self.num_bytes = recorder.buffer.numel()
+        self._recording = recorder.recording
+        self._lock = threading.Lock()
+
+    def try_run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+        """Run on contiguous inputs, without gradients; None if another thread runs it."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self.module.forward(*inputs)
+        finally:
+            self._lock.release()
+
+    def profile(self, inputs: Sequence[Tensor], passes: int) -> dict[str, list[float]]:
+        """Time every node of the graph that does something, in its place in a pass.
+
+        Args:
+            inputs: of the shapes that the program is for.
+            passes: how often to run it.
+
+        Returns:
+            Name of the node to microseconds, one for each pass.
+        """
+        times: dict[str, list[float]] = {}
+        inputs = [x.contiguous() for x in inputs]
+        with self._lock, torch.no_grad():
+            for _ in range(passes):
+                _Profiler(self.module, self._steps, times).run(*inputs, enable_io_processing=False)
+        return times
+
+    def only_replay(self) -> Callable[[Sequence[Tensor]], None] | None:
+        """The recorded steps alone, without copies of outputs; None if there is anything else."""
+        replays = [node for node in self.module.graph.nodes if node.target is _replay]
+        if len(replays) != 1 or any(n.op in ("call_module", "call_method") for n in self.module.graph.nodes):
+            return None
+        _, begin, end, _ = replays[0].args
+        return lambda inputs: _replay(self._recording, begin, end, inputs)
+
+    def __del__(self) -> None:
+        if (recording := self.__dict__.get("_recording")) is not None:
+            raw.recording_free(recording)
+
+
+def record_layer(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """A call of one layer on these inputs, as a program makes it."""
+    root = nn.Module()
+    root.layer = layer
+    graph = fx.Graph(root)  # type: ignore[arg-type]
+    args = tuple(graph.placeholder(f"x{i}") for i in range(len(inputs)))
+    graph.output((graph.call_module("layer", args),))
+    program = Program(fx.GraphModule(root, graph), inputs)
+    replay = program.only_replay()
+    return partial(layer, *inputs) if replay is None else partial(replay, inputs)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph once to see its values, and once more to record it."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        super().__init__(module)
+        self.graph = module.graph
+        self.order = {node: i for i, node in enumerate(self.graph.nodes)}
+        with torch.no_grad():
+            self.values = _Observer(module).observe(inputs)
+        self.uses = self._last_uses()
+        offsets, num_bytes = self._plan()
+        self.offsets = offsets
+        self.buffer = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
+        self.shift = -self.buffer.data_ptr() % ALIGNMENT
+        self.recording: int = raw.recording_new(self.buffer)
+        # The program, and what its nodes are in it: a node, or a tensor that stays where it is.
+        self.new_graph = fx.Graph()
+        self.nodes: dict[fx.Node, Any] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.externals: dict[fx.Node, Tensor] = {}
+        self.segment: fx.Node | None = None  # the open one
+        self.segment_externals: list[fx.Node] = []
+        self.steps: list[str] = []  # of each recorded step, the node that it belongs to
+
+    def record(self, inputs: Sequence[Tensor]) -> fx.GraphModule:
+        """Run the graph, recording; return the program."""
+        with torch.no_grad():
+            self.run(*inputs, enable_io_processing=False)
+        for node in [node for node in self.new_graph.nodes if node.op == "get_attr" and not node.users]:
+            self.new_graph.erase_node(node)  # what only recorded steps read
+        return fx.GraphModule(dict(self.submodules) | self.constants, self.new_graph)
+
+    def _last_uses(self) -> dict[fx.Node, int]:
+        """Owner of memory -> the last node that reads it, by itself or through a view."""
+        last = dict(self.order)
+        for node, i in self.order.items():
+            for source in node.all_input_nodes:
+                owner = self.values[source].owner if source in self.values else source
+                last[owner] = max(last[owner], i)
+        return last
+
+    def _plan(self) -> tuple[dict[fx.Node, int], int]:
+        """Offsets of what operations of ours make."""
+        made = [
+            node
+            for node, value in self.values.items()
+            if value.owner is node and value.tensor is not None and _may_record(self.module, node)
+        ]
+        lifetimes = [Lifetime(self.values[node].num_bytes, self.order[node], self.uses[node]) for node in made]
+        offsets, num_bytes = plan_memory(lifetimes)
+        return dict(zip(made, offsets, strict=True)), num_bytes
+
+    # --- fx.Interpreter ---
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "placeholder":
+            result = super().run_node(n)
+            self.nodes[n] = self.new_graph.placeholder(n.name)
+            self.externals[n] = result
+            return result
+        if n.op == "get_attr":
+            result = super().run_node(n)
+            self._add_constant(n, result)
+            return result
+        if n.op == "output":
+            return self._finish(n)
+        if n in self.offsets:
+            result = self._try_record(n)
+            if result is not None:
+                return result
+        result = super().run_node(n)
+        if isinstance(result, int | float | bool):  # a size: shapes are those of the recording
+            self.nodes[n] = result
+        elif self._is_static_view(n):
+            self._add_constant(n, result)
+        else:
+            self._add_call(n, result)
+        return result
+
+    def _is_static_view(self, node: fx.Node) -> bool:
+        """Whether a node shares memory of the buffer or of a constant, so that it is the same in every run."""
+        value = self.values.get(node)
+        return value is not None and value.owner is not node and self.nodes[value.owner].op == "get_attr"
+
+    def _try_record(self, node: fx.Node) -> Tensor | None:
+        """Run an operation of ours and keep its steps; None if it cannot be kept."""
+        form, begin = self.values[node].tensor, self.shift + self.offsets[node]
+        assert form is not None
+        out = self.buffer[begin : begin + self.values[node].num_bytes].view(form.dtype).view(form.shape)
+        externals = self._external_nodes()
+        raw.record_begin(self.recording, out, [self.externals[external] for external in externals])
+        try:
+            result: Tensor = super().run_node(node)
+        finally:
+            end: int = raw.record_end(self.recording)
+        if end < 0 or result.data_ptr() != out.data_ptr():
+            return None
+        if self.segment is None:
+            arguments = [self.nodes[external] for external in externals]
+            self.segment_externals = externals
+            self.segment = self.new_graph.call_function(_replay, (self.recording, len(self.steps), end, arguments))
+        self.segment.update_arg(2, end)
+        self.steps += [node.name] * (end - len(self.steps))
+        self._add_constant(node, out)
+        return out
+
+    def _external_nodes(self) -> list[fx.Node]:
+        """What the steps of the open segment may read besides the buffer; of a new one, all that is there."""
+        if self.segment is not None:
+            return self.segment_externals
+        return [node for node, tensor in self.externals.items() if tensor.is_contiguous() and node in self.env]
+
+    def _add_constant(self, node: fx.Node, tensor: Any) -> None:
+        name = f"_{node.name}"
+        self.constants[name] = tensor
+        self.nodes[node] = self.new_graph.get_attr(name)
+
+    def _add_call(self, node: fx.Node, result: Any) -> None:
+        """Keep a node as it is; what it makes comes anew in every run."""
+        self.segment = None
+        self.nodes[node] = self.new_graph.node_copy(node, lambda source: self.nodes[source])
+        if isinstance(result, Tensor):
+            self.externals[node] = result
+
+    def _finish(self, output: fx.Node) -> tuple[Any, ...]:
+        """Hand out copies of what lies in the buffer."""
+        results = []
+        for node in output.args[0]:  # type: ignore[union-attr]
+            new: Any = self.nodes[node] if isinstance(node, fx.Node) else node
+            if isinstance(new, fx.Node) and new.op == "get_attr":
+                new = self.new_graph.call_function(torch.ops.aten.clone.default, (new,))
+            results.append(new)
+        self.new_graph.output(tuple(results))
+        return ()
+
+
+class _Profiler(fx.Interpreter):
+    """Runs a program, its steps one by one, and notes times under the names of the graph's nodes."""
+
+    def __init__(self, module: fx.GraphModule, steps: Sequence[str], times: dict[str, list[float]]) -> None:
+        super().__init__(module)
+        self.steps = steps
+        self.times = times
+        self.done: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op not in ("call_function", "call_module"):
+            result = super().run_node(n)
+        elif n.target is _replay:
+            _, begin, end, _ = n.args
+            recording, *_, externals = self.fetch_args_kwargs_from_env(n)[0]
+            for i in range(begin, end):  # type: ignore[arg-type]
+                self._time(self.steps[i], partial(_replay, recording, i, i + 1, externals))
+            result = None
+        else:
+            result = self._time(n.name, partial(super().run_node, n))
+        if n.op == "output":
+            for name, time_us in self.done.items():
+                self.times.setdefault(name, []).append(time_us)
+        return result
+
+    def _time(self, name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter_ns()
+        result = call()
+        self.done[name] = self.done.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e3
+        return result
+
+
+class _Observer(fx.Interpreter):
+    """Notes the form of every value, and who shares memory with whom."""
+
+    def observe(self, inputs: Sequence[Tensor]) -> Mapping[fx.Node, _Value]:
+        self.values: dict[fx.Node, _Value] = {}
+        self.run(*inputs, enable_io_processing=False)
+        return self.values
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        storages = _storages(result)
+        if not storages or n.op == "output":
+            return result
+        owner = n
+        for source in n.all_input_nodes:
+            if storages & _storages(self.env[source]):
+                owner = self.values[source].owner
+        form = torch.empty_like(result, device="meta") if isinstance(result, Tensor) else None
+        self.values[n] = _Value(owner, form)
+        return result
+
+
+def _storages(value: Any) -> set[int]:
+    """Addresses of the memory of all tensors in a value."""
+    return {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)}
+
+
+def _may_record(module: Any, node: fx.Node) -> bool:
+    """Whether a node may be one operation of ours."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))).__module__.startswith("sparsecore.")
+    if getattr(node.target, "namespace", "") != "sparsecore":
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return all(
+        name in _CHANGING or getattr(argument, "op", "get_attr") == "get_attr"
+        for name, argument in zip(names, node.args, strict=False)
+    )
+
+
+# Tensor arguments of operations that may be new in every run; others are weights.
+_CHANGING = ("x", "scale", "residual")

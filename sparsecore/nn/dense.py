@@ -1,0 +1,158 @@
+"""Dense layers with what the compressed ones have: an activation and a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsecore.ops import ACTIVATIONS
+
+# In place where torch can.
+_FUNCTIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "none": lambda y, inplace: y,
+    "relu": lambda y, inplace: F.relu(y, inplace),
+    "relu6": lambda y, inplace: F.relu6(y, inplace),
+    "gelu": lambda y, inplace: F.gelu(y),
+    "silu": lambda y, inplace: F.silu(y, inplace),
+    "hardswish": lambda y, inplace: F.hardswish(y, inplace),
+    "sigmoid": lambda y, inplace: y.sigmoid_() if inplace else y.sigmoid(),
+    "hardsigmoid": lambda y, inplace: F.hardsigmoid(y, inplace),
+}
+assert tuple(_FUNCTIONS) == ACTIVATIONS
+
+
+class DenseLayer(nn.Module):
+    """A torch.nn layer whose output goes through ``activation(y + residual)``.
+
+    Attributes:
+        activation: one of ``sparsecore.ops.ACTIVATIONS``.
+    """
+
+    activation: str
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module, activation: str = "none") -> DenseLayer:
+        """Wrap a torch.nn layer; parameters are shared with it.
+
+        Raises:
+            ValueError: there is no such activation.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"expected an activation of {ACTIVATIONS}, got {activation!r}")
+        layer = cls.__new__(cls)
+        layer.__dict__.update(dense.__dict__)
+        for registry in ("_parameters", "_buffers", "_modules"):
+            layer.__dict__[registry] = dict(dense.__dict__[registry])
+        layer.activation = activation
+        return layer
+
+    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        in_place = not torch.is_grad_enabled()  # nobody else has y
+        if residual is not None:
+            y = y.add_(residual) if in_place else y + residual
+        return _FUNCTIONS[self.activation](y, in_place)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+
+
+class DenseConv2d(DenseLayer, nn.Conv2d):
+    """``activation(conv2d(x) + residual)`` by PyTorch.
+
+    Example:
+        >>> DenseConv2d.from_dense(nn.Conv2d(3, 8, 3), "relu")
+        DenseConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), activation=relu)
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._finish(super().forward(x), residual)
+
+
+# Activations that oneDNN applies itself: its name, scalars and algorithm.
+_ONEDNN: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "gelu": ("gelu", [], "none"),
+    "silu": ("swish", [], ""),
+    "hardswish": ("hardswish", [], ""),
+    "sigmoid": ("sigmoid", [], ""),
+    "hardsigmoid": ("hardsigmoid", [], ""),
+}
+
+
+class ChannelsLastConv2d(DenseConv2d):
+    """DenseConv2d in PyTorch's fastest form on CPUs: channels-last, the weight packed for oneDNN, one pass for all.
+
+    Channels-last inputs give channels-last outputs. The packed weight is made by the first call, beside ``weight``,
+    which gradients, torch.compile and saving read.
+
+    Example:
+        >>> layer = ChannelsLastConv2d.from_dense(nn.Conv2d(3, 8, 3), "relu").eval()
+        >>> with torch.no_grad():
+        ...     layer(torch.randn(1, 3, 5, 5)).is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._suits(x):
+            return super().forward(x, residual)
+        weight = self.__dict__.get("_packed")
+        if weight is None:
+            weight = self.__dict__["_packed"] = self._pack(x)
+        settings = (self.padding, self.stride, self.dilation, self.groups)
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        if residual is None:
+            name, scalars, algorithm = _ONEDNN[self.activation]
+            return cast(Tensor, convolve.default(x, weight, self.bias, *settings, name, scalars, algorithm))
+        last = "relu" if self.activation == "relu" else None  # the only one that goes with a sum
+        y: Tensor = convolve.binary(x, residual, weight, self.bias, *settings, "add", 1.0, last, [], "")
+        return y if last else self._finish(y, None)
+
+    def _suits(self, x: Tensor) -> bool:
+        return x.dim() == 4 and x.dtype == torch.float32 and x.numel() > 0 and not isinstance(self.padding, str)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        settings = (self.padding, self.stride, self.dilation, self.groups, list(x.shape))
+        return cast(Tensor, torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *settings))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ChannelsLastConv2d:
+        self.__dict__.pop("_packed", None)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class DenseLinear(DenseLayer, nn.Linear):
+    """``activation(linear(x) + residual)`` by PyTorch.
+
+    Example:
+        >>> DenseLinear.from_dense(nn.Linear(8, 4), "gelu")
+        DenseLinear(in_features=8, out_features=4, bias=True, activation=gelu)
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._finish(super().forward(x), residual)
+
+
+_DENSE_LAYERS: dict[type[nn.Module], type[DenseLayer]] = {nn.Conv2d: DenseConv2d, nn.Linear: DenseLinear}
+
+
+def dense_layer(dense: nn.Module, activation: str = "none") -> DenseLayer:
+    """The dense layer for an ``nn.Conv2d`` or ``nn.Linear``, which it shares its parameters with."""
+    return _DENSE_LAYERS[type(dense)].from_dense(dense, activation)
+
+
+def plain_layer(layer: Any) -> nn.Module:
+    """The torch.nn layer of a dense layer, without its activation; parameters are shared."""
+    kind = next(kind for kind, own in _DENSE_LAYERS.items() if isinstance(layer, own))
+    plain = kind.__new__(kind)
+    plain.__dict__.update(layer.__dict__)
+    del plain.__dict__["activation"]
+    return plain

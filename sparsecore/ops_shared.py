@@ -1,0 +1,36 @@
+"""What the modules of operations share: the activations with their gradients, and checks of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+# Gradient of each activation from the gradient of its output and its input.
+ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, x: grad,
+    "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
+    "relu6": lambda grad, x: aten.hardtanh_backward(grad, x, 0.0, 6.0),
+    "gelu": lambda grad, x: aten.gelu_backward(grad, x),
+    "silu": lambda grad, x: aten.silu_backward(grad, x),
+    "hardswish": lambda grad, x: aten.hardswish_backward(grad, x),
+    "sigmoid": lambda grad, x: aten.sigmoid_backward(grad, x.sigmoid()),
+    "hardsigmoid": lambda grad, x: aten.hardsigmoid_backward(grad, x),
+}
+ACTIVATIONS = tuple(ACTIVATION_GRADIENTS)
+
+
+def check_devices(x: Tensor, *others: Tensor | None) -> None:
+    """Raise RuntimeError unless all are on x's device."""
+    # The fakes also run when one argument is on the meta device and the others hold numbers.
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"expected all tensors on one device, got {x.device} and {other.device}")
+
+
+def pair(value: int | Sequence[int]) -> list[int]:
+    """Return the two entries of a setting that may be one number."""
+    return [value, value] if isinstance(value, int) else list(value)

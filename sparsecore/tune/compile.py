@@ -1,0 +1,129 @@
+"""sc.compile: a whole model as a graph of fused layers, each in the format that runs fastest here."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsecore.errors import UnsupportedError
+from sparsecore.graph import copy_model, observe
+from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.compiled import CompiledModule
+from sparsecore.graph.fuse import fuse_layers, replace_between
+from sparsecore.graph.lower import lower
+from sparsecore.graph.observe import ExampleInputs, call_model
+from sparsecore.prune import fold_torch_pruning
+from sparsecore.quantize.sensitivity import ReferenceOutputs
+from sparsecore.tune.choice import ATTRIBUTE
+from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
+from sparsecore.tune.convert import convert
+from sparsecore.tune.whole import faster_of, in_channels_last, with_pass_times
+
+# Fused outputs differ from the model's by rounding; more than this of their norm is another model.
+MOST_CAPTURE_ERROR = 1e-3
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    max_error: float | None = None,
+    policy: Policy | None = None,
+    exclude: Iterable[str] = (),
+    cache: bool | str | os.PathLike[str] = True,
+    progress: Callable[[float], None] | None = None,
+) -> nn.Module:
+    """Return a fast form of a model, for inference on the CPU.
+
+    torch.export captures the model as a graph. In it BatchNorm is folded, activations and residual additions become a
+    part of the layer before them, and every layer gets the format that is fastest on the shapes it has in the
+    example; dense is always a candidate. What runs between layers stays in their memory layout. The first call with
+    inputs of a shape records the kernels on buffers that are planned once; further calls only run them.
+
+    A model that cannot be captured is converted layer by layer by ``convert()`` instead, with a warning that says why.
+
+    Args:
+        model: any module; it stays as it is. The batch size, dimension 0 of every tensor, is free afterwards if the
+            model allows it.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, of the shapes that matter.
+        max_error: allow int8 up to this relative error of the output; see ``convert()``.
+        policy: ``"measure"``, ``"model"`` or a dict of layer names to formats or kernels; see ``convert()``.
+        exclude: names of layers to leave dense.
+        cache: look measured times up on disk and keep them: in SPARSECORE_CACHE_DIR, or in a file of this path.
+        progress: called with the share done, from 0 to 1.
+
+    Returns:
+        A CompiledModule, called like the model; ``explain()`` shows the choices.
+
+    Raises:
+        ValueError: as ``convert()``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> fast = compile(model, torch.randn(1, 3, 16, 16))
+        >>> fast(torch.randn(4, 3, 16, 16)).shape
+        torch.Size([4, 8, 14, 14])
+    """
+    settings = replace(check_settings(model, example_inputs, max_error, policy, exclude, cache), is_recorded=True)
+    progress = progress or (lambda share: None)
+    copied = copy_model(model).eval()
+    fold_torch_pruning(copied)
+    try:
+        captured, dense = _capture(copied, example_inputs)
+    except UnsupportedError as error:
+        reason = f"converted layer by layer, since it cannot be captured: {error}"
+        warnings.warn(f"the model is {reason}", stacklevel=2)
+        options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
+        converted = convert(model, example_inputs, **options, progress=progress)  # type: ignore[arg-type]
+        setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
+        return converted
+    inputs = tuple(_tensors(example_inputs))
+    seen = observe(captured.module, inputs, choosable_layers(captured.module))
+    allowed = None
+    if settings.max_error is not None:
+        reference = ReferenceOutputs(captured.module, choosable_layers(captured.module), [inputs])
+        allowed = AllowedError(settings.max_error, reference)
+    explanation = Chooser(nn.Sequential(captured.module), seen, settings, allowed).run(progress)
+    compiled = CompiledModule(captured)
+    if settings.is_measured:
+        if allowed is None and not settings.fixed and not settings.excluded:
+            compiled, explanation = faster_of(compiled, dense, inputs, explanation)
+        explanation = with_pass_times(compiled, inputs, explanation)
+    setattr(compiled, ATTRIBUTE, explanation)
+    return compiled
+
+
+def _capture(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Captured, Captured]:
+    """Capture, lower and fuse; check that the result is still the model. The second is for PyTorch's own kernels."""
+    captured = capture(model, example_inputs)
+    lower(captured.module, model)
+    with torch.no_grad():
+        expected = _tensors(call_model(model, example_inputs))
+        fuse_layers(captured.module)
+        dense = in_channels_last(captured)
+        replace_between(captured.module)
+        outputs = _tensors(captured.module(*_tensors(example_inputs)))
+    for got, want in zip(outputs, expected, strict=True):
+        if not _is_close(got, want):
+            raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
+    return captured, dense
+
+
+def _tensors(value: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _is_close(got: Tensor, want: Tensor) -> bool:
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return False
+    if not want.is_floating_point():
+        return torch.equal(got, want)
+    difference, size = (got.double() - want.double()).norm(), want.double().norm()
+    limit = MOST_CAPTURE_ERROR if want.dtype == torch.float32 else 30 * MOST_CAPTURE_ERROR
+    return bool(difference <= limit * size) or not bool(want.isfinite().all())

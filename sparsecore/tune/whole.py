@@ -1,0 +1,96 @@
+"""Times of a whole pass: is the model faster all dense, and where does the time of a pass go?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, fx
+
+from sparsecore.bench.timing import interleave
+from sparsecore.graph.capture import Captured
+from sparsecore.graph.compiled import CompiledModule
+from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
+from sparsecore.tune.candidates import DENSE
+from sparsecore.tune.choice import Explanation
+
+# Where the chosen formats take at least this share of the dense time, the model may be faster in the layout that
+# PyTorch's dense kernels want, which layers cannot choose one by one.
+WORTH_COMPARING = 0.5
+# The other layout must be this much faster.
+MARGIN = 0.97
+MIN_TIME_S = 1.0
+PASSES = 15
+
+
+def in_channels_last(captured: Captured) -> Captured:
+    """The same graph, all dense, for PyTorch's channels-last kernels; parameters are shared.
+
+    Args:
+        captured: with fused layers, before anything else replaced what runs between them.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(captured.module.graph, {}))
+    twin = fx.GraphModule(captured.module, graph)
+    for node in graph.nodes:
+        layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is DenseConv2d:
+            twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
+    return replace(captured, module=twin)
+
+
+def faster_of(
+    compiled: CompiledModule, dense: Captured, inputs: Sequence[Tensor], explanation: Explanation
+) -> tuple[CompiledModule, Explanation]:
+    """The compiled model, or the dense one in channels-last if a whole pass of that is faster.
+
+    Args:
+        compiled: as chosen layer by layer.
+        dense: from ``in_channels_last()``.
+        inputs: the example.
+        explanation: of the choice.
+    """
+    measured = [row for row in explanation if row.time_us is not None and row.dense_us is not None]
+    chosen_us, dense_us = sum(row.time_us or 0.0 for row in measured), sum(row.dense_us or 0.0 for row in measured)
+    if chosen_us < WORTH_COMPARING * dense_us:
+        return compiled, explanation
+    other = CompiledModule(dense)
+    with torch.no_grad():
+        runs = {name: partial(model.run_tensors, inputs) for name, model in (("chosen", compiled), (DENSE, other))}
+        times = {name: timing.q25_us for name, timing in interleave(runs, min_time_s=MIN_TIME_S).items()}
+    if times[DENSE] >= MARGIN * times["chosen"]:
+        return compiled, explanation
+    reason = (
+        f"a pass of the whole model is fastest dense in channels-last: {times[DENSE]:.0f} us, "
+        f"{times['chosen']:.0f} us with each layer's fastest format"
+    )
+    rows = tuple(replace(row, format=DENSE, kernel="torch", error=0.0, reason=reason) for row in explanation)
+    return other, replace(explanation, rows=rows)
+
+
+def with_pass_times(compiled: CompiledModule, inputs: Sequence[Tensor], explanation: Explanation) -> Explanation:
+    """The explanation with the layers' times in a pass, what runs between them, and the time of a pass."""
+    program = compiled.program_for(inputs)
+    with torch.no_grad():
+        timing = interleave({"pass": partial(compiled.run_tensors, inputs)}, min_time_s=MIN_TIME_S / 2)["pass"]
+    samples = program.profile(inputs, PASSES)
+    times = {name: statistics.quantiles(values, n=4)[0] for name, values in samples.items()}
+    names = compiled.layers_of_nodes()
+    by_layer: dict[str, float] = {}
+    for node, time_us in times.items():
+        by_layer[names.get(node, "")] = by_layer.get(names.get(node, ""), 0.0) + time_us
+    rows = tuple(
+        replace(row, time_us=by_layer[row.name], roofline=_rescaled(row.roofline, row.time_us, by_layer[row.name]))
+        if row.name in by_layer
+        else row
+        for row in explanation
+    )
+    between = {node: time_us for node, time_us in times.items() if node not in names}
+    return replace(explanation, rows=rows, pass_us=timing.q25_us, between_us=between)
+
+
+def _rescaled(roofline: float | None, before_us: float | None, now_us: float) -> float | None:
+    return None if roofline is None or before_us is None else roofline * before_us / now_us
