@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sparsecore.bench.models import resnet50
+from sparsecore.bench.models import create
 from sparsecore.bench.timing import Timing, interleave
 from sparsecore.formats import CsrWeight, Int8Weight, PackedInt8Weight
 from sparsecore.formats.panel import PanelWeight
@@ -44,7 +44,7 @@ INT8_HEADINGS = (
 def sparse_layers(sparsity: float) -> list[Dense]:
     """The convolutions and the head of ResNet-50, pruned at random."""
     generator = torch.Generator().manual_seed(0)
-    layers = [module for module in resnet50().modules() if isinstance(module, Dense)]
+    layers = [module for module in create("resnet50").modules() if isinstance(module, Dense)]
     for layer in layers:
         weight = layer.weight.detach()
         weight *= torch.rand(weight.shape, generator=generator) >= sparsity

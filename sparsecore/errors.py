@@ -25,6 +25,10 @@ class UnsupportedError(SparsecoreError, NotImplementedError):
     """A model, a layer or an operation that sparsecore does not handle."""
 
 
+class ModelError(SparsecoreError, ValueError):
+    """The name of a model means nothing, or its weights or input do not fit."""
+
+
 class MissingExtraError(SparsecoreError, ImportError):
     """A library of an optional extra is not installed."""
 

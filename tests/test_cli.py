@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,6 @@ pytest.importorskip("rich")
 
 import click
 from click.testing import CliRunner, Result
-from torch import nn
 
 from sparsecore import __main__
 from sparsecore.cli import cli
@@ -59,14 +57,6 @@ def test_info_json_in_a_file_keeps_the_table(tmp_path: Path) -> None:
         ["demo", "--seed", "-1"],
         ["demo", "--out", __file__],
         ["info", "--json", "/no/such/folder/info.json"],
-        ["bench", "no_such_module:f", "--input", "1,3"],
-        ["bench", "sparsecore:no_such_function", "--input", "1,3"],
-        ["bench", "sparsecore", "--input", "1,3"],
-        ["bench", ":", "--input", "1,3"],
-        ["bench", "sparsecore.bench.models:digits_net"],
-        ["bench", "sparsecore.bench.models:digits_net", "--input", "1,x"],
-        ["bench", "sparsecore.bench.models:digits_net", "--input", "1,0"],
-        ["bench", "sparsecore.bench.models:digits_net", "--input", "1,8", "--sparsity", "1"],
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments: list[str]) -> None:
@@ -97,21 +87,6 @@ def test_help_and_version(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     assert "sparsecore" in result.stdout
-
-
-def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def benchmark(model: Any, x: Any, sparsities: Any, **options: Any) -> dict[str, Any]:
-        seen.update(options, model=type(model), shape=tuple(x.shape), sparsities=sparsities)
-        timing = {"batch": 2, "median_us": 5.0, "speedup": 1.0}
-        return {"baseline": "eager", "versions": [{"name": "eager", "timings": [timing]}]}
-
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr("sparsecore.bench.sweep.benchmark", benchmark)
-    result = run("bench", "torch.nn:ReLU", "--input", "2,3", "--sparsity", "0.5", "--exclude", "stem.*")
-    assert result.exit_code == 0, result.output
-    assert "eager" in result.stdout
-    assert (seen["model"], seen["shape"], seen["sparsities"]) == (nn.ReLU, (2, 3), (0.5,))
-    assert seen["exclude"] == ("stem.*",)
 
 
 def test_no_command_shows_the_help() -> None:

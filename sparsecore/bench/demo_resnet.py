@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sparsecore as sc
-from sparsecore.bench.models import resnet50, settle_batchnorm
+from sparsecore.bench.models import create, settle_batchnorm
 from sparsecore.bench.progress import Progress, stage
 from sparsecore.bench.versions import (
     CHANNELS_LAST,
@@ -87,7 +87,7 @@ def run_resnet(seed: int, progress: Progress, plan: ResNetPlan | None = None) ->
 
 def _pruned_resnet(plan: ResNetPlan, seed: int) -> tuple[nn.Module, float]:
     """ResNet-50 with zeros, and with BatchNorm statistics that fit the pruned weights."""
-    model = resnet50()
+    model = create("resnet50")
     masks = sc.prune(model, plan.sparsity, exclude="conv1")
-    settle_batchnorm(model, torch.randn(2, 3, plan.image_size, plan.image_size), seed)
+    settle_batchnorm(model, torch.randn(2, 3, plan.image_size, plan.image_size), seed=seed)
     return model.eval(), masks.sparsity()

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from sparsecore.bench import progress
 from sparsecore.errors import SparsecoreError
 
+# Exit code of a run that was interrupted but kept what it had: 128 + SIGINT.
+INTERRUPTED = 130
 # For output that goes into a file or a pipe, where nothing tells a width.
 PIPE_COLUMNS = 120
 
@@ -116,3 +118,9 @@ def progress_on_stderr() -> Iterator[progress.Progress]:
             bars.update(tasks[step], completed=share)
 
         yield report
+
+
+def stop_incomplete() -> NoReturn:
+    """End a command whose report was written but is not complete."""
+    click.echo("stopped: the report holds what was measured until then", err=True)
+    raise SystemExit(INTERRUPTED)

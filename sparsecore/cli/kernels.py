@@ -13,12 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sparsecore.bench import probes, tables
-from sparsecore.cli.common import Finite, JsonFile, json_option, show, write_json
+from sparsecore.cli.common import Finite, JsonFile, json_option, show, stop_incomplete, write_json
 from sparsecore.errors import require_extra
 
 Value = TypeVar("Value")
-# Exit code of a run that was interrupted but kept what it had: 128 + SIGINT.
-INTERRUPTED = 130
 
 
 @click.group()
@@ -156,8 +154,7 @@ def bench_kernels(
         if out is not None:
             show(f"Written to {out.resolve()}")
     if not reports[-1]["complete"]:
-        click.echo("stopped: the report holds what was measured until then", err=True)
-        raise SystemExit(INTERRUPTED)
+        stop_incomplete()
 
 
 def _show(report: Mapping[str, Any]) -> None:

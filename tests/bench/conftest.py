@@ -1,10 +1,14 @@
-"""A small report with the shape of the demo's; no number in it was measured."""
+"""A small report with the shape of the demo's, no number in it measured, and a library that computes nothing."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sparsecore.bench.peers.library import Library
 
 
 def _timing(batch: int, median_us: float, speedup: float) -> dict[str, Any]:
@@ -93,3 +97,52 @@ def report() -> dict[str, Any]:
         },
         "seconds": 123.0,
     }
+
+
+FAKE_LIBRARY = """
+import os, signal, sys, time
+import numpy as np
+from sparsecore.bench.peers.candidate import Candidate
+
+print("noise of a library on stdout")
+
+def prepare(threads):
+    print("prepared for", threads)
+
+def fma_gflops(threads, seconds):
+    return 10.0 * threads
+
+def candidates(problem):
+    y = np.zeros(problem.output_shape, np.float32)
+    def fail():
+        raise ValueError("cannot build\\nthis")
+    def die():
+        print("about to die", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGKILL)
+    def twice_then(last):
+        calls = []
+        return lambda: calls.append(1) if len(calls) < 2 else last()
+    return {
+        "zeros": lambda: Candidate(lambda: None, lambda: y, note="fake"),
+        "int8": lambda: Candidate(lambda: None, lambda: y, dtype="int8"),
+        "fails": fail,
+        "dies": lambda: Candidate(twice_then(die), lambda: y, dtype="int8"),
+        "hangs": lambda: Candidate(twice_then(lambda: time.sleep(60)), lambda: y),
+    }
+"""
+
+
+@pytest.fixture(scope="session")
+def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """A module that workers find while the environment variable of `python_path` is set."""
+    folder = tmp_path_factory.mktemp("fake")
+    (folder / "fake_library.py").write_text(FAKE_LIBRARY, encoding="utf-8")
+    (folder / "broken_library.py").write_text("import no_such_module", encoding="utf-8")
+    return Library("fake", "fake_library", (str(folder),))
+
+
+@pytest.fixture
+def python_path(monkeypatch: pytest.MonkeyPatch, fake_library: Library) -> Path:
+    """Let workers find the fake library."""
+    monkeypatch.setenv("PYTHONPATH", fake_library.distributions[0], prepend=os.pathsep)
+    return Path(fake_library.distributions[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, MANY_ROWS, ONE_ROW
 from sparsecore.bench.kernels.libraries import OURS, PEERS
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT4, INT8
+from sparsecore.bench.peers.candidate import FLOAT32, INT4, INT8
 
 Row = Mapping[str, Any]
 # Layers too small for a mean: they measure the cost of a call.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsecore.bench.kernels.compare import Row, compare
 from sparsecore.bench.kernels.formats import Group, LayerWins, Win, is_conv, winners
-from sparsecore.bench.kernels.plot import INK, STYLE, title_of
+from sparsecore.bench.svg import INK, new_figure, save, title_of
 from sparsecore.errors import require_extra
 
 # Cold colors compute in float32, warm ones in int8; all dark enough for white figures on them.
@@ -51,20 +51,17 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     titles = list(dict.fromkeys(title for groups in grouped for title in groups))
     lengths = [max(len(group.layers) for group in groups.values()) for groups in grouped]
     heights = [length * ROW_INCHES + MARGIN_INCHES for length in lengths]
-    matplotlib = require_extra("matplotlib", "bench")
-    figure_module = require_extra("matplotlib.figure", "bench")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(WIDTH_INCHES, sum(heights) + LEGEND_INCHES), layout="constrained")
+    with new_figure(WIDTH_INCHES, sum(heights) + LEGEND_INCHES) as figure:
         panels = figure.subplots(len(reports), len(titles), squeeze=False, gridspec_kw={"height_ratios": [*lengths]})
         for row, report, groups, length in zip(panels, reports, grouped, lengths, strict=True):
             for axes, title in zip(row, titles, strict=True):
                 if title in groups:
                     _draw_panel(axes, groups[title], length)
-                    axes.set_title(f"{title}, {title_of(report)}", color=INK, fontsize=9)
+                    axes.set_title(f"{title}, {title_of(report['machine'])}", color=INK, fontsize=9)
                 else:
                     axes.set_axis_off()
         _draw_legend(figure, grouped)
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        save(figure, path)
 
 
 def is_drawable(report: Mapping[str, Any]) -> bool:

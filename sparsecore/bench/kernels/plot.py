@@ -8,24 +8,13 @@ from typing import Any
 
 from sparsecore.bench.kernels.compare import CROSSES, Comparison, Mean, break_evens, compare, means, sparsities
 from sparsecore.bench.kernels.layers import FEW_ROWS, KINDS, LINEAR, ONE_ROW, POINTWISE, SPATIAL
-from sparsecore.errors import require_extra
+from sparsecore.bench.svg import INK, new_figure, save, title_of
 
 # Mid tones that read on a light and on a dark page alike.
 COLORS = {LINEAR: "#3b82c4", POINTWISE: "#e08a2e", SPATIAL: "#2f9e6e", ONE_ROW: "#b565b8", FEW_ROWS: "#c4564a"}
-INK = "#808891"
 PANEL_INCHES = (5.2, 3.8)
 # Points of the kinds side by side, not on top of each other.
 OFFSET = 0.004
-STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "sparsecore",  # the same data gives the same file
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 TICKS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -43,17 +32,14 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not any(map(is_drawable, reports)):
         raise ValueError("expected a layer that ours and a dense float32 were measured on, got none")
     compared = [[compare(cell) for cell in report["cells"]] for report in reports]
-    matplotlib = require_extra("matplotlib", "bench")
-    figure_module = require_extra("matplotlib.figure", "bench")
-    with matplotlib.rc_context(STYLE):
-        width, height = PANEL_INCHES
-        figure = figure_module.Figure(figsize=(width * len(reports), height), layout="constrained")
+    width, height = PANEL_INCHES
+    with new_figure(width * len(reports), height) as figure:
         panels = figure.subplots(1, len(reports), sharey=True, squeeze=False)[0]
         for axes, report, comparisons in zip(panels, reports, compared, strict=True):
             _draw_panel(axes, comparisons)
-            axes.set_title(title_of(report), color=INK, fontsize=9)
+            axes.set_title(title_of(report["machine"]), color=INK, fontsize=9)
         panels[0].set_ylabel("speed-up over the best dense float32")
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        save(figure, path)
 
 
 def is_drawable(report: Mapping[str, Any]) -> bool:
@@ -103,10 +89,3 @@ def _draw_points(axes: Any, kind: str, comparisons: Sequence[Comparison], offset
         if c.layer["kind"] == kind and c.over_dense is not None
     ]
     axes.scatter(*zip(*points, strict=True), s=7, color=COLORS[kind], alpha=0.4, linewidths=0)
-
-
-def title_of(report: Mapping[str, Any]) -> str:
-    """CPU, instruction set and threads."""
-    machine = report["machine"]
-    threads = machine["threads"]
-    return f"{machine['cpu']}, {machine['isa']}, {threads} thread{'s' if threads > 1 else ''}"

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsecore.bench import probes
 from sparsecore.bench.kernels.compare import conclusions
 from sparsecore.bench.kernels.exact import check_output, exact_output
 from sparsecore.bench.kernels.layers import Layer
-from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32
+from sparsecore.bench.kernels.libraries import OURS, PEERS
 from sparsecore.bench.kernels.problem import Problem
-from sparsecore.bench.kernels.rounds import take_rounds
-from sparsecore.bench.kernels.team import Team
 from sparsecore.bench.kernels.weights import is_for, make_problem, own_sparsity
-from sparsecore.bench.timing import Timing
+from sparsecore.bench.peers.candidate import FLOAT32
+from sparsecore.bench.peers.contest import Key, Row, Turns, load_candidates, statistics, time_candidates
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.team import Team
 from sparsecore.errors import MissingExtraError
 
 SCHEMA = 1
@@ -31,10 +32,7 @@ DEFAULT_MASK = "magnitude"
 TURN_SECONDS = 0.02
 PROBE_SECONDS = 0.005
 MIN_ROUNDS = 7
-PROBE = ("", "FMA probe")  # takes its turns like a candidate
 
-Key = tuple[str, str]  # library, candidate
-Row = Mapping[str, Any]
 # progress(done, total, cell): after every layer; None before the first.
 Progress = Callable[[int, int, Row | None], None]
 
@@ -163,15 +161,12 @@ def _measure_cell(
 ) -> dict[str, Any]:
     problem = make_problem(layer, sparsity, plan.mask, plan.seed)
     candidates = _load(problem, libraries, team)
-    turns: dict[Key, Callable[[], Row | None]] = {
-        key: _turn(team, *key) for key, candidate in candidates.items() if not candidate["wrong"]
-    }
-    turns[PROBE] = lambda: team.ask(OURS.name, "probe", seconds=PROBE_SECONDS)
-    results = take_rounds(turns, plan.rounds, plan.seed)
-    peaks = [turn["fma_gflops"] for turn in results.pop(PROBE, [])]
+    turns = Turns(plan.rounds, TURN_SECONDS, PROBE_SECONDS, seed=plan.seed)
+    results, peaks = time_candidates(candidates, team, OURS, turns)
     nnz = int(np.count_nonzero(problem.weight))
     for key, taken in results.items():
-        candidates[key] |= _statistics(taken, peaks, 2.0 * nnz * problem.num_columns)
+        share = _share_of_peak(taken, peaks, 2.0 * nnz * problem.num_columns)
+        candidates[key] |= statistics(taken) | {"share_of_peak": share}
     return {
         "layer": layer.describe(),
         "sparsity": sparsity,
@@ -183,44 +178,23 @@ def _measure_cell(
 
 
 def _load(problem: Problem, libraries: Sequence[Library], team: Team) -> dict[Key, dict[str, Any]]:
-    """Let every library build its candidates, and check their outputs."""
+    """Let every library build its candidates, and check their outputs; only a float32 one can be wrong."""
     exact, bound = exact_output(problem)
     path = team.folder / "problem.npz"
     problem.save(path)
-    candidates: dict[Key, dict[str, Any]] = {}
-    for library in libraries:
-        answer = team.load(library, problem=str(path), folder=str(team.folder))
-        for name, reason in answer["failed"].items():
-            team.failures.append(f"{library.name} {name}: {reason}")
-        for name, description in answer["candidates"].items():
-            found = np.load(description.pop("output"), allow_pickle=False)
-            error, is_within = check_output(found, exact, bound)
-            wrong = description["dtype"] == FLOAT32 and not is_within
-            if wrong:
-                team.failures.append(f"{library.name} {name}: wrong by {error:.1e} of the largest output; not timed")
-            identity = {"library": library.name, "name": name}
-            candidates[library.name, name] = identity | description | {"error": _finite(error), "wrong": wrong}
-    return candidates
+
+    def check(output: NDArray[Any], dtype: str) -> tuple[float, bool]:
+        error, is_within = check_output(output, exact, bound)
+        return error, is_within or dtype != FLOAT32
+
+    return load_candidates(path, libraries, team, check)
 
 
-def _finite(number: float) -> float | None:
-    """JSON knows no infinity."""
-    return number if math.isfinite(number) else None
-
-
-def _turn(team: Team, library: str, candidate: str) -> Callable[[], Row | None]:
-    return lambda: team.ask(library, "run", candidate=candidate, seconds=TURN_SECONDS)
-
-
-def _statistics(turns: Sequence[Row], peaks: Sequence[float], operations: float) -> dict[str, Any]:
-    """Times over the rounds; the share of the FMA peak is that of each round, then the median."""
+def _share_of_peak(turns: Sequence[Row], peaks: Sequence[float], operations: float) -> float | None:
+    """Median over the rounds of the share of each round's FMA peak."""
     shares = [
         operations / turn["median_us"] / 1e3 / peak
         for turn, peak in zip(turns, peaks, strict=False)
         if turn["median_us"]
     ]
-    return {
-        "us": Timing(tuple(turn["median_us"] for turn in turns)).to_dict(),
-        "first_us": Timing(tuple(turn["first_us"] for turn in turns)).to_dict(),
-        "share_of_peak": median(shares) if shares else None,
-    }
+    return median(shares) if shares else None

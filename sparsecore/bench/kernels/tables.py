@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sparsecore.bench.kernels.compare import (
@@ -21,6 +20,7 @@ from sparsecore.bench.kernels.compare import (
 from sparsecore.bench.kernels.formats import LayerWins, Win, winners
 from sparsecore.bench.kernels.int8 import VNNI_ISAS, LayerInt8, goals, int8_layers, weight_reads
 from sparsecore.bench.report import format_percent, format_speedup, format_us
+from sparsecore.bench.text_table import Table, count_threads
 
 Row = Mapping[str, Any]
 
@@ -44,35 +44,6 @@ geometric means over the shares of zeros. "Sparse" is our fastest sparse int8 ov
 "slower at" are the shares of zeros at which that is ahead of all our formats. The peers' int8 may take and give
 uint8, ours takes and gives float32."""
 INT8_PEAK = "The int8 peak is 4 times the float32 multiply-add peak of the same rounds: this machine runs VNNI kernels."
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headings and rows of text; the first columns are names, the others figures."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int = 1
-
-    def markdown(self) -> str:
-        """The table without its title."""
-        rule = ["---"] * self.names + ["---:"] * (len(self.headings) - self.names)
-        lines = (self.headings, rule, *self.rows)
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def rich(self) -> Any:
-        """A table for ``rich``."""
-        from rich import box
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if i < self.names else "right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
 
 
 def _timed(candidate: Row | None) -> str:
@@ -313,5 +284,4 @@ def _compared(report: Row) -> list[Comparison]:
 
 
 def _threads(report: Row) -> str:
-    threads: int = report["machine"]["threads"]
-    return f"{threads} thread{'s' if threads > 1 else ''}"
+    return count_threads(report["machine"]["threads"])

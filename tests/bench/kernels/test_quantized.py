@@ -7,7 +7,7 @@ import pytest
 
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.libraries import quantized
-from sparsecore.bench.kernels.libraries.quantized import UInt8Scale, is_exact_with, quantize_weight
+from sparsecore.bench.kernels.libraries.quantized import UInt8Scale, quantize_weight
 from sparsecore.bench.kernels.weights import make_problem
 
 
@@ -34,11 +34,3 @@ def test_weights(layer: Layer, vnni: bool, largest: int, monkeypatch: pytest.Mon
     assert not q[3].any()
     off = q.reshape(8, -1) * scales[:, None] - problem.matrix
     assert (np.abs(off) <= 0.51 * scales[:, None]).all()
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [(None, True), (set(), False), ({"avx2"}, False), ({"avx2", "avx_vnni"}, True), ({"avx512_vnni"}, True)],
-)
-def test_vnni(flags: set[str] | None, expected: bool) -> None:
-    assert is_exact_with(flags) == expected

@@ -11,10 +11,11 @@ import pytest
 
 from sparsecore.bench.kernels import run
 from sparsecore.bench.kernels.layers import Layer
-from sparsecore.bench.kernels.libraries import OURS, PEERS, Library
+from sparsecore.bench.kernels.libraries import OURS, PEERS
 from sparsecore.bench.kernels.run import SPARSITIES, Plan, find_peers, fit_mask, measure
-from sparsecore.bench.kernels.team import Team
 from sparsecore.bench.kernels.weights import make_problem
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.team import Team
 from sparsecore.errors import MissingExtraError
 
 LAYERS = (
@@ -84,7 +85,7 @@ def test_what_goes_wrong_is_a_line(python_path: Path, fake_library: Library, mon
     assert not any("us" in found["fake", name] for name in ("zeros", "int8", "dies", "hangs"))
     unbuilt, *wrong, dead = cell["failures"]
     assert unbuilt == "fake fails: ValueError: cannot build this"
-    assert wrong == [f"fake {name}: wrong by 1.0e+00 of the largest output; not timed" for name in ("zeros", "hangs")]
+    assert wrong == [f"fake {name}: the output is wrong (error 1.0e+00); not timed" for name in ("zeros", "hangs")]
     words = "noise of a library on stdout prepared for 1 about to die"
     assert dead == f"fake: killed by SIGKILL during run; last words: {words}"
     json.dumps(report, allow_nan=False)

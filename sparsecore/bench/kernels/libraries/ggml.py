@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecore.bench.kernels.libraries.candidate import INT4, INT8, Builders, Candidate
 from sparsecore.bench.kernels.problem import Floats, Problem
+from sparsecore.bench.peers.candidate import INT4, INT8, Builders, Candidate
 from sparsecore.errors import UnsupportedError
 
 DISTRIBUTION = "llama-cpp-python"

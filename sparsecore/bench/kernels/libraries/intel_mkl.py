@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecore.bench.kernels.libraries.candidate import Builders, Candidate, call_into
 from sparsecore.bench.kernels.problem import Floats, Problem
+from sparsecore.bench.peers.candidate import Builders, Candidate, call_into
 
 # mkl_spblas.h
 NON_TRANSPOSE = 10

@@ -7,35 +7,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from sparsecore.bench.kernels.libraries.candidate import INT8, Builders, Candidate, call_into
-from sparsecore.bench.kernels.libraries.quantized import UInt8Scale, quantize_bias, quantize_weight, weight_note
+from sparsecore.bench.kernels.libraries.quantized import UInt8Scale, quantize_bias, quantize_weight
 from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.peers.candidate import INT8, Builders, Candidate, call_into
+from sparsecore.bench.peers.onnx_runtime import bind, prepare
+from sparsecore.bench.peers.vnni import weight_note
+
+__all__ = ["candidates", "prepare"]
 
 OPSET, IR_VERSION = 17, 8  # old enough for every release since 2022
 CONTRIB = "com.microsoft"
 Arrays = Mapping[str, NDArray[Any]]
-
-_OPTIONS = onnxruntime.SessionOptions()
-
-
-def prepare(threads: int) -> None:
-    """Set the number of threads of all sessions to come.
-
-    Their threads spin after a call, and those of one session would do so beside the next one that runs. So sessions
-    share one pool; where Python cannot ask for that, in older releases, spinning ends with the call.
-    """
-    _OPTIONS.log_severity_level = 3
-    if hasattr(onnxruntime, "set_global_thread_pool_sizes"):
-        onnxruntime.set_global_thread_pool_sizes(threads, 1)
-        _OPTIONS.use_per_session_threads = False
-    else:
-        _OPTIONS.intra_op_num_threads = threads
-        _OPTIONS.inter_op_num_threads = 1
-        _OPTIONS.add_session_config_entry("session.force_spinning_stop", "1")
 
 
 def candidates(problem: Problem) -> Builders:
@@ -142,15 +127,7 @@ def _bind(nodes: Sequence[NodeProto], x: NDArray[Any], y: NDArray[Any], constant
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), _OPTIONS, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
-    binding.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_numpy(y))
-
-    def call(keep: NDArray[Any] = x) -> None:  # the binding knows addresses only
-        session.run_with_iobinding(binding)
-
-    return call
+    return bind(model.SerializeToString(), {"x": x}, y)
 
 
 def _value(name: str, array: NDArray[Any]) -> Any:

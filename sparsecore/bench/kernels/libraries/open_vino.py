@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from sparsecore.bench.kernels.libraries.candidate import INT8, Builders, Candidate, call_into
-from sparsecore.bench.kernels.libraries.quantized import LEVELS, UInt8Scale, quantize_weight, weight_note
-from sparsecore.bench.kernels.problem import Floats, Problem
+from sparsecore.bench.kernels.libraries.quantized import LEVELS, UInt8Scale, quantize_weight
+from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.peers.candidate import INT8, Builders, Candidate, call_into
+from sparsecore.bench.peers.open_vino import bind, prepare
+from sparsecore.bench.peers.vnni import weight_note
 
-_CORE = openvino.Core()
-_SETTINGS: dict[str, Any] = {
-    "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": "f32",
-    "NUM_STREAMS": 1,
-    "ENABLE_CPU_PINNING": False,  # who starts the benchmark decides on CPUs
-}
-
-
-def prepare(threads: int) -> None:
-    """Set the number of threads of all models to come."""
-    _SETTINGS["INFERENCE_NUM_THREADS"] = threads
+__all__ = ["candidates", "prepare"]
 
 
 def candidates(problem: Problem) -> Builders:
@@ -59,7 +48,7 @@ def _candidate(problem: Problem, parameter: Any, x: Any, weight: Any, **descript
     y = np.empty(problem.output_shape, np.float32)
     bias = ops.constant(problem.per_output(problem.bias))
     model = openvino.Model([ops.add(_product(problem, x, weight), bias)], [parameter], "layer")
-    call = _bind(model, problem.x, y)
+    call = bind(model, [problem.x], y)
     return Candidate(call, lambda: call_into(y, call), **description)  # type: ignore[arg-type]
 
 
@@ -68,16 +57,3 @@ def _product(problem: Problem, x: Any, weight: Any) -> Any:
         pads = [problem.padding] * 2
         return ops.convolution(x, weight, [problem.stride] * 2, pads, pads, [1, 1])
     return ops.matmul(x, weight, False, True)
-
-
-def _bind(model: Any, x: Floats, y: NDArray[Any]) -> Callable[[], object]:
-    request = _CORE.compile_model(model, "CPU", _SETTINGS).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
-    request.set_output_tensor(openvino.Tensor(y, shared_memory=True))
-
-    def call(keep: Floats = x) -> None:
-        # infer() does the same and then wraps the outputs, which takes Python longer than a small layer.
-        request.start_async()
-        request.wait()
-
-    return call

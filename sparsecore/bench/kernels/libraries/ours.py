@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore.bench import probes
-from sparsecore.bench.kernels.libraries.candidate import FLOAT32, INT8, Builders, Candidate
-from sparsecore.bench.kernels.libraries.pytorch import dense_layer, numpy_of, prepare
+from sparsecore.bench.kernels.libraries.pytorch import dense_layer
 from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.peers.candidate import FLOAT32, INT8, Builders, Candidate
+from sparsecore.bench.peers.pytorch import numpy_of, prepare
 from sparsecore.nn import CompressedModule, Int8Conv2d, Int8Linear
 from sparsecore.tune.candidates import DENSE, format_of, kernel_of
 from sparsecore.tune.candidates import candidates as formats_of

@@ -5,23 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from sparsecore.bench.kernels.libraries.candidate import Builders, Candidate
 from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.peers.candidate import Builders, Candidate
+from sparsecore.bench.peers.pytorch import numpy_of, prepare
 
-# Held for the life of the process: no call pays for entering it.
-_INFERENCE = torch.inference_mode()
-
-
-def prepare(threads: int) -> None:
-    """Set the number of threads."""
-    torch.set_num_threads(threads)
-    _INFERENCE.__enter__()
+__all__ = ["candidates", "dense_layer", "prepare"]
 
 
 def candidates(problem: Problem) -> Builders:
@@ -46,11 +38,6 @@ def dense_layer(problem: Problem) -> nn.Linear | nn.Conv2d:
     layer.weight = nn.Parameter(torch.from_numpy(problem.weight), requires_grad=False)
     layer.bias = nn.Parameter(torch.from_numpy(problem.bias), requires_grad=False)
     return layer.eval()
-
-
-def numpy_of(y: Tensor) -> NDArray[Any]:
-    """An array of its own."""
-    return y.numpy().copy()
 
 
 def _dense(problem: Problem) -> Candidate:

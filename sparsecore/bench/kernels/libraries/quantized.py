@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecore.bench.kernels.problem import Floats, Problem
+from sparsecore.bench.peers.vnni import is_exact_at_8_bits
 
 LEVELS = 255  # of uint8 activations
 
@@ -58,27 +58,3 @@ def quantize_weight(problem: Problem) -> tuple[NDArray[np.int8], Floats]:
 def quantize_bias(problem: Problem, scales: Floats) -> NDArray[np.int32]:
     """Quantize the bias to the scale of the sums, ``[N]``."""
     return np.rint(problem.bias / scales).astype(np.int32)
-
-
-def weight_note() -> str:
-    """Bits of the weights, for a candidate's note."""
-    return "8-bit weights" if is_exact_at_8_bits() else "7-bit weights (no VNNI)"
-
-
-def is_exact_at_8_bits() -> bool:
-    """Whether uint8 times int8 does not saturate in the usual kernels: not x86, or x86 with VNNI."""
-    return is_exact_with(_cpu_flags())
-
-
-def is_exact_with(flags: set[str] | None) -> bool:
-    """The same for given x86 CPU flags, None for another CPU."""
-    return flags is None or bool(flags & {"avx512_vnni", "avx_vnni"})
-
-
-def _cpu_flags() -> set[str] | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()  # unknown: be careful
-    flags = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
-    return set(flags[0]) if flags else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import scipy.sparse
 
-from sparsecore.bench.kernels.libraries.candidate import Builders, Candidate
 from sparsecore.bench.kernels.problem import Problem
+from sparsecore.bench.peers.candidate import Builders, Candidate
 
 
 def prepare(threads: int) -> None:

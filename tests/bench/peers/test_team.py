@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsecore.bench.kernels.libraries import Library
-from sparsecore.bench.kernels.process import CommandError, WorkerError
-from sparsecore.bench.kernels.team import MAX_STARTS, Team
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.process import CommandError, WorkerError
+from sparsecore.bench.peers.team import MAX_STARTS, Team
 
 GOOD, FRAIL, BROKEN = (Library(name, "", ()) for name in ("good", "frail", "broken"))
 
@@ -43,7 +43,7 @@ class FakeProcess:
 @pytest.fixture(autouse=True)
 def _fake_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeProcess.started, FakeProcess.ended = [], []
-    monkeypatch.setattr("sparsecore.bench.kernels.team.WorkerProcess", FakeProcess)
+    monkeypatch.setattr("sparsecore.bench.peers.team.WorkerProcess", FakeProcess)
 
 
 def test_a_dead_one_is_started_again_a_few_times(tmp_path: Path) -> None:

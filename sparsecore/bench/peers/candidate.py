@@ -1,4 +1,4 @@
-"""What a library offers for one layer."""
+"""What a library offers for one problem."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ INT4 = "int4"  # weights; the activations may have more bits
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute a layer, ready to be timed.
+    """One way to compute a layer or a model, ready to be timed.
 
     Attributes:
         call: What is timed.
-        output: Computes the layer once more and returns float32 of ``problem.output_shape``; not timed.
+        output: Computes it once more and returns float32 of ``problem.output_shape``; not timed.
         dtype: Numeric type of the multiplications, ``FLOAT32``, ``INT8`` or ``INT4``.
         sparse: Leaves zeros of the weight out.
         note: Layout and anything else that a reader must know to compare it.

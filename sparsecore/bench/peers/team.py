@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sparsecore.bench.kernels.libraries import Library
-from sparsecore.bench.kernels.process import LOAD_TIMEOUT_S, CommandError, WorkerError, WorkerProcess
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.process import CommandError, WorkerError, WorkerProcess
 
 # A library whose worker ended this often is not started again.
 MAX_STARTS = 3
@@ -39,14 +39,14 @@ class Team:
         self._stack.close()
 
     def load(self, library: Library, **arguments: Any) -> dict[str, Any]:
-        """Give a layer to a library's worker, which is started where it does not run.
+        """Give a problem to a library's worker, which is started where it does not run.
 
         Returns:
             The worker's answer, without candidates if it could not be had.
         """
         if library.name not in self._running:
             self._start(library)
-        answer = self.ask(library.name, "load", timeout_s=LOAD_TIMEOUT_S, **arguments)
+        answer = self.ask(library.name, "load", timeout_s=library.load_timeout_s, **arguments)
         return answer or {"candidates": {}, "failed": {}}
 
     def ask(self, library: str, command: str, **options: Any) -> dict[str, Any] | None:

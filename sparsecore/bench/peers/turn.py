@@ -26,12 +26,18 @@ class Turn:
     calls: int
 
 
-def take_turn(call: Callable[[], object], seconds: float, clock_ns: Callable[[], int] = time.perf_counter_ns) -> Turn:
+def take_turn(
+    call: Callable[[], object],
+    seconds: float,
+    min_calls: int = MIN_CALLS,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> Turn:
     """Time a call, garbage collection off.
 
     Args:
         call: What is timed; its result is dropped.
-        seconds: How long calls go on after the first, which is apart; at least `MIN_CALLS` are made.
+        seconds: How long calls go on after the first, which is apart.
+        min_calls: Calls at least, after the first.
         clock_ns: A monotonic clock in nanoseconds.
 
     Returns:
@@ -43,7 +49,7 @@ def take_turn(call: Callable[[], object], seconds: float, clock_ns: Callable[[],
         first_ns = _time(call, clock_ns)
         end_ns = clock_ns() + round(seconds * 1e9)
         times_ns: list[int] = []
-        while len(times_ns) < MIN_CALLS or clock_ns() < end_ns:
+        while len(times_ns) < min_calls or clock_ns() < end_ns:
             times_ns.append(_time(call, clock_ns))
     finally:
         if was_enabled:

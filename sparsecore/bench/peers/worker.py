@@ -1,14 +1,14 @@
-"""The process that one library runs in: ``python -m sparsecore.bench.kernels.worker MODULE THREADS``.
+"""The process that one library runs in: ``python -m sparsecore.bench.peers.worker MODULE PROBLEM THREADS``.
 
 Commands come as lines of JSON on stdin, and each gets one line of JSON on stdout:
 
     load   problem, folder      builds the candidates and writes each one's output to folder as .npy
-    run    candidate, seconds   one turn of a candidate
+    run    candidate, seconds   one turn of a candidate; min_calls too, where three calls would be too many
     probe  seconds              the float32 multiply-add peak, where the module has fma_gflops()
     quit                        ends the process, as the end of stdin does
 
-The first line, before any command, says that the library is there. An answer with ``error`` means that this command
-failed and nothing else.
+PROBLEM names the class of the problems, MODULE:CLASS. The first line, before any command, says that the library is
+there. An answer with ``error`` means that this command failed and nothing else.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from sparsecore.bench.kernels.libraries.candidate import Candidate
-from sparsecore.bench.kernels.problem import Problem
-from sparsecore.bench.kernels.turn import take_turn
+from sparsecore.bench.peers.candidate import Candidate
+from sparsecore.bench.peers.turn import MIN_CALLS, take_turn
 from sparsecore.errors import UnsupportedError
 
 # The calls before the timed ones: libraries choose kernels and allocate in the first few.
@@ -38,10 +37,11 @@ WARM_UP_CALLS = 2
 
 
 class Worker:
-    """A library and the candidates of the layer that was loaded last."""
+    """A library and the candidates of the problem that was loaded last."""
 
-    def __init__(self, library: ModuleType, threads: int) -> None:
+    def __init__(self, library: ModuleType, problem: type[Any], threads: int) -> None:
         self.library = library
+        self.problem = problem
         self.threads = threads
         self.candidates: dict[str, Candidate] = {}
 
@@ -61,7 +61,7 @@ class Worker:
         self.candidates.clear()  # before the next ones need the memory
         built: dict[str, Any] = {}
         failed: dict[str, str] = {}
-        for name, build in self.library.candidates(Problem.load(Path(problem))).items():
+        for name, build in self.library.candidates(self.problem.load(Path(problem))).items():
             try:
                 candidate = build()
                 path = Path(folder) / f"{len(built)}.npy"
@@ -77,8 +77,8 @@ class Worker:
             built[name] = candidate.describe() | {"output": str(path)}
         return {"candidates": built, "failed": failed}
 
-    def _run(self, candidate: str, seconds: float) -> dict[str, Any]:
-        return asdict(take_turn(self.candidates[candidate].call, seconds))
+    def _run(self, candidate: str, seconds: float, min_calls: int = MIN_CALLS) -> dict[str, Any]:
+        return asdict(take_turn(self.candidates[candidate].call, seconds, min_calls))
 
     def _probe(self, seconds: float) -> dict[str, Any]:
         return {"fma_gflops": self.library.fma_gflops(self.threads, seconds)}
@@ -89,18 +89,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def main(module: str, threads: int) -> None:
+def main(module: str, problem: str, threads: int) -> None:
     """Answer commands until stdin ends."""
     _die_with_parent()
     answers = _claim_stdout()
     try:
         library = import_module(module)
+        problem_module, _, problem_class = problem.partition(":")
+        problem_type = getattr(import_module(problem_module), problem_class)
         library.prepare(threads)
     except Exception as error:
         _send(answers, {"error": one_line(error)})
         return
     _send(answers, {"ready": True})
-    worker = Worker(library, threads)
+    worker = Worker(library, problem_type, threads)
     for line in sys.stdin:
         message = json.loads(line)
         command = message.pop("command")
@@ -130,4 +132,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

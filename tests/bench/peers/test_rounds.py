@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from sparsecore.bench.kernels.rounds import take_rounds
+from sparsecore.bench.peers.rounds import take_rounds
 
 
 class Recorder:

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sparsecore.bench.kernels.libraries import Library
+from sparsecore.bench.peers.library import Library
 
 START_TIMEOUT_S = 120.0
-LOAD_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 60.0
 # SIGSTOP and SIGCONT are missing on Windows, where a worker that waits is left to itself.
 STOP = getattr(signal, "SIGSTOP", None)
@@ -70,7 +69,7 @@ class WorkerProcess:
     def __init__(self, library: Library, threads: int, folder: Path, start_timeout_s: float = START_TIMEOUT_S) -> None:
         self.library = library
         self._stderr = folder / f"{library.name}.stderr"
-        command = [sys.executable, "-m", "sparsecore.bench.kernels.worker", library.module, str(threads)]
+        command = [sys.executable, "-m", "sparsecore.bench.peers.worker", library.module, library.problem, str(threads)]
         with self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
                 command,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from sparsecore.bench.kernels.layers import Layer
-from sparsecore.bench.kernels.libraries import Library
-from sparsecore.bench.kernels.process import CommandError, WorkerError, WorkerProcess, environment
 from sparsecore.bench.kernels.weights import make_problem
+from sparsecore.bench.peers.library import Library
+from sparsecore.bench.peers.process import CommandError, WorkerError, WorkerProcess, environment
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
 
@@ -106,7 +106,8 @@ def test_a_library_that_cannot_be_imported(python_path: Path, tmp_path: Path) ->
 def test_a_stopped_worker_goes_with_its_parent(python_path: Path) -> None:
     code = """
 import os, signal, subprocess, sys, time
-command = [sys.executable, "-m", "sparsecore.bench.kernels.worker", "fake_library", "1"]
+command = [sys.executable, "-m", "sparsecore.bench.peers.worker", "fake_library",
+           "sparsecore.bench.kernels.problem:Problem", "1"]
 worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 worker.stdout.readline()
 worker.send_signal(signal.SIGSTOP)

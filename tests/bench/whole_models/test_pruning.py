@@ -1,0 +1,84 @@
+"""Which layers get zeros, and that activations stay in range."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from sparsecore.bench.models import ModelSource, find_model, load_model
+from sparsecore.bench.whole_models.pruning import dense_layers, prune_model, zeros_of
+from sparsecore.errors import UnsupportedError
+
+SMALL = (2, 3, 64, 64)
+
+
+def source_of(model: nn.Module, is_random: bool = False) -> ModelSource:
+    return ModelSource("mine", lambda: model, lambda model: None, is_random)
+
+
+def test_dense_layers_of_a_mobilenet() -> None:
+    model, (x,) = load_model("mobilenet_v1", shape=SMALL)
+    assert Counter(dense_layers(model, x).values()) == {
+        "first convolution": 1,
+        "depthwise convolution": 13,
+        "classifier": 1,
+    }
+
+
+def test_grouped_convolutions_are_pruned_and_a_last_hidden_layer_is() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(16, 16, 1)
+    )
+    assert dense_layers(model, torch.randn(1, 4, 9, 9)) == {"0": "first convolution", "1": "depthwise convolution"}
+
+
+def test_magnitude_pruning_of_random_weights() -> None:
+    source = find_model("mobilenet_v3_small")
+    model, (x,) = load_model(source, shape=SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pruned = prune_model(source, model, x, 0.9)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert abs(pruned.sparsity - 0.9) < 1e-3
+    assert pruned.what == (
+        "41 1x1 layers pruned by magnitude, each to the same share of zeros; "
+        "dense: the first convolution, 11 depthwise convolutions, the classifier"
+    )
+    weights = {name: w for name, w in pruned.model.named_parameters() if not torch.equal(w, before[name])}
+    convs = {name: weight for name, weight in weights.items() if weight.dim() > 1}
+    assert len(convs) == 41
+    for name, weight in convs.items():
+        torch.testing.assert_close(weight.norm(), before[name].norm())
+        kept = weight != 0
+        assert before[name][kept].abs().min() >= before[name][~kept].abs().max()
+    with torch.inference_mode():
+        y = pruned.model(x)
+    assert 0.05 < y.std() < 20
+    assert (y[0] - y[1]).norm() > 0.1 * y[0].norm()
+
+
+def test_given_weights_are_only_zeroed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+    pruned = prune_model(source_of(model), model, torch.randn(2, 8), 0.5)
+    weight, dense = pruned.model.get_parameter("0.weight"), model.get_parameter("0.weight")
+    assert torch.equal(weight[weight != 0], dense[weight != 0])
+    assert (weight == 0).sum() == 32
+    assert torch.equal(pruned.model.get_parameter("2.weight"), model.get_parameter("2.weight"))
+
+
+@pytest.mark.parametrize(("sparsity", "what"), [(None, "weights as they are"), (0.0, "nothing pruned")])
+def test_nothing_to_do(sparsity: float | None, what: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    model.get_parameter("0.weight").data[:4] = 0
+    pruned = prune_model(source_of(model), model, torch.randn(2, 8), sparsity)
+    assert (pruned.what, pruned.sparsity) == (what, pytest.approx(1 / 3))
+    assert pruned.model is not model
+
+
+def test_nothing_prunable() -> None:
+    model = nn.ReLU()
+    assert zeros_of(model) == 0
+    with pytest.raises(UnsupportedError):
+        prune_model(source_of(model), model, torch.randn(2, 8), 0.5)
