@@ -22,6 +22,7 @@ from sparsecore.nn import (
     CompressedModule,
     DenseConv2d,
     DenseLinear,
+    DepthwiseConv2d,
     Int8Conv2d,
     Int8Linear,
     PanelConv2d,
@@ -89,6 +90,11 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Mak
     return make
 
 
+def _depthwise(layer: nn.Module, shape: Shape | None) -> nn.Module:
+    assert isinstance(layer, nn.Conv2d)
+    return DepthwiseConv2d.from_dense(layer, getattr(layer, "activation", "none"))
+
+
 def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
     assert isinstance(layer, CompressedModule)
     return dense_layer(layer.to_dense_module(), layer.activation)
@@ -103,7 +109,7 @@ def _by_dense(kind: type[CompressedModule]) -> Maker:
 # With more of them PyTorch's dense kernels win.
 MOST_DENSE_BLOCK_COLUMNS = 256
 # Formats that hold zeros like any weight; int8, where it is allowed, is worth timing without any.
-HOLD_ZEROS = frozenset({DENSE, "int8"})
+HOLD_ZEROS = frozenset({DENSE, "int8", "depthwise"})
 
 
 def holds_zeros(layer: nn.Module, format_name: str) -> bool:
@@ -127,6 +133,7 @@ _CONV2D: dict[str, Maker] = {
     "4x1": _blocks(BlockConv2d, 4),
     "8x1": _blocks(BlockConv2d, 8),
     "csr": _any_shape(SparseConv2d.from_dense),
+    "depthwise": _depthwise,
 }
 
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
@@ -181,6 +188,7 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     BitmapLinear: ("bitmap", "spmm_bitmap"),
     BlockLinear: ("block", "spmm_block"),
     BlockConv2d: ("block", "conv2d_block"),
+    DepthwiseConv2d: ("depthwise", "depthwise"),
     Int8Linear: ("int8", "gemm_int8"),
     Int8Conv2d: ("int8", "gemm_int8"),
     SparseInt8Linear: ("lookup int8", "lookup_int8"),
@@ -281,7 +289,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr`` or one of INT8_FORMATS."""
+    """Return ``dense``, ``depthwise``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr`` or one of INT8_FORMATS."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]
@@ -295,7 +303,7 @@ def operation_of(layer: nn.Module) -> str:
 
 def kernel_of(layer: nn.Module) -> str:
     """Name of the kernel that runs the layer on this machine; ``torch`` for a dense one."""
-    if not isinstance(layer, CompressedModule):
+    if not isinstance(layer, CompressedModule | DepthwiseConv2d):
         return "torch"
     if layer.kernel:
         return layer.kernel
