@@ -12,7 +12,7 @@ from sparsecore.bench.whole_models.compare import Comparison, compare, is_ours, 
 from sparsecore.bench.whole_models.tables import zeros
 
 OURS_COLOR, OTHERS_COLOR = "#3b82c4", "#8a939e"
-WIDTH_INCHES, BAR_INCHES, MARGIN_INCHES = 7.5, 0.22, 0.9
+WIDTH_INCHES, BAR_INCHES, MARGIN_INCHES = 9.0, 0.22, 0.9
 
 
 def is_drawable(report: Mapping[str, Any]) -> bool:

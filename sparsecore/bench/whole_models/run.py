@@ -26,7 +26,7 @@ from sparsecore.bench.text_table import count_threads
 from sparsecore.bench.versions import use_threads
 from sparsecore.bench.whole_models.compare import compare
 from sparsecore.bench.whole_models.export import export_onnx, quantize_onnx
-from sparsecore.bench.whole_models.libraries import OURS
+from sparsecore.bench.whole_models.libraries import ONNX_PEERS, OURS
 from sparsecore.bench.whole_models.problem import ModelProblem, first_tensor
 from sparsecore.bench.whole_models.pruning import PrunedModel, prune_model, zeros_of
 from sparsecore.errors import UnsupportedError
@@ -174,7 +174,7 @@ def _make_problem(plan: Plan, pruned: PrunedModel, x: Tensor, team: Team) -> tup
     torch.save(pruned.model.state_dict(), state)
     fields: dict[str, Any] = {"model": plan.source.name, "state": str(state), "x": x.numpy()}
     fields |= {"output_shape": exact.shape, "max_error": plan.max_error}
-    if plan.peers:
+    if any(peer in ONNX_PEERS for peer in plan.peers):
         try:
             export_onnx(pruned.model, x, onnx)
             fields["onnx"] = str(onnx)

@@ -16,8 +16,9 @@ def _library(name: str, module: str, *distributions: str) -> Library:
 OURS = _library("sparsecore", "ours", "sparsecore")
 EAGER = _library("PyTorch eager", "eager", "torch")
 TORCH_COMPILE = _library("torch.compile", "inductor", "torch")
-PEERS = (
-    EAGER,
+# Those that run the exported model.
+ONNX_PEERS = (
     _library("ONNX Runtime", "onnx_runtime", "onnxruntime", "onnx"),
     _library("OpenVINO", "open_vino", "openvino"),
 )
+PEERS = (EAGER, *ONNX_PEERS)
