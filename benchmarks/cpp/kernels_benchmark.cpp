@@ -1,4 +1,4 @@
-// Times every enabled kernel of every table, one thread, on layers of BERT, LLaMA and ResNet-50.
+// Times every enabled kernel of every table, one thread, on layers of BERT, LLaMA, ResNet-50 and mobile networks.
 //
 //   sparsecore_benchmarks --benchmark_filter='spmm/.*avx2.*768' --benchmark_repetitions=5
 //
@@ -145,6 +145,34 @@ void conv2d(benchmark::State& state, const Kernel<Conv2dOf<Weight>>& kernel, Con
   args.x = x.data();
   args.y = y.data();
   time_kernel(state, kernel, args, weight.rows, csr.flops(args.out_height * args.out_width));
+}
+
+struct Depthwise {
+  int64_t channels, size, taps, stride;
+  std::string name() const {
+    return std::to_string(channels) + "@" + std::to_string(size) + "/" + std::to_string(taps) + "x" +
+           std::to_string(taps) + (stride > 1 ? "/stride" + std::to_string(stride) : "");
+  }
+};
+constexpr Depthwise kDepthwise[] = {{32, 112, 3, 1}, {128, 56, 3, 1}, {128, 56, 3, 2}, {512, 14, 3, 1},
+                                    {1024, 7, 3, 1}, {672, 14, 5, 1}, {96, 56, 7, 1}};
+
+void depthwise(benchmark::State& state, const Kernel<DepthwiseArgs>& kernel, Depthwise layer) {
+  const std::vector<float> x = random_floats(layer.channels * layer.size * layer.size);
+  const std::vector<float> weight = random_floats(layer.channels * layer.taps * layer.taps);
+  DepthwiseArgs args;
+  args.batch = 1;
+  args.channels = layer.channels;
+  args.height = args.width = layer.size;
+  args.kernel_h = args.kernel_w = layer.taps;
+  args.padding_h = args.padding_w = layer.taps / 2;
+  args.stride_h = args.stride_w = layer.stride;
+  args.out_height = args.out_width = (layer.size + 2 * args.padding_h - layer.taps) / layer.stride + 1;
+  std::vector<float> y(static_cast<size_t>(layer.channels * args.out_height * args.out_width));
+  args.weight = weight.data();
+  args.x = x.data();
+  args.y = y.data();
+  time_kernel(state, kernel, args, layer.channels, 2.0 * double(y.size()) * double(layer.taps * layer.taps));
 }
 
 // The shape of the weight for the first packing that the kernel supports.
@@ -323,6 +351,10 @@ void add_all() {
     add_conv2d("conv2d" + suffix, conv2d_block_kernels(), block_rows);
   }
   add_conv2d("conv2d_panel", conv2d_panel_kernels());
+  for_enabled(depthwise_kernels(), [](const Kernel<DepthwiseArgs>& row) {
+    for (const Depthwise& layer : kDepthwise)
+      add(std::string("depthwise/") + row.name + "/" + layer.name(), depthwise, row, layer);
+  });
   for_enabled(gemm_int8_kernels(), [](const Kernel<GemmInt8Args>& row) {
     for (const Linear& layer : kLinears) {
       add(std::string("gemm_int8/") + row.name + "/" + layer.name(), int8_product<Int8View>, row, layer, 0.0);

@@ -93,8 +93,8 @@ class DepthwiseConv2d(nn.Conv2d):
         return y
 
     def extra_repr(self) -> str:
-        shown: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+        settings: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return settings if self.activation == "none" else f"{settings}, activation={self.activation}"
 
 
 def _check_groups(conv: nn.Conv2d) -> None:

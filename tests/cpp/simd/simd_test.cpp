@@ -163,12 +163,16 @@ TEST_P(SimdTest, FirstLanes) {
   }
 }
 
-TEST_P(SimdTest, EvenLanesOfTwoVectors) {
+TEST_P(SimdTest, EvenAndOddLanesOfTwoVectors) {
   const int lanes = simd().lanes;
-  std::vector<float> numbers(static_cast<size_t>(2 * lanes)), evens(static_cast<size_t>(lanes));
+  std::vector<float> numbers(static_cast<size_t>(2 * lanes)), evens(static_cast<size_t>(lanes)), odds(evens);
   for (int i = 0; i < 2 * lanes; ++i) numbers[size_t(i)] = float(i);
   simd().even(numbers.data(), numbers.data() + lanes, evens.data());
-  for (int i = 0; i < lanes; ++i) EXPECT_EQ(evens[size_t(i)], float(2 * i));
+  simd().odd(numbers.data(), numbers.data() + lanes, odds.data());
+  for (int i = 0; i < lanes; ++i) {
+    EXPECT_EQ(evens[size_t(i)], float(2 * i));
+    EXPECT_EQ(odds[size_t(i)], float(2 * i + 1));
+  }
 }
 
 TEST_P(SimdTest, CopiesReadAndWriteNothingElse) {

@@ -17,10 +17,11 @@ struct Wrapper {
   void (*store)(Dtype dtype, const float* from, void* to);
   void (*store_n)(Dtype dtype, const float* from, void* to, int n);
   void (*even)(const float* a, const float* b, float* to);
+  void (*odd)(const float* a, const float* b, float* to);
   // Packed numbers on the lanes of `bits`, times b, plus c; and how many bits are set.
   void (*expand_fma)(uint32_t bits, const float* packed, const float* b, const float* c, float* to);
   int64_t (*count)(uint32_t bits);
-  // csrc/kernels/tile.h and conv2d/strip.h
+  // csrc/kernels/copy.h
   void (*copy_in)(Dtype dtype, const void* from, float* to, int64_t n);
   void (*copy_out)(Dtype dtype, const float* from, void* to, int64_t n);
   void (*copy_strided)(Dtype dtype, const void* from, int64_t stride, float* to, int64_t n);

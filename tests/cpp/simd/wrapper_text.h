@@ -1,7 +1,7 @@
 // The table of one instruction set: include inside its target region, after the wrapper that defines Simd.
 #pragma once
 
-#include "kernels/conv2d/strip.h"
+#include "kernels/copy.h"
 #include "simd/wrapper.h"
 
 namespace sparsecore::test {
@@ -22,6 +22,7 @@ struct WrapperText {
     with_dtype(dtype, [=](auto tag) { S::store_n(static_cast<Element<decltype(tag)>*>(to), S::load(from), n); });
   }
   static void even(const float* a, const float* b, float* to) { S::store(to, S::even(S::load(a), S::load(b))); }
+  static void odd(const float* a, const float* b, float* to) { S::store(to, S::odd(S::load(a), S::load(b))); }
   static void expand_fma(uint32_t bits, const float* packed, const float* b, const float* c, float* to) {
     const auto lanes = S::lanes_of(bits);
     S::store(to, S::fma_on(lanes, S::expand(S::load(packed), lanes), S::load(b), S::load(c)));
@@ -51,7 +52,7 @@ struct WrapperText {
   }
 
   static Wrapper table(Isa isa) {
-    return {isa,        S::kLanes, load,    load_n,   store,   store_n,      even,
+    return {isa,        S::kLanes, load,    load_n,   store,   store_n,      even,         odd,
             expand_fma, count,     copy_in, copy_out, strided, transpose_in, transpose_out};
   }
 
