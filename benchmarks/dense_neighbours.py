@@ -1,6 +1,9 @@
 """Pooling and scale_shift against PyTorch in both memory formats, on layers of ResNet-50.
 
-    python benchmarks/dense_neighbours.py --seconds 2
+    MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=67108864 \\
+        python benchmarks/dense_neighbours.py --seconds 2
+
+The variables make glibc keep its memory: a fresh page can cost more than computing what is written to it.
 
 Ours reads and writes NCHW; PyTorch is given its input in the format that the column names. All three take turns in one
 interleaved run; the best time of each counts, in microseconds. One thread.
