@@ -41,6 +41,14 @@ def clean(module: fx.GraphModule) -> None:
     """Drop what nothing uses any more: nodes, parameters and modules."""
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
+    called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for prefix, owner in module.named_modules():
+        if called & {".".join(prefix.split(".")[:end]) for end in range(1, prefix.count(".") + 2)}:
+            continue  # a layer, or a part of one
+        for leaf in (*owner._parameters, *owner._buffers):
+            if f"{prefix}.{leaf}".lstrip(".") not in read:
+                delattr(owner, leaf)
     module.graph.lint()
     module.recompile()
 

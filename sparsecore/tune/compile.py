@@ -13,17 +13,16 @@ from torch.utils import _pytree as pytree
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
-from sparsecore.graph.capture import Captured, Input, capture
+from sparsecore.graph.capture import Captured, Input
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.graph.fuse import fuse_layers, replace_between
-from sparsecore.graph.lower import lower
 from sparsecore.graph.observe import ExampleInputs, call_model
+from sparsecore.graph.prepare import Prepared, prepare
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
 from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
 from sparsecore.tune.convert import convert
-from sparsecore.tune.whole import faster_of, in_channels_last, with_pass_times
+from sparsecore.tune.whole import faster_of, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.
 MOST_CAPTURE_ERROR = 1e-3
@@ -75,7 +74,7 @@ def compile(
     copied = copy_model(model).eval()
     fold_torch_pruning(copied)
     try:
-        captured, dense = _capture(copied, example_inputs)
+        prepared = _prepare(copied, example_inputs)
     except UnsupportedError as error:
         reason = f"converted layer by layer, since it cannot be captured: {error}"
         warnings.warn(f"the model is {reason}", stacklevel=2)
@@ -83,7 +82,7 @@ def compile(
         converted = convert(model, example_inputs, **options, progress=progress)  # type: ignore[arg-type]
         setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
         return converted
-    inputs = tuple(_tensors(example_inputs))
+    captured, inputs = prepared.own, tuple(_tensors(example_inputs))
     seen = observe(captured.module, inputs, choosable_layers(captured.module))
     allowed = None
     if settings.max_error is not None:
@@ -93,26 +92,22 @@ def compile(
     compiled = CompiledModule(captured)
     if settings.is_measured:
         if allowed is None and not settings.fixed and not settings.excluded:
-            compiled, explanation = faster_of(compiled, dense, inputs, explanation)
+            compiled, explanation = faster_of(compiled, prepared.dense, inputs, explanation)
         explanation = with_pass_times(compiled, inputs, explanation)
     setattr(compiled, ATTRIBUTE, explanation)
     return compiled
 
 
-def _capture(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Captured, Captured]:
-    """Capture, lower and fuse; check that the result is still the model. The second is for PyTorch's own kernels."""
-    captured = capture(model, example_inputs)
-    lower(captured.module, model)
+def _prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
+    """Capture and fuse; check that the result is still the model."""
     with torch.no_grad():
         expected = _tensors(call_model(model, example_inputs))
-        fuse_layers(captured.module)
-        dense = in_channels_last(captured)
-        replace_between(captured.module)
-        outputs = _tensors(captured.module(*_tensors(example_inputs)))
+        prepared = prepare(model, example_inputs)
+        outputs = _tensors(prepared.own.module(*_tensors(example_inputs)))
     if not _are_close(outputs, expected):
         raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
-    inputs = _inputs_with_one(captured, model, example_inputs)
-    return replace(captured, inputs=inputs), replace(dense, inputs=inputs)
+    inputs = _inputs_with_one(prepared.own, model, example_inputs)
+    return Prepared(replace(prepared.own, inputs=inputs), replace(prepared.dense, inputs=inputs))
 
 
 def _inputs_with_one(captured: Captured, model: nn.Module, example_inputs: ExampleInputs) -> tuple[Input, ...]:

@@ -12,6 +12,8 @@ from sparsecore.tune.candidates import DENSE, INT8_FORMATS, MOST_BITMAP_ROWS, We
 # of activations. Their ratio decides; the peak itself cancels out.
 DENSE_SHARE = 0.75
 SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
+# Depthwise convolutions of ours over PyTorch's, both in [batch, C, H, W].
+DEPTHWISE = 0.6
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
 DENSE_BYTES = 4.0
 SPARSE_BYTES = 8.0
@@ -36,6 +38,8 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     """
     if format_name == DENSE:
         return 1.0
+    if format_name == "depthwise":
+        return DEPTHWISE
     density = 1.0 - weight.sparsity
     if format_name in INT8_FORMATS:
         return _relative_int8_time(format_name, density, columns)

@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsecore.bench.timing import interleave
 from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
 from sparsecore.tune.candidates import DENSE
-from sparsecore.tune.choice import Explanation
+from sparsecore.tune.choice import Explanation, LayerChoice
 
 # Where the chosen formats take at least this share of the dense time, the model may be faster in the layout that
 # PyTorch's dense kernels want, which layers cannot choose one by one.
@@ -26,22 +25,6 @@ MIN_TIME_S = 1.0
 PASSES = 15
 
 
-def in_channels_last(captured: Captured) -> Captured:
-    """The same graph, all dense, for PyTorch's channels-last kernels; parameters are shared.
-
-    Args:
-        captured: with fused layers, before anything else replaced what runs between them.
-    """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(captured.module.graph, {}))
-    twin = fx.GraphModule(captured.module, graph)
-    for node in graph.nodes:
-        layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if type(layer) is DenseConv2d:
-            twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
-    return replace(captured, module=twin)
-
-
 def faster_of(
     compiled: CompiledModule, dense: Captured, inputs: Sequence[Tensor], explanation: Explanation
 ) -> tuple[CompiledModule, Explanation]:
@@ -49,7 +32,7 @@ def faster_of(
 
     Args:
         compiled: as chosen layer by layer.
-        dense: from ``in_channels_last()``.
+        dense: its graph for PyTorch's kernels.
         inputs: the example.
         explanation: of the choice.
     """
@@ -67,7 +50,10 @@ def faster_of(
         f"a pass of the whole model is fastest dense in channels-last: {times[DENSE]:.0f} us, "
         f"{times['chosen']:.0f} us with each layer's fastest format"
     )
-    rows = tuple(replace(row, format=DENSE, kernel="torch", error=0.0, reason=reason) for row in explanation)
+    rows = tuple(
+        replace(row, format=DENSE, kernel="torch", time_us=None, roofline=None, error=0.0, reason=reason)
+        for row in explanation
+    )
     return other, replace(explanation, rows=rows)
 
 
@@ -82,15 +68,15 @@ def with_pass_times(compiled: CompiledModule, inputs: Sequence[Tensor], explanat
     by_layer: dict[str, float] = {}
     for node, time_us in times.items():
         by_layer[names.get(node, "")] = by_layer.get(names.get(node, ""), 0.0) + time_us
-    rows = tuple(
-        replace(row, time_us=by_layer[row.name], roofline=_rescaled(row.roofline, row.time_us, by_layer[row.name]))
-        if row.name in by_layer
-        else row
-        for row in explanation
-    )
+    rows = tuple(_in_pass(row, by_layer[row.name]) if row.name in by_layer else row for row in explanation)
     between = {node: time_us for node, time_us in times.items() if node not in names}
     return replace(explanation, rows=rows, pass_us=timing.q25_us, between_us=between)
 
 
-def _rescaled(roofline: float | None, before_us: float | None, now_us: float) -> float | None:
-    return None if roofline is None or before_us is None else roofline * before_us / now_us
+def _in_pass(row: LayerChoice, time_us: float) -> LayerChoice:
+    """The row with the layer's time in a pass; the one that it was chosen by goes to the reason."""
+    if row.time_us is None:
+        return replace(row, time_us=time_us)
+    reason = row.reason.replace("fastest", f"fastest alone with {row.time_us:.0f} us", 1)
+    roofline = None if row.roofline is None else row.roofline * row.time_us / time_us
+    return replace(row, time_us=time_us, roofline=roofline, reason=reason)

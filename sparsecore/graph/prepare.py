@@ -1,0 +1,56 @@
+"""From a model to graphs of fused layers that are ready to be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.fuse import fuse_layers, replace_between
+from sparsecore.graph.lower import lower
+from sparsecore.graph.observe import ExampleInputs
+from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Two graphs of one model, with the same layers; parameters are shared.
+
+    Attributes:
+        own: what runs between layers keeps to the memory layout of our kernels, ``[batch, C, H, W]``.
+        dense: all is PyTorch's, in the layout of its dense kernels, channels-last.
+    """
+
+    own: Captured
+    dense: Captured
+
+
+def prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
+    """Capture an eval model and fuse its layers.
+
+    Args:
+        model: shares its parameters with the graphs.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Raises:
+        UnsupportedError: the model cannot be captured.
+    """
+    captured = capture(model, example_inputs)
+    lower(captured.module, model)
+    fuse_layers(captured.module)
+    dense = _in_channels_last(captured)
+    replace_between(captured.module)
+    return Prepared(captured, dense)
+
+
+def _in_channels_last(captured: Captured) -> Captured:
+    """A copy of a fused graph with channels-last layers."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(captured.module.graph, {}))
+    twin = fx.GraphModule(captured.module, graph)
+    for node in graph.nodes:
+        layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is DenseConv2d:
+            twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
+    return replace(captured, module=twin)
