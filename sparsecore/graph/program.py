@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsecore._native import raw
-from sparsecore.graph.memory import ALIGNMENT, Lifetime, plan_memory
+from sparsecore.graph.memory import Lifetime, new_buffer, plan_memory
 
 _replay = torch.ops.sparsecore.replay.default
 
@@ -125,8 +125,7 @@ class _Recorder(fx.Interpreter):
         self.uses = self._last_uses()
         offsets, num_bytes = self._plan()
         self.offsets = offsets
-        self.buffer = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
-        self.shift = -self.buffer.data_ptr() % ALIGNMENT
+        self.buffer = new_buffer(num_bytes)
         self.recording: int = raw.recording_new(self.buffer)
         # The program, and what its nodes are in it: a node, or a tensor that stays where it is.
         self.new_graph = fx.Graph()
@@ -199,7 +198,7 @@ class _Recorder(fx.Interpreter):
 
     def _try_record(self, node: fx.Node) -> Tensor | None:
         """Run an operation of ours and keep its steps; None if it cannot be kept."""
-        form, begin = self.values[node].tensor, self.shift + self.offsets[node]
+        form, begin = self.values[node].tensor, self.offsets[node]
         assert form is not None
         out = self.buffer[begin : begin + self.values[node].num_bytes].view(form.dtype).view(form.shape)
         externals = self._external_nodes()

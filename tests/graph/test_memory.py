@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from sparsecore.graph.memory import ALIGNMENT, Lifetime, plan_memory
+from sparsecore.graph.memory import ALIGNMENT, HUGE_PAGE, Lifetime, new_buffer, plan_memory
 
 
 def test_nothing() -> None:
@@ -38,3 +39,13 @@ def test_random_lifetimes(seed: int) -> None:
     # Greedy is close to the most that lives at once.
     most = max(sum(v.num_bytes for v in values if v.first <= step <= v.last) for step in range(50))
     assert num_bytes <= 1.5 * most + len(values) * ALIGNMENT
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 1000, HUGE_PAGE, 3 * HUGE_PAGE + 5])
+def test_buffers_are_aligned_and_writable(num_bytes: int) -> None:
+    buffer = new_buffer(num_bytes)
+    assert buffer.shape == (num_bytes,)
+    assert buffer.dtype == torch.uint8
+    assert buffer.data_ptr() % ALIGNMENT == 0
+    buffer.fill_(7)
+    assert bool((buffer == 7).all())
