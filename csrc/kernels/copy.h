@@ -10,6 +10,20 @@
 namespace sparsecore {
 namespace {
 
+// Rows of a tile lie apart in memory, so that the hardware does not see the next one coming: they are fetched that many
+// rows ahead.
+constexpr int64_t kRowsAhead = 3;
+constexpr int64_t kLineBytes = 64;
+
+template <class T>
+SPARSECORE_INLINE void prefetch(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLineBytes / int64_t(sizeof(T))) __builtin_prefetch(p + i, 0);
+}
+template <class T>
+SPARSECORE_INLINE void prefetch_for_writing(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLineBytes / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
+}
+
 // std::min and std::max are inline templates, which must not be instantiated inside a target region.
 SPARSECORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SPARSECORE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -37,11 +37,20 @@ SPARSECORE_INLINE int64_t partial_floats(const PanelView<float>& weight, int64_t
   return larger(kPartialBytes / int64_t(sizeof(float)), weight.block_rows * W);
 }
 
-// All runs of one segment: partial[row] += values * tile[offset(panel_col)]; the first panel starts from zero, and
-// the last one hands finished rows, after the epilogue, to where output(row of the matrix) points.
-template <class S, int V, bool kIsFirst, bool kIsLast, class Offset, class Output>
+// Where the sums of the first panel start: at zero, or at a residual, which is read where it lies.
+enum class Start { kZero, kResidual, kPartial };
+
+template <Start kStart>
+struct From {
+  static constexpr Start value = kStart;
+};
+
+// All runs of one segment: partial[row] += values * tile[offset(panel_col)]; the last panel hands finished rows, after
+// the epilogue, to where output(row of the matrix) points. residual(row) is where that row of the residual lies.
+template <class S, int V, Start kStart, bool kIsLast, class Offset, class Residual, class Output>
 SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogue& epilogue, int64_t segment,
-                                   int64_t first_row, const float* tile, Offset offset, float* partial, Output output) {
+                                   int64_t first_row, const float* tile, Offset offset, float* partial,
+                                   Residual residual, Output output) {
   constexpr int64_t W = V * S::kLanes;
   constexpr int U = V >= kSums / 2 ? 1 : kSums / 2 / V;  // independent sums for narrow tiles
   const int64_t run_end = weight.run_ptr[segment + 1];
@@ -50,9 +59,19 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
   for (int64_t run = weight.run_ptr[segment]; run < run_end; ++run) {
     const int64_t row = weight.run_row[run];
     float* sums = partial + row * W;
+    if constexpr (kIsLast || kStart == Start::kResidual) {
+      if (run + kRowsAhead < run_end) {
+        const int64_t ahead = weight.run_row[run + kRowsAhead];
+        const float* from = kStart == Start::kResidual ? residual(first_row + ahead) : nullptr;
+        const float* to = kIsLast ? output(first_row + ahead, sums) : nullptr;
+        if constexpr (kStart == Start::kResidual) prefetch(from, W);
+        if constexpr (kIsLast) prefetch_for_writing(to, W);
+      }
+    }
+    const float* start = kStart == Start::kResidual ? residual(first_row + row) : sums;
     typename S::F32 acc[V];
     SPARSECORE_UNROLL
-    for (int j = 0; j < V; ++j) acc[j] = kIsFirst ? S::zero() : S::load(sums + j * S::kLanes);
+    for (int j = 0; j < V; ++j) acc[j] = kStart == Start::kZero ? S::zero() : S::load(start + j * S::kLanes);
     const int64_t length = weight.run_length[run];
     const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
       const auto value = S::set1(values[i]);
@@ -92,34 +111,38 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
   }
 }
 
-// One chunk of blocks through all panels. pack(panel) fills the tile; has_sums: what is in partial counts;
-// finish(rows, sums) comes after the last panel of a block, while its sums are still in first-level cache.
-template <class S, int V, class Pack, class Offset, class Output, class Finish>
-SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, bool has_sums, Range blocks,
-                                 const float* tile, float* partial, Pack pack, Offset offset, Output output,
-                                 Finish finish) {
+// One chunk of blocks through all panels. pack(panel) fills the tile; start: of the first panel; finish(rows, sums)
+// comes after the last panel of a block, while its sums are still in first-level cache.
+template <class S, int V, class Pack, class Offset, class Residual, class Output, class Finish>
+SPARSECORE_INLINE void run_chunk(const PanelView<float>& weight, const Epilogue& epilogue, Start start, Range blocks,
+                                 const float* tile, float* partial, Pack pack, Offset offset, Residual residual,
+                                 Output output, Finish finish) {
   constexpr int64_t W = V * S::kLanes;
   const int64_t last = weight.num_panels() - 1;
   for (int64_t panel = 0; panel <= last; ++panel) {
     pack(panel);
-    const auto run_blocks = [&](auto is_first, auto is_last) SPARSECORE_LAMBDA_INLINE {
+    const auto run_blocks = [&](auto from, auto is_last) SPARSECORE_LAMBDA_INLINE {
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         float* sums = partial + (block - blocks.begin) * weight.block_rows * W;
-        run_segment<S, V, decltype(is_first)::value, decltype(is_last)::value>(
+        run_segment<S, V, decltype(from)::value, decltype(is_last)::value>(
             weight, epilogue, panel * weight.num_blocks() + block, block * weight.block_rows, tile, offset, sums,
-            output);
+            residual, output);
         if constexpr (decltype(is_last)::value) finish(rows_of(weight, {block, block + 1}), sums);
       }
     };
-    const bool is_first = panel == 0 && !has_sums;
-    if (is_first && panel == last) {
-      run_blocks(True{}, True{});
-    } else if (is_first) {
-      run_blocks(True{}, False{});
-    } else if (panel == last) {
-      run_blocks(False{}, True{});
+    const auto run_from = [&](auto from) SPARSECORE_LAMBDA_INLINE {
+      if (panel == last) {
+        run_blocks(from, True{});
+      } else {
+        run_blocks(from, False{});
+      }
+    };
+    if (panel > 0 || start == Start::kPartial) {
+      run_from(From<Start::kPartial>{});
+    } else if (start == Start::kResidual) {
+      run_from(From<Start::kResidual>{});
     } else {
-      run_blocks(False{}, False{});
+      run_from(From<Start::kZero>{});
     }
   }
 }

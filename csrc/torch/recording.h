@@ -6,8 +6,8 @@
 //   record_end(recording)                     -> number of steps, or -1 if one cannot be kept
 //   replay(recording, begin, end, externals)  runs steps [begin, end) on other externals of the same sizes
 //
-// A pointer of a step lies in the recording's buffer, which stays, or in an external tensor, which comes anew with every
-// replay. Weights are kept alive by the recording; they were validated when it was made.
+// A pointer of a step lies in the recording's buffer, which stays, or in an external tensor, which comes anew with
+// every replay. Weights are kept alive by the recording; they were validated when it was made.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -46,8 +46,7 @@ struct Address {
 
   void* resolve(std::span<const External> externals) const {
     if (external < 0) return fixed;
-    check(external < static_cast<int64_t>(externals.size()) &&
-              externals[static_cast<size_t>(external)].bytes == bytes,
+    check(external < static_cast<int64_t>(externals.size()) && externals[static_cast<size_t>(external)].bytes == bytes,
           "expected external tensors of the sizes that were recorded");
     return externals[static_cast<size_t>(external)].base + offset;
   }
@@ -85,8 +84,14 @@ class KernelStep final : public Step {
  public:
   KernelStep(const Kernel<Args>& kernel, const Args& args, std::vector<std::vector<Task>> shares, Address x, Address y,
              Address residual, Address scale)
-      : kernel_(kernel), args_(args), shares_(std::move(shares)), scratch_bytes_(kernel.scratch_bytes(args)), x_(x),
-        y_(y), residual_(residual), scale_(scale) {}
+      : kernel_(kernel),
+        args_(args),
+        shares_(std::move(shares)),
+        scratch_bytes_(kernel.scratch_bytes(args)),
+        x_(x),
+        y_(y),
+        residual_(residual),
+        scale_(scale) {}
 
   void run(std::span<const External> externals) const override {
     Args args = args_;

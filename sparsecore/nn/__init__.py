@@ -2,7 +2,7 @@
 
 from sparsecore.nn.base import CompressedModule, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.dense import DenseConv2d, DenseLayer, DenseLinear
+from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
 from sparsecore.nn.linear import (
     BitmapInt8Linear,
@@ -19,6 +19,7 @@ __all__ = [
     "BitmapLinear",
     "BlockConv2d",
     "BlockLinear",
+    "ChannelsLastConv2d",
     "CompressedModule",
     "DenseConv2d",
     "DenseLayer",

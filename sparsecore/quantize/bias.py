@@ -42,8 +42,8 @@ def correct_bias(
     sums: dict[nn.Module, Tensor] = {}
     counts: dict[nn.Module, int] = {}
 
-    def see(layer: nn.Module, x: Tensor, _: Tensor) -> None:
-        exact, rounded = (form.forward(x) for form in plain[layer])
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        exact, rounded = (form.forward(*inputs) for form in plain[layer])
         error = channel_rows(rounded.double() - exact.double(), layer)
         sums[layer] = sums.get(layer, 0) + error.sum(0)
         counts[layer] = counts.get(layer, 0) + error.shape[0]

@@ -71,7 +71,7 @@ def _watch(
     see: Callable[[nn.Module, Tensor, Tensor], None],
     progress: bool,
 ) -> None:
-    with watching(layers, see), progress_line(progress) as show:
+    with watching(layers, lambda layer, inputs, y: see(layer, inputs[0], y)), progress_line(progress) as show:
         for _ in run_batches(model, counted(batches, show, "calibrating")):
             pass
 

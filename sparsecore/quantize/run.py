@@ -61,9 +61,9 @@ def _every_layer_called() -> Iterator[None]:
 
 @contextmanager
 def watching(
-    layers: Mapping[str, nn.Module], see: Callable[[nn.Module, Tensor, Tensor], Tensor | None]
+    layers: Mapping[str, nn.Module], see: Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Call see(layer, x, y) after every call of a layer; a tensor that it returns takes the place of y.
+    """Call see(layer, inputs, y) after every call of a layer; a tensor that it returns takes the place of y.
 
     The layers stay in their places. What they call ``ValueError`` gets the name of the layer.
     """
@@ -71,7 +71,7 @@ def watching(
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             try:
-                return see(layer, (*args, *kwargs.values())[0], y)
+                return see(layer, (*args, *kwargs.values()), y)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 

@@ -92,7 +92,7 @@ class ReferenceOutputs:
         """
         watched = {self.names[layer]: layer for layer in quantized}
         squares: dict[int, list[float]] = {}
-        with watching(watched, lambda layer, x, _: quantized[layer](x)):
+        with watching(watched, lambda layer, inputs, _: quantized[layer](*inputs)):
             outputs = run_batches(self.model, self.batches)
             for output, expected in zip(outputs, self.expected, strict=True):
                 found = list(_float_tensors(output))

@@ -59,9 +59,9 @@ def layer_errors(
     """
     sums = {layer: [0.0, 0.0] for layer in forms}
 
-    def see(layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         expected = y.double()
-        sums[layer][0] += float((forms[layer](x).double() - expected).square().sum())
+        sums[layer][0] += float((forms[layer](*inputs).double() - expected).square().sum())
         sums[layer][1] += float(expected.square().sum())
 
     names = {name: layer for name, layer in model.named_modules() if layer in forms}

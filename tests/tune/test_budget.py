@@ -282,7 +282,7 @@ def test_the_table_fits_100_columns_and_json(fast_int8: dict[str, float], tmp_pa
     assert max(map(len, text.splitlines())) <= 100
     assert text.splitlines()[0].endswith("error")
     assert text.splitlines()[-1].startswith(f"output error {explanation.budget.error:.3%} of 0.150% allowed")
-    assert explanation._summary() in explanation._repr_html_()
+    assert explanation._summary()[0] in explanation._repr_html_()
     data = json.loads(json.dumps(explanation.to_dict()))
     assert data["budget"]["max_error"] == 0.0015
     assert [row["error"] for row in data["rows"]] == [row.error for row in explanation]

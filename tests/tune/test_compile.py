@@ -96,9 +96,12 @@ def test_times_are_a_file_that_can_be_shipped(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["machines"]
 
 
-def test_an_error_budget_allows_int8() -> None:
+def test_an_error_budget_allows_int8(times: dict[str, float]) -> None:
+    times |= {"int8": 1.0, "lookup int8": 2.0, "bitmap int8": 2.0}
     model = sparse_(Residual(), 0.5)
     fast = sc.compile(model, image(4), max_error=0.05)
+    assert {row.format for row in sc.explain(fast)} == {"int8"}
+    assert all(0 < (row.error or 0) < 0.05 for row in sc.explain(fast))  # residuals are a part of the output
     with torch.no_grad():
         x = image(4, seed=3)
         assert (fast(x) - model(x)).norm() <= 0.1 * model(x).norm()

@@ -73,20 +73,31 @@ struct Conv2dPanelF32 {
     constexpr int64_t W = V * S::kLanes;
     const PanelView<float>& weight = args.weight;
     float* direct = direct_output(args, plan, output, W);
+    // As direct as the output, whose strides it has.
+    const float* residual = direct != nullptr && args.residual != nullptr
+                                ? static_cast<const float*>(args.residual) + (direct - static_cast<float*>(args.y))
+                                : nullptr;
     const int64_t row_floats = args.out_height * args.out_width;
     const int64_t step = chunk_blocks(weight, W);
     for (int64_t block = blocks.begin; block < blocks.end; block += step) {
       const Range chunk{block, smaller(block + step, blocks.end)};
       const Range rows = rows_of(weight, chunk);
-      if (args.residual != nullptr) load_residual<S>(args, plan, output, rows, W, partial);
+      Start start = Start::kZero;
+      if (residual != nullptr) {
+        start = Start::kResidual;
+      } else if (args.residual != nullptr) {
+        start = Start::kPartial;
+        load_residual<S>(args, plan, output, rows, W, partial);
+      }
       run_chunk<S, V>(
-          weight, args.epilogue, args.residual != nullptr, chunk, strip, partial,
+          weight, args.epilogue, start, chunk, strip, partial,
           [&](int64_t panel) {
             const int64_t c = panel * panel_channels(args);
             const Range channels{c, smaller(c + panel_channels(args), args.channels)};
             pack_strip<S>(args, plan, output.image, channels, pieces, num_pieces, strip);
           },
           [=](int64_t column) SPARSECORE_LAMBDA_INLINE { return int64_t(offsets[column]); },
+          [=](int64_t n) SPARSECORE_LAMBDA_INLINE { return residual + n * row_floats; },
           [=](int64_t n, float* sums)
               SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * row_floats : sums; },
           [&](Range n, const float* sums) {

@@ -44,18 +44,29 @@ struct SpmmPanelF32 {
     const PanelView<float>& weight = args.weight;
     float* partial = tile + weight.panel_cols * W;
     float* direct = direct_output(args, columns);
+    // As direct as the output, whose strides it has.
+    const float* residual = direct != nullptr && args.residual != nullptr
+                                ? static_cast<const float*>(args.residual) + (direct - static_cast<float*>(args.y))
+                                : nullptr;
     const int64_t step = chunk_blocks(weight, W);
     for (int64_t block = blocks.begin; block < blocks.end; block += step) {
       const Range chunk{block, smaller(block + step, blocks.end)};
       const Range rows = rows_of(weight, chunk);
-      if (args.residual != nullptr) load_residual<S>(args, columns, rows, partial);
+      Start start = Start::kZero;
+      if (residual != nullptr) {
+        start = Start::kResidual;
+      } else if (args.residual != nullptr) {
+        start = Start::kPartial;
+        load_residual<S>(args, columns, rows, partial);
+      }
       run_chunk<S, V>(
-          weight, args.epilogue, args.residual != nullptr, chunk, tile, partial,
+          weight, args.epilogue, start, chunk, tile, partial,
           [&](int64_t panel) {
             const int64_t k = panel * weight.panel_cols;
             pack_tile<S>(args, columns, {k, smaller(k + weight.panel_cols, weight.cols)}, tile);
           },
           [](int64_t column) SPARSECORE_LAMBDA_INLINE { return column * W; },
+          [=](int64_t n) SPARSECORE_LAMBDA_INLINE { return residual + n * args.ldy; },
           [=](int64_t n, float* sums)
               SPARSECORE_LAMBDA_INLINE { return direct != nullptr ? direct + n * args.ldy : sums; },
           [&](Range n, const float* sums) {
