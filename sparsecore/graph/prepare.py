@@ -53,4 +53,4 @@ def _in_channels_last(captured: Captured) -> Captured:
         layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
         if type(layer) is DenseConv2d:
             twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
-    return replace(captured, module=twin)
+    return replace(captured, module=twin, layout="channels_last")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore.errors import UnsupportedError
-from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.capture import Captured, Input, capture
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
 
@@ -200,3 +200,18 @@ def test_a_batch_that_cannot_be_free_is_fixed() -> None:
     assert [dimension.size for dimension in free[1:]] == [16, 13, 11]
     fixed = capture(FixedBatch(), torch.randn(6, 4)).inputs[0].shape
     assert [dimension.size for dimension in fixed] == [6, 4]
+
+
+class Few(nn.Module):
+    """Another function for many images, and for a mode that is called like its input."""
+
+    def forward(self, x: Tensor, mode: str = "") -> Tensor:
+        return x * 2 if x.shape[0] < 8 and mode == "x" else x * 3
+
+
+def test_inputs_have_bounds_and_constants_their_values() -> None:
+    x, mode = capture(Few(), (torch.ones(4, 3), "x")).inputs
+    batch = x.shape[0]
+    assert isinstance(batch.size, str)
+    assert (batch.least, batch.most, batch.example) == (2, 7, 4)
+    assert mode == Input("x", None, value="x")
