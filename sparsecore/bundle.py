@@ -14,6 +14,8 @@ then the bytes of the tensors at the offsets that the header gives. They are tho
     training       JSON list: names of modules in training mode
     aliases        JSON object: tensor -> the stored tensor it shares memory with (tied weights)
     channels_last  JSON list: 4-d tensors in that memory format, on which torch's rounding depends
+    compiled       JSON object: how a model of compile() is called and what its graph is, see io_compiled.py; absent
+                   for other models
     sha256         hex digest over lines and tensors: for each other metadata key, sorted, the JSON
                    list [key, value]; for each tensor, sorted by name, the JSON list [name, dtype,
                    shape], and its bytes. Lines are ASCII and end with a newline.
@@ -51,12 +53,14 @@ class Bundle:
     Attributes:
         tensors: all tensors by name; tied ones are the same object.
         modules: see above, like identities and training.
+        compiled: see above; None for a model that is not compiled.
     """
 
     tensors: dict[str, Tensor]
     modules: dict[str, dict[str, Any]]
     identities: list[str]
     training: list[str]
+    compiled: dict[str, Any] | None = None
 
 
 def _is_names(value: Any) -> bool:
@@ -73,7 +77,9 @@ _JSON_FIELDS: dict[str, Callable[[Any], bool]] = {
     "training": _is_names,
     "aliases": _is_object_of(str),
     "channels_last": _is_names,
+    "compiled": lambda value: isinstance(value, dict),
 }
+_OPTIONAL_FIELDS = {"compiled"}
 
 
 def write(path: Path, bundle: Bundle) -> None:
@@ -86,6 +92,8 @@ def write(path: Path, bundle: Bundle) -> None:
         "aliases": aliases,
         "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
     }
+    if bundle.compiled is not None:
+        described["compiled"] = bundle.compiled
     stored = {name: _plain(tensor) for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
     metadata |= {"format": FORMAT, "version": VERSION}
@@ -121,7 +129,8 @@ def read(path: Path) -> Bundle:
     if _digest(metadata, tensors) != metadata.get("sha256"):
         raise BundleError("the checksum does not match: the file is damaged; save it again")
 
-    fields = {name: _parse(metadata, name) for name in _JSON_FIELDS}
+    present = [name for name in _JSON_FIELDS if name in metadata or name not in _OPTIONAL_FIELDS]
+    fields = {name: _parse(metadata, name) for name in present}
     for name in fields["channels_last"]:
         if name not in tensors or tensors[name].dim() != 4:
             raise BundleError(f"expected a 4-d tensor {name!r}, as channels_last lists it")
@@ -130,7 +139,7 @@ def read(path: Path) -> Bundle:
         if name in tensors or target not in tensors:
             raise BundleError(f"expected {name!r} to be an alias of a stored tensor")
     tensors |= {name: tensors[target] for name, target in fields["aliases"].items()}
-    return Bundle(tensors, fields["modules"], fields["identities"], fields["training"])
+    return Bundle(tensors, fields["modules"], fields["identities"], fields["training"], fields.get("compiled"))
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:

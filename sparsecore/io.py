@@ -1,4 +1,4 @@
-"""Saving and loading compressed models; bundle.py describes the file byte by byte."""
+"""Saving and loading compressed and compiled models; bundle.py describes the file byte by byte."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from sparsecore import nn as compressed
 from sparsecore._native import _C
 from sparsecore.bundle import Bundle
 from sparsecore.errors import BundleError, UnsupportedError
-from sparsecore.nn import CompressedModule
+from sparsecore.graph.compiled import CompiledModule
+from sparsecore.io_compiled import WRONG_MODEL, describe, rebuild
+from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.nn.conv import resolve_padding
 
-#: The only classes a file can name.
+#: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
     "BitmapInt8Linear": compressed.BitmapInt8Linear,
     "BitmapLinear": compressed.BitmapLinear,
@@ -34,22 +36,25 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "SparseInt8Conv2d": compressed.SparseInt8Conv2d,
 }
 
-# What a compressed layer has in common with the dense one in its place.
+StoredLayer = CompressedModule | DepthwiseConv2d
+# The only classes a file can name.
+_STORED_CLASSES: dict[str, type[StoredLayer]] = {**CLASSES, "DepthwiseConv2d": DepthwiseConv2d}
+
+# What such a layer has in common with the dense one in its place.
 _LINEAR_SHAPE = ("in_features", "out_features")
 _CONV2D_SHAPE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
 
-_WRONG_MODEL = "model_fn must build the model that was compressed"
-
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model with compressed layers to one file, atomically.
+    """Write a model with compressed layers, or a compiled one, to one file, atomically.
 
     Args:
-        model: any module. What is not compressed is stored as in its ``state_dict()``.
+        model: any module, or what ``compile()`` returned. What is not compressed is stored as in its ``state_dict()``.
         path: the file, by convention ``*.safetensors``; one that exists is replaced.
 
     Raises:
-        UnsupportedError: the state is not all dense tensors.
+        UnsupportedError: the state is not all dense tensors; a compiled model is a part of another one, or has
+            arguments that are neither tensors nor constants.
 
     Example:
         >>> import tempfile
@@ -62,25 +67,29 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: module for name, module in modules.items() if isinstance(module, CompressedModule)}
+    for name, module in modules.items():
+        if name and isinstance(module, CompiledModule):
+            raise UnsupportedError(f"expected a compiled model that is saved alone, got one inside another, {name}")
+    layers = {name: module for name, module in modules.items() if isinstance(module, StoredLayer)}
     tensors = _outside(layers, model.state_dict())
     for name, tensor in tensors.items():
         is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not is_dense or name.endswith("_extra_state"):
             raise UnsupportedError(f"expected a dense tensor, got {type(tensor).__name__} {name}")
     entries: dict[str, dict[str, Any]] = {}
-    first_names: dict[CompressedModule, str] = {}
+    first_names: dict[StoredLayer, str] = {}
     for name, layer in layers.items():
         tensors |= {_join(name, leaf): tensor for leaf, tensor in layer.tensors().items()}
         first = first_names.setdefault(layer, name)
         kind = type(layer).__name__
-        if CLASSES.get(kind) is not type(layer):
-            raise UnsupportedError(f"expected one of {', '.join(CLASSES)}, got {kind} {name}")
+        if _STORED_CLASSES.get(kind) is not type(layer):
+            raise UnsupportedError(f"expected one of {', '.join(_STORED_CLASSES)}, got {kind} {name}")
         is_first = first == name
         entries[name] = {"class": kind, "config": layer.config()} if is_first else {"same_as": first}
     identities = [name for name, module in modules.items() if type(module) is nn.Identity]
     training = [name for name, module in modules.items() if module.training]
-    bundle.write(Path(path), Bundle(tensors, entries, identities, training))
+    compiled = describe(model) if isinstance(model, CompiledModule) else None
+    bundle.write(Path(path), Bundle(tensors, entries, identities, training, compiled))
 
 
 def _built(model_fn: Callable[[], nn.Module]) -> nn.Module:
@@ -97,11 +106,12 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
 
     Args:
         path: the file. It is validated, and nothing in it is executed.
-        model_fn: builds the dense model as it was before it was compressed, with any weights.
+        model_fn: builds the dense model as it was before it was compressed, with any weights. If the file holds a
+            compiled model: as it was given to ``compile()``, of the same dtype.
 
     Returns:
-        What model_fn built, with layers replaced and tensors filled in, on the CPU. A kernel that
-        was chosen by name and is not available here is left to choose again.
+        What model_fn built, with layers replaced and tensors filled in, on the CPU; or a CompiledModule of it. A
+        kernel that was chosen by name and is not available here is left to choose again.
 
     Raises:
         BundleError: not such a file, another version, damaged, or of another model. What model_fn
@@ -110,7 +120,10 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
     path = Path(path)
     try:
         content = bundle.read(path)
-        return _fill(_built(model_fn), content)
+        model = _built(model_fn)
+        if content.compiled is None:
+            return _fill(model, content)
+        return _fill(rebuild(model, content), content).requires_grad_(False)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error.__cause__
 
@@ -120,7 +133,7 @@ def _fill(model: nn.Module, content: Bundle) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in (*content.modules, *content.identities, *content.training):
         if name not in modules:
-            raise BundleError(f"the model has no module {name!r}; {_WRONG_MODEL}")
+            raise BundleError(f"the model has no module {name!r}; {WRONG_MODEL}")
     layers = _layers(modules, content)
     folded = {
         name: nn.Identity()
@@ -143,7 +156,7 @@ def _fill(model: nn.Module, content: Bundle) -> nn.Module:
 
 
 def _layers(modules: Mapping[str, nn.Module], content: Bundle) -> dict[str, nn.Module]:
-    """Build the compressed layers, each fitting the dense one in its place."""
+    """Build the layers that the file describes, each fitting the dense one in its place."""
     kernels = {kernel["name"] for kernel in _C.kernels() if kernel["available"]}
     layers: dict[str, nn.Module] = {}
     for name, entry in sorted(content.modules.items(), key=lambda item: "same_as" in item[1]):
@@ -151,7 +164,7 @@ def _layers(modules: Mapping[str, nn.Module], content: Bundle) -> dict[str, nn.M
             if "same_as" in entry:
                 layers[name] = layers[entry["same_as"]]
             else:
-                cls, config = CLASSES[entry["class"]], dict(entry["config"])
+                cls, config = _STORED_CLASSES[entry["class"]], dict(entry["config"])
                 config["kernel"] = config["kernel"] if config["kernel"] in kernels else ""
                 tensors = _inside(name, content.tensors)
                 layers[name] = layer = cls.from_config(config, tensors)
@@ -169,12 +182,12 @@ def _check_replaces(dense: nn.Module, layer: nn.Module) -> None:
     found = {name: getattr(layer, name) for name in shape}
     expected = {name: getattr(dense, name, None) for name in shape}
     if not is_linear:
-        found["padding"] = layer.padding
+        found["padding"] = layer.pixels_of_padding if isinstance(layer, DepthwiseConv2d) else layer.padding
         expected["padding"] = (
             resolve_padding(dense) if isinstance(dense, nn.Conv2d) else getattr(dense, "padding", None)
         )
     if found != expected:
-        raise ValueError(f"expected {expected} as in the model, got {found}; {_WRONG_MODEL}")
+        raise ValueError(f"expected {expected} as in the model, got {found}; {WRONG_MODEL}")
 
 
 def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> None:
@@ -188,16 +201,16 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Any], mod
             or layer.bias is not None
             or found[name].shape != layer.weight.shape[:1]
         ):
-            raise BundleError(f"the model has no tensor {name!r}; {_WRONG_MODEL}")
+            raise BundleError(f"the model has no tensor {name!r}; {WRONG_MODEL}")
     for name, tensor in expected.items():
         if name not in found:
-            raise BundleError(f"the file has no tensor {name!r}; {_WRONG_MODEL}")
+            raise BundleError(f"the file has no tensor {name!r}; {WRONG_MODEL}")
         came = found[name]
         both_float = came.is_floating_point() and tensor.is_floating_point()  # model.half()
         if came.shape != tensor.shape or not (came.dtype == tensor.dtype or both_float):
             raise BundleError(
                 f"expected {name!r} as {tensor.dtype} {list(tensor.shape)}, "
-                f"got {came.dtype} {list(came.shape)}; {_WRONG_MODEL}"
+                f"got {came.dtype} {list(came.shape)}; {WRONG_MODEL}"
             )
 
 

@@ -124,3 +124,21 @@ def test_every_metadata_key_is_in_the_text(tmp_path: Path) -> None:
     sc.save(nn.Linear(2, 2), tmp_path / "model.safetensors")
     metadata = read(tmp_path / "model.safetensors")[0]["__metadata__"]
     assert all(f"| `{key}` |" in TEXT for key in metadata)
+
+
+def test_compiled_models_are_in_the_text(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 8, 1)).eval()
+    fast = sc.compile(model, torch.randn(1, 4, 5, 5), policy={"0": "depthwise", "2": "csr"}, cache=False)
+    sc.save(fast, tmp_path / "model.safetensors")
+    header, data = read(tmp_path / "model.safetensors")
+    metadata = header["__metadata__"]
+    assert digest(header, data) == metadata["sha256"]
+    assert all(f"| `{key}` |" in TEXT for key in (*metadata, *json.loads(metadata["compiled"])))
+    modules = json.loads(metadata["modules"])
+    assert {f"graph_module.{name}" for name in json.loads(metadata["compiled"])["layers"]} == modules.keys()
+    depthwise = modules["graph_module.0"]
+    assert f"`{depthwise['class']}`" in TEXT
+    assert all(f"`{key}`" in TEXT for key in depthwise["config"])
+    np.testing.assert_array_equal(array(header, data, "graph_module.0.weight"), model[0].weight.detach().numpy())
+    expected = model[2].weight.detach().flatten(1).numpy()
+    np.testing.assert_array_equal(dense(header, data, "graph_module.2"), expected)

@@ -19,6 +19,7 @@ from sparsecore.errors import BundleError, UnsupportedError
 from sparsecore.io import CLASSES, load, save
 from sparsecore.nn import (
     CompressedModule,
+    DepthwiseConv2d,
     Int8Linear,
     SparseConv2d,
     SparseInt8Linear,
@@ -120,6 +121,23 @@ def test_a_single_layer(cls: type[CompressedModule], tmp_path: Path) -> None:
     assert str(loaded) == str(layer)
     again = load(tmp_path / "m", lambda: cls.from_dense(copy.deepcopy(dense)))
     assert str(again) == str(layer)
+
+
+@pytest.mark.parametrize("activation", ["none", "hardswish"])
+def test_a_depthwise_layer(activation: str, tmp_path: Path) -> None:
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding="valid", groups=4), nn.Conv2d(8, 8, 1))
+
+    model = make()
+    model[0] = DepthwiseConv2d.from_dense(model[0], activation)
+    save(model, tmp_path / "m")
+    loaded = load(tmp_path / "m", make)
+    assert isinstance(loaded[0], DepthwiseConv2d)
+    x = torch.randn(2, 4, 6, 5)
+    assert torch.equal(loaded(x), model(x))
+    for other in (nn.Conv2d(4, 8, 3, stride=1, groups=4), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4)):
+        with pytest.raises(BundleError, match="layer '0'"):
+            load(tmp_path / "m", lambda other=other: nn.Sequential(other, nn.Conv2d(8, 8, 1)))  # type: ignore[misc]
 
 
 class Tied(nn.Module):

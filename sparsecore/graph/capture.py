@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph.observe import ExampleInputs, as_arguments
 
 aten = torch.ops.aten
+
+MAX_SIZE = 2**63 - 1
+Layout = Literal["own", "channels_last"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,14 @@ class Dimension:
         size: the only size, or the name of one that is free: equal names are equal sizes.
         least: smallest size, where it is free. torch.export never says less than 2, since a size of 1 could mean
             broadcasting.
+        most: largest size, where it is free.
+        example: size at capture, where it is free.
     """
 
     size: int | str
     least: int = 0
+    most: int = MAX_SIZE
+    example: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,14 @@ class Captured:
         inputs: what came in at capture, flattened.
         in_spec: how ``(args, kwargs)`` are flattened.
         out_spec: how outputs are put together.
+        layout: of images between layers: that of our kernels, or the one of PyTorch's dense kernels.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    layout: Layout = "own"
 
 
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
@@ -139,18 +150,29 @@ def _doubled(args: Any, kwargs: Any) -> Any:
 
 
 def _inputs(program: Any) -> Iterator[Input]:
-    free = {str(symbol): max(int(bounds.lower), 0) for symbol, bounds in program.range_constraints.items()}
-    user_inputs = list(program.graph_signature.user_inputs)
+    bounds = {str(symbol): found for symbol, found in program.range_constraints.items()}
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for name in user_inputs:
-        node = by_name.get(name) if isinstance(name, str) else None
-        value = node.meta.get("val") if node is not None else name
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is not InputKind.USER_INPUT:
+            continue
+        if isinstance(spec.arg, ConstantArgument):
+            yield Input(str(spec.arg.value), None, value=spec.arg.value)
+            continue
+        value = by_name[spec.arg.name].meta["val"]
         if isinstance(value, Tensor):
-            sizes = [str(size) for size in value.shape]  # numbers, or the names of symbols
-            shape = tuple(Dimension(int(s)) if s.isdecimal() else Dimension(s, free.get(s, 0)) for s in sizes)
-            yield Input(node.name, value.dtype, shape)  # type: ignore[union-attr]
+            yield Input(spec.arg.name, value.dtype, tuple(_dimension(size, bounds) for size in value.shape))
         else:
-            yield Input(str(name), None, value=value)
+            yield Input(spec.arg.name, None, value=value)
+
+
+def _dimension(size: int | torch.SymInt, bounds: Mapping[str, Any]) -> Dimension:
+    name = str(size)  # a number, or the name of a symbol
+    if name.isdecimal():
+        return Dimension(int(name))
+    assert isinstance(size, torch.SymInt)
+    least, most = (bounds[name].lower, bounds[name].upper) if name in bounds else (0, MAX_SIZE)
+    # Without an upper bound it is an infinity, or the largest size.
+    return Dimension(name, max(int(least), 0), int(min(most, MAX_SIZE)), size.node.hint)
 
 
 def _plain_graph(program: Any) -> fx.GraphModule:
@@ -173,12 +195,14 @@ def _plain_graph(program: Any) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without export's own log of what failed: it becomes an error or another try."""
+    """Without export's own log of what failed, which becomes an error or another try, and torch's warnings of itself."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
+            yield
     finally:
         logger.setLevel(level)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsecore.graph.capture import Captured, Input
+from sparsecore.graph.capture import MAX_SIZE, Captured, Dimension, Input
 from sparsecore.graph.program import Program
 
 # Each holds the activations of one pass; the least recently used one goes.
@@ -36,6 +36,7 @@ class CompiledModule(nn.Module):
         self._inputs = captured.inputs
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
+        self._layout = captured.layout
         self._programs: OrderedDict[Any, Program] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,6 +58,10 @@ class CompiledModule(nn.Module):
         key = (torch.get_num_threads(), *(x.shape for x in tensors))
         program = self._programs.get(key)
         return self._record(key, tensors) if program is None else program
+
+    def captured(self) -> Captured:
+        """The graph with its layers, and how to call it."""
+        return Captured(self.graph_module, self._inputs, self._in_spec, self._out_spec, self._layout)
 
     def layers_of_nodes(self) -> dict[str, str]:
         """Name of each node that calls a layer, to the layer's name."""
@@ -87,6 +92,9 @@ class CompiledModule(nn.Module):
         return [given for given, expected in zip(leaves, self._inputs, strict=True) if expected.dtype is not None]
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if kwargs:  # their order is a part of the specification
+            names = self._in_spec.unflatten(self._inputs)[1]
+            kwargs = {name: kwargs[name] for name in names if name in kwargs} | kwargs
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
             raise RuntimeError(
@@ -139,15 +147,18 @@ def _check_input(given: Any, expected: Input, sizes: dict[str, int]) -> None:
         if isinstance(dimension.size, int):
             fits = fits and size == dimension.size
         else:
-            fits = fits and size >= dimension.least and sizes.setdefault(dimension.size, size) == size
+            fits = fits and dimension.least <= size <= dimension.most and sizes.setdefault(dimension.size, size) == size
     if not fits:
         shape = ", ".join(str(dimension.size) for dimension in expected.shape)
-        free = {d.size: d.least for d in expected.shape if isinstance(d.size, str)}
-        least = "".join(f", {name} free from {bound} on" for name, bound in free.items())
+        free = "".join(f", {_bounds_text(d)}" for d in expected.shape if isinstance(d.size, str))
         raise RuntimeError(
-            f"{expected.name}: expected shape [{shape}] as when compiled{least}, got {list(given.shape)}; "
+            f"{expected.name}: expected shape [{shape}] as when compiled{free}, got {list(given.shape)}; "
             "compile for this shape"
         )
+
+
+def _bounds_text(free: Dimension) -> str:
+    return f"{free.size} free from {free.least} " + ("on" if free.most == MAX_SIZE else f"to {free.most}")
 
 
 def _describe(spec: pytree.TreeSpec) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx, nn
 
 from sparsecore.graph.capture import Captured, capture
@@ -50,7 +51,10 @@ def _in_channels_last(captured: Captured) -> Captured:
     graph.output(graph.graph_copy(captured.module.graph, {}))
     twin = fx.GraphModule(captured.module, graph)
     for node in graph.nodes:
+        if node.target is torch.ops.aten.view.default:  # of what was row-major at capture
+            node.target = torch.ops.aten.reshape.default
         layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
         if type(layer) is DenseConv2d:
             twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
-    return replace(captured, module=twin)
+    twin.recompile()
+    return replace(captured, module=twin, layout="channels_last")

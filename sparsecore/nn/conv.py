@@ -61,11 +61,11 @@ class Conv2dGeometry(CompressedModule):
         **options: Any,
     ) -> None:
         super().__init__(weight, bias, **options)
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
-        self.groups = _pair("groups", (groups, groups), 1)[0]
+        self.kernel_size = as_pair("kernel_size", kernel_size, 1)
+        self.stride = as_pair("stride", stride, 1)
+        self.padding = as_pair("padding", padding, 0)
+        self.dilation = as_pair("dilation", dilation, 1)
+        self.groups = as_pair("groups", (groups, groups), 1)[0]
         self.out_channels, cols = weight.shape
         area = self.kernel_size[0] * self.kernel_size[1]
         self.in_channels = cols // area * self.groups
@@ -180,7 +180,7 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         if groups != 1:
             raise UnsupportedError(f"expected 1 group, got {groups}; use SparseConv2d")
         if panel_cols is None:
-            panel_cols = _fit_panel_cols(_pair("kernel_size", kernel_size, 1), TYPICAL_PLANE)
+            panel_cols = _fit_panel_cols(as_pair("kernel_size", kernel_size, 1), TYPICAL_PLANE)
         super().__init__(weight, bias, kernel_size=kernel_size, panel_cols=panel_cols, **options)
 
     @classmethod
@@ -222,7 +222,7 @@ class QuantizedConv2d(Conv2dGeometry, QuantizedStorage):
         groups: int = 1,
         **options: Any,
     ) -> None:
-        (kernel_h, kernel_w), spread = _pair("kernel_size", kernel_size, 1), _pair("dilation", dilation, 1)
+        (kernel_h, kernel_w), spread = as_pair("kernel_size", kernel_size, 1), as_pair("dilation", dilation, 1)
         # Pixels of a row of the filter lie side by side unless dilation or the channels of other groups part them.
         segments = kernel_h if groups == 1 and spread[1] == 1 else kernel_h * kernel_w
         # Before nn.Module is set up: _pack() needs it.
@@ -291,10 +291,11 @@ def resolve_padding(conv: nn.Conv2d) -> Pair:
         if height % 2 or width % 2:
             raise UnsupportedError(f"expected as much padding at both ends, got {conv}; keep it dense")
         return height // 2, width // 2
-    return _pair("padding", conv.padding, 0)
+    return as_pair("padding", conv.padding, 0)
 
 
-def _pair(name: str, value: Any, least: int) -> Pair:
+def as_pair(name: str, value: Any, least: int) -> Pair:
+    """Check a setting of one or two ints; one is meant twice."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(type(size) is int and size >= least for size in pair):
         raise ValueError(f"expected {name} of one or two ints of at least {least}, got {value!r}")

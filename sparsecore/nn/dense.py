@@ -25,6 +25,11 @@ _FUNCTIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
 assert tuple(_FUNCTIONS) == ACTIVATIONS
 
 
+def activate(y: Tensor, activation: str) -> Tensor:
+    """Apply one of ``sparsecore.ops.ACTIVATIONS`` by PyTorch."""
+    return _FUNCTIONS[activation](y, False)
+
+
 class DenseLayer(nn.Module):
     """A torch.nn layer whose output goes through ``activation(y + residual)``.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.formats.check import FLOAT_DTYPES, check_tensor
 from sparsecore.nn.base import widen
-from sparsecore.nn.conv import resolve_padding
+from sparsecore.nn.conv import as_pair, resolve_padding
 from sparsecore.ops import ACTIVATIONS
 
 Layer = TypeVar("Layer", bound="DepthwiseConv2d")
@@ -75,6 +77,56 @@ class DepthwiseConv2d(nn.Conv2d):
         )
         layer.weight, layer.bias = conv.weight, conv.bias
         return layer.train(conv.training)
+
+    def to_dense_module(self) -> nn.Conv2d:
+        """Return the nn.Conv2d with the same parameters, without the activation."""
+        settings = {name: getattr(self, name) for name in ("kernel_size", "stride", "dilation", "groups")}
+        dense = nn.Conv2d(
+            *(self.in_channels, self.out_channels),
+            **settings,
+            padding=self.pixels_of_padding,
+            bias=self.bias is not None,
+            device="meta",
+        )
+        dense.weight, dense.bias = self.weight, self.bias
+        return dense.train(self.training)
+
+    def config(self) -> dict[str, Any]:
+        """Return everything but the tensors, ready for JSON."""
+        settings = {"padding": self.pixels_of_padding, "activation": self.activation, "kernel": self.kernel}
+        return settings | {name: getattr(self, name) for name in ("in_channels", "stride", "dilation")}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weight and the bias, if there is one, by name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    @classmethod
+    def from_config(cls: type[Layer], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Layer:
+        """Build the layer from ``config()`` and ``tensors()``, which may come from anywhere.
+
+        Raises:
+            FormatError: a tensor or setting is missing, invalid, or does not fit the others.
+            ValueError: a setting has an impossible value.
+        """
+        expected = {"in_channels", "stride", "padding", "dilation", "activation", "kernel"}
+        if set(config) != expected:
+            raise FormatError(f"expected settings {sorted(expected)}, got {sorted(config)}")
+        options = dict(config)
+        if not isinstance(options["kernel"], str):
+            raise FormatError(f"expected the name of a kernel, got {options['kernel']!r}")
+        weight = check_tensor("weight", tensors.get("weight"), FLOAT_DTYPES, (None, 1, None, None))
+        N, _, *kernel_size = weight.shape
+        in_channels = as_pair("in_channels", options.pop("in_channels"), 1)[0]
+        if N % in_channels or 0 in weight.shape:
+            raise FormatError(f"expected a weight [N, 1, KH, KW], N a multiple of {in_channels}, got {[*weight.shape]}")
+        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            options[name] = as_pair(name, options[name], least)
+        bias = tensors.get("bias")
+        layer = cls(in_channels, N, kernel_size, groups=in_channels, bias=bias is not None, device="meta", **options)
+        layer.weight = nn.Parameter(weight)
+        if bias is not None:
+            layer.bias = nn.Parameter(check_tensor("bias", bias, FLOAT_DTYPES, (N,)))
+        return layer
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return ``activation(convolution(x) + residual)`` for ``[B, C, H, W]`` or ``[C, H, W]``.

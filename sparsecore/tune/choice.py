@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from sparsecore.errors import UnsupportedError
-from sparsecore.nn import CompressedModule
+from sparsecore.graph.compiled import CompiledModule
+from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.tune.budget import Budget
 from sparsecore.tune.candidates import INT8_FORMATS, format_of, kernel_of, operation_of, weight_statistics
 
@@ -211,10 +212,20 @@ def explain(model: nn.Module) -> Explanation:
     explanation = getattr(model, ATTRIBUTE, None)
     if isinstance(explanation, Explanation):
         return explanation
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedModule)}
+    layers = _layers_of(model)
     if not layers:
-        raise UnsupportedError(f"expected a model from convert(), got a {type(model).__name__} without layers of ours")
+        raise UnsupportedError(
+            f"expected a model from convert() or compile(), got a {type(model).__name__} without layers of ours"
+        )
     return Explanation(tuple(unmeasured(n, m, "not measured here") for n, m in layers.items()))
+
+
+def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that run on sparsecore; of a compiled model all."""
+    if isinstance(model, CompiledModule):
+        names = dict.fromkeys(model.layers_of_nodes().values())
+        return {name: model.graph_module.get_submodule(name) for name in names}
+    return {n: m for n, m in model.named_modules() if isinstance(m, CompressedModule | DepthwiseConv2d)}
 
 
 def unmeasured(name: str, layer: nn.Module, reason: str, shape: str = "", form: nn.Module | None = None) -> LayerChoice:

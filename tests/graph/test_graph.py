@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore.errors import UnsupportedError
-from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.capture import Captured, Input, capture
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
+from sparsecore.graph.prepare import prepare
 
 ours = torch.ops.sparsecore
 
@@ -200,3 +201,27 @@ def test_a_batch_that_cannot_be_free_is_fixed() -> None:
     assert [dimension.size for dimension in free[1:]] == [16, 13, 11]
     fixed = capture(FixedBatch(), torch.randn(6, 4)).inputs[0].shape
     assert [dimension.size for dimension in fixed] == [6, 4]
+
+
+def test_views_of_channels_last_images() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 4)).eval()
+    x = image(2, 3, 5, 5)
+    prepared = prepare(copy.deepcopy(model), x)
+    with torch.no_grad():
+        for captured in (prepared.own, prepared.dense):
+            assert_same(captured.module(x), model(x))
+
+
+class Few(nn.Module):
+    """Another function for many images, and for a mode that is called like its input."""
+
+    def forward(self, x: Tensor, mode: str = "") -> Tensor:
+        return x * 2 if x.shape[0] < 8 and mode == "x" else x * 3
+
+
+def test_inputs_have_bounds_and_constants_their_values() -> None:
+    x, mode = capture(Few(), (torch.ones(4, 3), "x")).inputs
+    batch = x.shape[0]
+    assert isinstance(batch.size, str)
+    assert (batch.least, batch.most, batch.example) == (2, 7, 4)
+    assert mode == Input("x", None, value="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -92,6 +93,48 @@ def test_compile_fullgraph() -> None:
     layer = DepthwiseConv2d.from_dense(conv(kernel_size=3, padding=1), activation="hardswish")
     x = torch.randn(2, 4, 7, 6)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_configuration_and_dense_form(settings: dict[str, Any]) -> None:
+    layer = DepthwiseConv2d.from_dense(conv(2, **settings), "silu")
+    config = json.loads(json.dumps(layer.config()))
+    again = DepthwiseConv2d.from_config(config, layer.tensors())
+    x = torch.randn(2, 4, 11, 9)
+    assert torch.equal(again(x), layer(x))
+    assert again.config() == layer.config()
+    dense = layer.to_dense_module()
+    assert type(dense) is nn.Conv2d
+    torch.testing.assert_close(nn.functional.silu(dense(x)), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({"in_channels": 3}, {}),
+        ({"in_channels": 0}, {}),
+        ({"in_channels": "4"}, {}),
+        ({"stride": 0}, {}),
+        ({"stride": [1, 1, 1]}, {}),
+        ({"padding": "same"}, {}),
+        ({"padding": -1}, {}),
+        ({"dilation": None}, {}),
+        ({"activation": "tanh"}, {}),
+        ({"kernel": 1}, {}),
+        ({"more": 1}, {}),
+        ({}, {"weight": None}),
+        ({}, {"weight": torch.ones(8, 1, 3)}),
+        ({}, {"weight": torch.ones(8, 2, 3, 3)}),
+        ({}, {"weight": torch.ones(8, 1, 0, 3)}),
+        ({}, {"weight": torch.ones(8, 1, 3, 3, dtype=torch.int8)}),
+        ({}, {"bias": torch.ones(7)}),
+    ],
+    ids=str,
+)
+def test_configuration_from_anywhere(changes: dict[str, Any], tensors: dict[str, Any]) -> None:
+    layer = DepthwiseConv2d.from_dense(conv(2, kernel_size=3))
+    with pytest.raises(ValueError, match="expected"):
+        DepthwiseConv2d.from_config(layer.config() | changes, layer.tensors() | tensors)
 
 
 def test_shows_its_activation() -> None:

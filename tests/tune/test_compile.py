@@ -159,6 +159,22 @@ def test_bad_input() -> None:
         sc.compile("model", image(1, 3))  # type: ignore[arg-type]
 
 
+class FewAndMany(nn.Module):
+    """Something else from eight images on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] < 8 else x * 3
+
+
+def test_largest_batch() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), FewAndMany()).eval()
+    fast = compiled(model, torch.randn(4, 4))
+    x = torch.randn(7, 4)
+    assert_same(fast(x), model(x))
+    with pytest.raises(RuntimeError, match=r"free from 1 to 7, got \[8, 4\]"):
+        fast(torch.randn(8, 4))
+
+
 class Keywords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -175,6 +191,9 @@ def test_keyword_arguments_and_constants() -> None:
     fast = compiled(model, {"x": x, "scale": scale, "double": True})
     with torch.no_grad():
         assert_same(fast(x=x, scale=scale, double=True), model(x, scale=scale, double=True))
+        assert_same(fast(double=True, scale=scale, x=x), model(x, scale=scale, double=True))
+    with pytest.raises(RuntimeError, match="expected the arguments that the model was compiled with"):
+        fast(x=x, scale=scale)
     with pytest.raises(RuntimeError, match="expected True as when compiled, got False"):
         fast(x=x, scale=scale, double=False)
     with pytest.raises(RuntimeError, match="expected shape"):  # one batch size for both

@@ -20,7 +20,9 @@ from sparsecore import bundle, io
 from sparsecore.bench.models.initialise import settle_batchnorm
 from sparsecore.bench.models.zoo import ZOO, create
 from sparsecore.errors import ModelError, UnsupportedError, require_extra
-from sparsecore.nn import CompressedModule, put_layer
+from sparsecore.graph.compiled import CompiledModule
+from sparsecore.graph.plain import plain_module
+from sparsecore.nn import CompressedModule, DepthwiseConv2d, put_layer
 
 IMAGE = (3, 224, 224)
 TOKENS = 128
@@ -285,7 +287,7 @@ def _with_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
         except SafetensorError as error:
             raise ModelError(f"{path}: not a complete safetensors file ({error})") from error
         if is_bundle:
-            return _decompressed(io.load(path, build))
+            return _from_bundle(build(), path)
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -297,11 +299,28 @@ def _with_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
     return model
 
 
+def _from_bundle(built: nn.Module, path: Path) -> nn.Module:
+    """The model of a bundle with dense layers, so that every library can run it."""
+    model = io.load(path, lambda: built)
+    if not isinstance(model, CompiledModule):
+        return _decompressed(model)
+    plain = plain_module(model)
+    for name in _DESCRIPTIONS:
+        if hasattr(built, name):
+            setattr(plain, name, getattr(built, name))
+    return plain
+
+
+# What models of libraries have, from which `input_of` knows their input.
+_DESCRIPTIONS = ("config", "main_input_name", "pretrained_cfg")
+
+
 def _decompressed(model: nn.Module) -> nn.Module:
-    """Put dense layers in the place of compressed ones, so that every library can run the model."""
+    """Put dense layers in the place of compressed ones."""
     root = nn.Sequential(model)
-    layers = {name: layer for name, layer in root.named_modules() if isinstance(layer, CompressedModule)}
-    for name, layer in layers.items():
+    for name, layer in list(root.named_modules()):
+        if not isinstance(layer, CompressedModule | DepthwiseConv2d):
+            continue
         if layer.activation != "none":
             raise UnsupportedError(
                 f"expected compressed layers without an activation, got {layer.activation} in {name}"

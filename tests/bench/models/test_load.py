@@ -93,6 +93,37 @@ def test_weights_from_a_file(save: Callable[[nn.Module, Path], None], file: str,
     assert (y - expected_y).norm() < 1e-5 * expected_y.norm()
 
 
+def test_a_compiled_model_from_a_file(tmp_path: Path) -> None:
+    expected, (x,) = load_model("resnet18", shape=SMALL)
+    sc.prune(expected, 0.9)
+    sc.save(sc.compile(expected, x, policy="model", cache=False), tmp_path / "b.safetensors")
+    model, (x,) = load_model(f"resnet18@{tmp_path / 'b.safetensors'}", batch=2, shape=SMALL)
+    assert not any(isinstance(module, sc.nn.CompressedModule) for module in model.modules())
+    with torch.inference_mode():
+        y, expected_y = model(x), expected(x)
+    assert (y - expected_y).norm() < 1e-4 * expected_y.norm()
+
+
+def test_a_compiled_model_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the model of its library does; here a stand-in."""
+
+    class TimmNet(nn.Sequential):
+        pretrained_cfg = {"input_size": (3, 16, 16)}  # noqa: RUF012
+
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        return TimmNet(nn.Conv2d(3, 4, 3), nn.GELU())
+
+    stand_in = ModuleType("timm")
+    vars(stand_in).update(is_model=lambda name: True, create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    expected, (x,) = load_model("timm:net")
+    sc.save(sc.compile(expected, x, policy={"0": "csr"}, cache=False), tmp_path / "b.safetensors")
+    model, (x,) = load_model(f"timm:net@{tmp_path / 'b.safetensors'}")
+    assert x.shape == (1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected(x))
+
+
 def test_weights_of_another_model(tmp_path: Path) -> None:
     save_state(nn.Linear(2, 3), tmp_path / "w.pt")
     with pytest.raises(ModelError, match="does not belong to this model"):
