@@ -195,7 +195,7 @@ def _plain_graph(program: Any) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without export's own log of what failed, which becomes an error or another try, and torch's warnings of itself."""
+    """Without export's log of what failed, which becomes an error or another try, and torch's warning of itself."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
