@@ -210,10 +210,18 @@ ActivationsU8 quantize(const Tensor& x, QuantizeArgs args, const Quantization& h
   const int64_t row_bytes = (args.width + 2 * args.padding_w) * args.ld_out;
   const int64_t image_bytes = (args.height + 2 * args.padding_h) * row_bytes;
   const int64_t scale_bytes = (args.images * int64_t(sizeof(float)) + 63) / 64 * 64;
-  uint8_t* scratch = static_cast<uint8_t*>(call_scratch(scale_bytes + args.images * image_bytes + kReadBeyond));
+  const int64_t scratch_bytes = scale_bytes + args.images * image_bytes + kReadBeyond;
+  uint8_t* scratch = static_cast<uint8_t*>(call_scratch(scratch_bytes));
   args.scale = reinterpret_cast<float*>(scratch);
   args.out = scratch + scale_bytes;
   if (!args.is_dynamic) std::fill(args.scale, args.scale + args.images, static_cast<float>(*how.scale));
+  if (Recording* recording = active_recording()) {
+    recording->use_scratch(scratch, scratch_bytes);
+    if (!args.is_dynamic) {  // what the scratch holds before its kernels run is not there in a replay
+      const std::vector<float> scales(static_cast<size_t>(args.images), static_cast<float>(*how.scale));
+      args.scale = const_cast<float*>(recording->keep_numbers(scales));
+    }
+  }
   const auto& kernel = choose_kernel(quantize_kernels(), "", args);
   if (args.is_dynamic && image_bytes != args.ld_out) {  // more than a row: first the scales, then the bytes
     QuantizeArgs scales = args;
@@ -334,7 +342,7 @@ Tensor linear_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     input.ld_out = spread_bytes(K);
     shape.back() = groups.first.rows;
     const Outputs outputs{y_scale, y_zero_point};
-    y = new_tensor(x, shape, outputs.dtype(x.scalar_type()));
+    y = new_output(x, shape, outputs.dtype(x.scalar_type()));
     Args args;
     outputs.set(args, y);
     args.ldy = groups.first.rows;
@@ -399,11 +407,12 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     Args args;
     args.layout = is_last || y_scale ? Layout::kRows : Layout::kColumns;
     const ScalarType dtype = outputs.dtype(x.scalar_type());
-    Tensor memory = new_tensor(x, {input.images, N, out_height, out_width}, dtype);
-    y = memory;
+    Tensor memory = y;
     if (args.layout == Layout::kRows) {
       memory = new_tensor(x, {input.images, out_height, out_width, N}, dtype);
       y = channels_first_view(memory);
+    } else {
+      y = memory = new_output(x, {input.images, N, out_height, out_width}, dtype);
     }
     outputs.set(args, memory);
     args.ldy = args.layout == Layout::kRows ? N : N * pixels;

@@ -20,9 +20,6 @@ namespace sparsecore::torch_binding {
 // Multiply-adds that are worth a thread: waking it takes about 5 us, in which another does some 100 000.
 inline constexpr int64_t kWorkPerThread = 50'000;
 
-// Like thread_scratch(), for what one operation makes for all of its threads.
-void* call_scratch(int64_t bytes);
-
 template <class Args>
 const Kernel<Args>& choose_kernel(std::span<const Kernel<Args>> table, const std::string& name, const Args& args) {
   if (name.empty()) return select_kernel(table, args);

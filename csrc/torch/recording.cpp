@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string>
@@ -45,11 +46,14 @@ Recordings& recordings() {
 
 int64_t bytes_of(const Tensor& tensor) { return tensor.numel() * static_cast<int64_t>(tensor.element_size()); }
 
-// Offset of a pointer in a tensor's memory, or -1.
-int64_t offset_in(const Tensor& tensor, const void* pointer) {
-  const char* base = static_cast<const char*>(tensor.const_data_ptr());
+// Offset of a pointer in memory, or -1.
+int64_t offset_in(const void* memory, int64_t bytes, const void* pointer) {
+  const char* base = static_cast<const char*>(memory);
   const char* p = static_cast<const char*>(pointer);
-  return base <= p && p < base + bytes_of(tensor) ? p - base : -1;
+  return base != nullptr && base <= p && p < base + bytes ? p - base : -1;
+}
+int64_t offset_in(const Tensor& tensor, const void* pointer) {
+  return offset_in(tensor.const_data_ptr(), bytes_of(tensor), pointer);
 }
 
 void check_external(const Tensor& tensor) {
@@ -68,6 +72,8 @@ void Recording::begin(const Tensor& out, const std::vector<Tensor>& externals) {
   externals_ = externals;
   first_step_ = steps_.size();
   first_kept_ = kept_.size();
+  first_numbers_ = numbers_.size();
+  scratch_ = nullptr;
   is_refused_ = false;
   g_active = this;
 }
@@ -80,6 +86,7 @@ int64_t Recording::end() {
   if (!is_recorded) {
     steps_.resize(first_step_);
     kept_.resize(first_kept_, buffer_);
+    numbers_.resize(first_numbers_);
   }
   out_.reset();
   externals_.clear();
@@ -94,26 +101,38 @@ std::optional<Tensor> Recording::take_output(const std::vector<int64_t>& shape, 
   return std::exchange(out_, std::nullopt);
 }
 
-Address Recording::address_of(const void* pointer, bool may_be_weight) {
+void Recording::use_scratch(void* memory, int64_t bytes) {
+  scratch_ = memory;
+  scratch_size_ = bytes;
+  scratch_bytes_ = std::max(scratch_bytes_, bytes);
+}
+
+Address Recording::address_of(const void* pointer) {
   if (pointer == nullptr) return {};
   for (size_t i = 0; i < externals_.size(); ++i) {
     if (const int64_t offset = offset_in(externals_[i], pointer); offset >= 0) {
       return {static_cast<int64_t>(i), bytes_of(externals_[i]), offset, nullptr};
     }
   }
-  if (offset_in(buffer_, pointer) < 0 && !may_be_weight) refuse();
-  return {-1, 0, 0, const_cast<void*>(pointer)};
+  const int64_t in_scratch = offset_in(scratch_, scratch_size_, pointer);
+  if (in_scratch >= 0) return {Address::kScratch, 0, in_scratch, nullptr};
+  const bool is_own = offset_in(buffer_, pointer) >= 0 || std::ranges::any_of(numbers_, [&](const Numbers& numbers) {
+                        return offset_in(numbers.begin, numbers.bytes, pointer) >= 0;
+                      });
+  if (!is_own) refuse();
+  return {Address::kFixed, 0, 0, const_cast<void*>(pointer)};
 }
 
 void Recording::replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals) const {
   check(0 <= begin && begin <= end && end <= static_cast<int64_t>(steps_.size()), "expected steps inside of [0, ",
         steps_.size(), "], got [", begin, ", ", end, "]");
-  std::vector<External> memory;
-  memory.reserve(externals.size());
+  Memory memory;
+  memory.externals.reserve(externals.size());
   for (const Tensor& tensor : externals) {
     check_external(tensor);
-    memory.push_back({static_cast<char*>(tensor.mutable_data_ptr()), bytes_of(tensor)});
+    memory.externals.push_back({static_cast<char*>(tensor.mutable_data_ptr()), bytes_of(tensor)});
   }
+  if (scratch_bytes_ > 0) memory.scratch = static_cast<char*>(call_scratch(scratch_bytes_));
   for (int64_t i = begin; i < end; ++i) steps_[static_cast<size_t>(i)]->run(memory);
 }
 

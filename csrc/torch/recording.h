@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,32 +30,44 @@ namespace sparsecore::torch_binding {
 // calls, because fresh pages from the system cost more than many a small layer.
 void* thread_scratch(int64_t bytes);
 
+// Like thread_scratch(), for what one operation makes for all of its threads.
+void* call_scratch(int64_t bytes);
+
 // An external tensor of a replay.
 struct External {
   char* base;
   int64_t bytes;
 };
 
-// Where a step reads or writes: in the external tensor of that number, which must be of that size, or, below 0, at a
-// fixed address.
+// What a replay brings: external tensors, and memory that operations only use while they run.
+struct Memory {
+  std::vector<External> externals;
+  char* scratch = nullptr;
+};
+
+// Where a step reads or writes: in the external tensor of that number, which must be of that size; in the scratch; or
+// at a fixed address.
 struct Address {
-  int64_t external = -1;
+  static constexpr int64_t kFixed = -1, kScratch = -2;
+  int64_t external = kFixed;
   int64_t bytes = 0;
   int64_t offset = 0;
   void* fixed = nullptr;
 
-  void* resolve(std::span<const External> externals) const {
-    if (external < 0) return fixed;
-    check(external < static_cast<int64_t>(externals.size()) && externals[static_cast<size_t>(external)].bytes == bytes,
+  void* resolve(const Memory& memory) const {
+    if (external == kFixed) return fixed;
+    if (external == kScratch) return memory.scratch + offset;
+    check(external < static_cast<int64_t>(memory.externals.size()) &&
+              memory.externals[static_cast<size_t>(external)].bytes == bytes,
           "expected external tensors of the sizes that were recorded");
-    return externals[static_cast<size_t>(external)].base + offset;
+    return memory.externals[static_cast<size_t>(external)].base + offset;
   }
 };
 
 class Step {
  public:
   virtual ~Step() = default;
-  virtual void run(std::span<const External> externals) const = 0;
+  virtual void run(const Memory& memory) const = 0;
 };
 
 // Calls function(tasks) for what each thread does, on torch's threads.
@@ -72,33 +84,42 @@ void run_shares(const std::vector<std::vector<Task>>& shares, Function function)
   }
 }
 
-// Arguments whose tensors that change are x, y, the residual and the scale, as far as there are such.
-template <class Args>
-concept Recordable = requires(Args args, const void* input, void* output) {
-  args.x = input;
-  args.y = output;
-};
+// Calls function(pointer) for all pointers among a kernel's arguments to what may be new in every run.
+template <class Args, class Function>
+void for_each_pointer(Args& args, Function function) {
+  if constexpr (requires { args.x.segment_offset; }) {
+    function(args.x.x);
+    function(args.x.scale);
+  } else {
+    function(args.x);
+  }
+  if constexpr (requires { args.y; }) function(args.y);
+  if constexpr (requires { args.residual; }) function(args.residual);
+  if constexpr (requires { args.scale_batch_stride; }) {
+    if (args.scale_batch_stride != 0) function(args.scale);  // one for each channel is a constant of the network
+  } else if constexpr (requires { args.scale; }) {
+    function(args.scale);
+  }
+  if constexpr (requires { args.out; }) function(args.out);
+}
 
 template <class Args>
 class KernelStep final : public Step {
  public:
-  KernelStep(const Kernel<Args>& kernel, const Args& args, std::vector<std::vector<Task>> shares, Address x, Address y,
-             Address residual, Address scale)
+  KernelStep(const Kernel<Args>& kernel, const Args& args, std::vector<std::vector<Task>> shares,
+             std::vector<Address> addresses)
       : kernel_(kernel),
         args_(args),
         shares_(std::move(shares)),
         scratch_bytes_(kernel.scratch_bytes(args)),
-        x_(x),
-        y_(y),
-        residual_(residual),
-        scale_(scale) {}
+        addresses_(std::move(addresses)) {}
 
-  void run(std::span<const External> externals) const override {
+  void run(const Memory& memory) const override {
     Args args = args_;
-    args.x = x_.resolve(externals);
-    args.y = y_.resolve(externals);
-    if constexpr (requires { args.residual; }) args.residual = residual_.resolve(externals);
-    if constexpr (requires { args.scale; }) args.scale = static_cast<const float*>(scale_.resolve(externals));
+    const Address* address = addresses_.data();
+    for_each_pointer(args, [&](auto& pointer) {
+      pointer = static_cast<std::remove_reference_t<decltype(pointer)>>(address++->resolve(memory));
+    });
     run_shares(shares_, [&](const std::vector<Task>& tasks) {
       for (const Task& task : tasks) kernel_.run(args, task.rows, task.tiles, thread_scratch(scratch_bytes_));
     });
@@ -109,7 +130,7 @@ class KernelStep final : public Step {
   Args args_;
   std::vector<std::vector<Task>> shares_;
   int64_t scratch_bytes_;
-  Address x_, y_, residual_, scale_;
+  std::vector<Address> addresses_;
 };
 
 class Recording {
@@ -126,18 +147,26 @@ class Recording {
   void keep(const Tensor& tensor) { kept_.push_back(tensor); }
   void refuse() { is_refused_ = true; }
 
+  // Memory of the thread that the operation uses while it runs; a replay gives it another.
+  void use_scratch(void* memory, int64_t bytes);
+
+  // A copy of an operation's own numbers that lives as long as the recording.
+  template <class T>
+  const T* keep_numbers(const std::vector<T>& numbers) {
+    auto copy = std::make_shared<std::vector<T>>(numbers);
+    numbers_.push_back({copy, copy->data(), static_cast<int64_t>(numbers.size() * sizeof(T))});
+    return copy->data();
+  }
+
   template <class Args>
-  void add(const Kernel<Args>& kernel, const Args& args, const std::vector<std::vector<Task>>& shares) {
-    if constexpr (Recordable<Args>) {
-      const Address x = address_of(args.x), y = address_of(args.y);
-      Address residual, scale;
-      if constexpr (requires { args.residual; }) residual = address_of(args.residual);
-      // One for each image comes from the network, one for each channel is a constant of it.
-      if constexpr (requires { args.scale; }) scale = address_of(args.scale, args.scale_batch_stride == 0);
-      steps_.push_back(std::make_unique<KernelStep<Args>>(kernel, args, shares, x, y, residual, scale));
-    } else {
-      refuse();
+  void add(const Kernel<Args>& kernel, Args args, const std::vector<std::vector<Task>>& shares) {
+    std::vector<Address> addresses;
+    for_each_pointer(args, [&](auto& pointer) { addresses.push_back(address_of(pointer)); });
+    if constexpr (requires { args.x.segment_offset; }) {
+      const int64_t* offsets = args.x.segment_offset;
+      args.x.segment_offset = keep_numbers(std::vector<int64_t>(offsets, offsets + args.weight.segments));
     }
+    steps_.push_back(std::make_unique<KernelStep<Args>>(kernel, args, shares, std::move(addresses)));
   }
 
   // --- afterwards ---
@@ -145,17 +174,27 @@ class Recording {
   void replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals) const;
 
  private:
-  // Refuses what is neither in the buffer nor in an external, unless it may be a weight.
-  Address address_of(const void* pointer, bool may_be_weight = false);
+  // Refuses what is neither the recording's own nor in an external.
+  Address address_of(const void* pointer);
+
+  struct Numbers {
+    std::shared_ptr<void> owner;
+    const void* begin;
+    int64_t bytes;
+  };
 
   Tensor buffer_;
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<Tensor> kept_;
+  std::vector<Numbers> numbers_;
+  int64_t scratch_bytes_ = 0;
 
   // between begin() and end()
   std::optional<Tensor> out_;
   std::vector<Tensor> externals_;
-  size_t first_step_ = 0, first_kept_ = 0;
+  const void* scratch_ = nullptr;  // of the operation that runs, and its size
+  int64_t scratch_size_ = 0;
+  size_t first_step_ = 0, first_kept_ = 0, first_numbers_ = 0;
   bool is_refused_ = false;
 };
 
