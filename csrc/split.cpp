@@ -68,4 +68,21 @@ std::vector<std::vector<Task>> split_work(const int32_t* row_ptr, int64_t num_ro
   return shares;
 }
 
+std::vector<std::vector<Task>> split_rows(const int32_t* row_ptr, int64_t num_rows, int64_t num_tiles,
+                                          int64_t num_threads) {
+  std::vector<std::vector<Task>> shares;
+  if (num_rows <= 0 || num_tiles <= 0 || num_threads <= 0) return shares;
+  const int64_t total = std::max<int64_t>(work_before(row_ptr, num_rows), 1);
+  const int64_t fair = total / num_threads;
+  for (int64_t share = 0, begin = 0; share < num_threads; ++share) {
+    const int64_t wanted = share + 1 == num_threads ? total : fair * (share + 1);
+    const int64_t end = share + 1 == num_threads ? num_rows : std::max(row_at(row_ptr, num_rows, wanted), begin);
+    const int64_t work = work_before(row_ptr, end) - work_before(row_ptr, begin);
+    if (work > fair + fair / 20) return {};
+    if (end > begin) shares.push_back({{{begin, end}, {0, num_tiles}}});
+    begin = end;
+  }
+  return shares;
+}
+
 }  // namespace sparsecore

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "sparsecore/kernel.h"
+#include "sparsecore/ops.h"
 #include "sparsecore/pack.h"
 #include "sparsecore/split.h"
 #include "torch/checks.h"
@@ -134,12 +135,31 @@ inline Range rows_of(const std::vector<Task>& tasks) {
   return rows;
 }
 
+// Whether a row of the output is one stretch of memory, as in [N, columns]; else one of its columns is.
+template <class Args>
+bool has_long_rows(const Args& args) {
+  if constexpr (requires { args.layout; }) return args.layout == Layout::kColumns;
+  return requires { args.out_width; };
+}
+
+// Tiles of a thread from which on the cache lines that two threads share do not count.
+inline constexpr int64_t kManyTiles = 8;
+
+template <class Args, class Rows>
+std::vector<std::vector<Task>> split(const Args& args, const Rows& rows, int64_t num_tiles, int64_t num_threads) {
+  if (num_threads > 1 && num_tiles < kManyTiles * num_threads && has_long_rows(args)) {
+    auto shares = split_rows(rows.row_ptr, rows.rows, num_tiles, num_threads);
+    if (!shares.empty()) return shares;
+  }
+  return split_work(rows.row_ptr, rows.rows, num_tiles, num_threads);
+}
+
 // work: multiply-adds of the whole call.
 template <class Args, class Rows>
 void run_kernel(const Kernel<Args>& kernel, const Args& args, const Rows& rows, int64_t work) {
   const int64_t worth = work / kWorkPerThread;
   const int64_t num_threads = std::clamp<int64_t>(worth, 1, torch::stable::get_num_threads());
-  const auto shares = split_work(rows.row_ptr, rows.rows, kernel.num_tiles(args), num_threads);
+  const auto shares = split(args, rows, kernel.num_tiles(args), num_threads);
   const int64_t scratch_bytes = kernel.scratch_bytes(args);
   std::atomic<const char*> problem = nullptr;
   run_shares(shares, [&](const std::vector<Task>& tasks) {

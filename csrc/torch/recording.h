@@ -133,7 +133,7 @@ class KernelStep final : public Step {
   std::vector<Address> addresses_;
 };
 
-class Recording {
+class [[gnu::visibility("hidden")]] Recording {
  public:
   explicit Recording(const Tensor& buffer) : buffer_(buffer) {}
 

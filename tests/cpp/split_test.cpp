@@ -77,6 +77,16 @@ TEST(SplitWork, CoversEverythingExactlyOnce) {
                                  random.chance(0.5) ? Guard::kAfter : Guard::kBefore);
     const int32_t* row_ptr = kind == Rows::kDense ? nullptr : csr.row_ptr.data();
     check_cover(split_work(row_ptr, num_rows, num_tiles, num_threads), num_rows, num_tiles, num_threads);
+    const Shares by_rows = split_rows(row_ptr, num_rows, num_tiles, num_threads);
+    if (!by_rows.empty()) {
+      check_cover(by_rows, num_rows, num_tiles, num_threads);
+      const int64_t fair = work_of(row_ptr, {0, num_rows}) / num_threads;
+      for (const std::vector<Task>& tasks : by_rows) {
+        ASSERT_EQ(tasks.size(), 1u);
+        ASSERT_EQ(tasks[0].tiles.size(), num_tiles);
+        ASSERT_LE(work_of(row_ptr, tasks[0].rows), fair + fair / 20);
+      }
+    }
     if (HasFatalFailure()) return;
   }
 }
@@ -92,6 +102,8 @@ TEST(SplitWork, GarbageRowPtrIsCoveredAsWell) {
     Buffer<int32_t> row_ptr(num_rows + 1, random.chance(0.5) ? Guard::kAfter : Guard::kBefore);
     for (int32_t& value : row_ptr) value = static_cast<int32_t>(random.integer(-reach, reach - 1));
     check_cover(split_work(row_ptr.data(), num_rows, num_tiles, num_threads), num_rows, num_tiles, num_threads);
+    const Shares by_rows = split_rows(row_ptr.data(), num_rows, num_tiles, num_threads);
+    if (!by_rows.empty()) check_cover(by_rows, num_rows, num_tiles, num_threads);
     if (HasFatalFailure()) return;
   }
 }
