@@ -242,7 +242,7 @@ def small() -> nn.Module:
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bundle.Bundle:
     path = tmp_path_factory.mktemp("bundle") / "m.safetensors"
-    sc.save(compiled(small().eval(), torch.ones(3, 4), policy={"0": "csr"}), path)
+    sc.save(compiled(small().eval(), torch.ones(3, 4), policy={"0": "csr", "2": "dense"}), path)
     return bundle.read(path)
 
 
