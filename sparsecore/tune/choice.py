@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ class LayerChoice:
         error: relative error that the format adds to the layer's output on the example, ``||y - y_own|| / ||y_own||``;
             0 in the layer's own numeric type (rounding aside), None if not measured.
         reason: why this format, and what the others would have cost in time and error.
+        predicted_us: what the cost model makes of dense_us for this format, where that was measured.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerChoice:
     roofline: float | None
     error: float | None
     reason: str
+    predicted_us: float | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -134,7 +137,19 @@ class Explanation:
             parts.append(self._budget_text(self.budget))
         if self.pass_us is not None:
             parts.append(self._pass_text(self.pass_us))
+        if (factor := self.prediction_error) is not None:
+            parts.append(f'the cost model, which policy="model" goes by, is off by a factor of {factor:.2f} (median)')
         return parts
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Median factor between predicted and measured times of layers that are not dense; None without any."""
+        factors = [
+            max(row.predicted_us / row.time_us, row.time_us / row.predicted_us)
+            for row in self.rows
+            if row.predicted_us and row.time_us and row.format != "dense"
+        ]
+        return statistics.median(factors) if factors else None
 
     def _pass_text(self, pass_us: float) -> str:
         """Where the time of a pass goes."""

@@ -180,6 +180,9 @@ class Chooser:
         for name, module in self.root.named_modules(remove_duplicate=False):
             if candidates(module):
                 places.setdefault(module, []).append(name)
+        found = {user_name(name) for names in places.values() for name in names}
+        if missing := self.settings.fixed.keys() - found:
+            raise ValueError(f"policy: {sorted(missing)} have no other form; expected some of {sorted(found)}")
         steps = len(places) + (self.error is not None)
         decisions: dict[nn.Module, _Decision] = {}
         for layer, names in places.items():
@@ -221,7 +224,12 @@ class Chooser:
         else:
             times = _predict(layer, calls, forms)
         if name in self.settings.fixed:
-            wanted = next(form for form in forms if form != DENSE or self.settings.fixed[name] == DENSE)
+            wanted = next(iter(forms.keys() - {DENSE}), "")
+            if not wanted:
+                raise ValueError(
+                    f"policy: {name} cannot run as {self.settings.fixed[name]!r} with its weight and input; "
+                    "fix another format or leave it out"
+                )
             row = unmeasured(name, layer, "", shape)
             return _Decision(row, places, calls, times, forms, wanted, chosen=wanted, note=_FIXED)
         own = [form for form in forms if self.error is None or is_exact(layer, form)]
@@ -285,6 +293,7 @@ class Chooser:
             row,
             time_us=decision.times[chosen],
             dense_us=decision.times[DENSE],
+            predicted_us=decision.times[DENSE] * _predict(layer, decision.calls, [chosen])[chosen],
             roofline=flops / (decision.times[chosen] * 1e3) / self.peak_gflops,
         )
 

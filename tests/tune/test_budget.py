@@ -132,7 +132,9 @@ def test_layers_without_zeros_become_dense_int8(times: dict[str, float]) -> None
     assert "dense 100 us" in reason
     assert "fewer than 30% zeros" in reason
     assert "csr" not in reason, "sparse formats are not even measured"
-    assert [row.reason for row in sc.explain(sc.convert(model, x))] == ["fewer than 30% zeros"] * 2
+    for row in sc.explain(sc.convert(model, x)):
+        assert row.format == "dense"
+        assert "fewer than 30% zeros" in row.reason
 
 
 class Outputs(nn.Module):
@@ -281,7 +283,7 @@ def test_the_table_fits_100_columns_and_json(fast_int8: dict[str, float], tmp_pa
     text = str(explanation)
     assert max(map(len, text.splitlines())) <= 100
     assert text.splitlines()[0].endswith("error")
-    assert text.splitlines()[-1].startswith(f"output error {explanation.budget.error:.3%} of 0.150% allowed")
+    assert f"\noutput error {explanation.budget.error:.3%} of 0.150% allowed" in text
     assert explanation._summary()[0] in explanation._repr_html_()
     data = json.loads(json.dumps(explanation.to_dict()))
     assert data["budget"]["max_error"] == 0.0015

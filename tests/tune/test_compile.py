@@ -53,6 +53,8 @@ def test_really_measured() -> None:
     assert 0.2 * explanation.pass_us < spent  # small layers: clocks are a part of it
     text = str(explanation)
     assert "a pass takes" in text
+    assert explanation.prediction_error is not None
+    assert f"off by a factor of {explanation.prediction_error:.2f}" in text.replace("\n", " ")
     assert json.loads(json.dumps(explanation.to_dict()))["pass_us"] == explanation.pass_us
     assert "a pass takes" in explanation._repr_html_()
 
@@ -79,6 +81,10 @@ def test_policy_fixes_layers() -> None:
         compiled(model, image(1), policy={"conv9": "csr"})
     with pytest.raises(ValueError, match="conv1 cannot run as 'best'; expected one of"):
         compiled(model, image(1), policy={"conv1": "best"})
+    with pytest.raises(ValueError, match="conv1 cannot run as '4x1' with its weight"):
+        compiled(model, image(1), policy={"conv1": "4x1"})
+    with pytest.raises(ValueError, match=r"\['bn1'\] have no other form; expected some of \['conv1'"):
+        compiled(model, image(1), policy={"bn1": "csr"})
 
 
 @pytest.mark.usefixtures("times")
