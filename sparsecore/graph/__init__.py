@@ -1,4 +1,4 @@
-"""What happens between layers: observing one run of a model, folding BatchNorm."""
+"""What happens between layers: a model as a graph (prepare, program, compiled), or one run of it observed."""
 
 from sparsecore.graph.copy import copy_model
 from sparsecore.graph.fold import fold_batchnorm

@@ -1,10 +1,10 @@
-"""Copying a model that torch.nn.utils.prune holds in its hands."""
+"""Copies of models and of graphs."""
 
 from __future__ import annotations
 
 import copy
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -19,3 +19,10 @@ def copy_model(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
+
+
+def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy a graph; its layers and parameters are shared, and can be replaced in the copy."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, graph)

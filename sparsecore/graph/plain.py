@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
+from sparsecore.graph.copy import copy_graph
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.nn.dense import DenseLayer, activate, dense_layer, plain_layer
 
@@ -49,10 +50,8 @@ class _PlainModule(nn.Module):
 
 
 def _plain_graph(module: fx.GraphModule) -> fx.GraphModule:
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    plain = fx.GraphModule(module, graph)
-    for node in graph.nodes:
+    plain = copy_graph(module)
+    for node in plain.graph.nodes:
         if node.op == "call_module":
             name = str(node.target)
             plain.set_submodule(name, _dense(plain.get_submodule(name), node.meta["val"].dtype))

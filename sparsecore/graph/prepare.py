@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from sparsecore.graph.capture import Captured, capture
+from sparsecore.graph.copy import copy_graph
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
 from sparsecore.graph.observe import ExampleInputs
@@ -47,10 +48,8 @@ def prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
 
 def _in_channels_last(captured: Captured) -> Captured:
     """A copy of a fused graph with channels-last layers."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(captured.module.graph, {}))
-    twin = fx.GraphModule(captured.module, graph)
-    for node in graph.nodes:
+    twin = copy_graph(captured.module)
+    for node in twin.graph.nodes:
         if node.target is torch.ops.aten.view.default:  # of what was row-major at capture
             node.target = torch.ops.aten.reshape.default
         layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -101,15 +101,19 @@ class Program:
             raw.recording_free(recording)
 
 
-def record_layer(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
-    """A call of one layer on these inputs, as a program makes it."""
+def layer_program(layer: nn.Module, inputs: Sequence[Tensor]) -> Program:
+    """The program of a graph that is one layer."""
     root = nn.Module()
     root.layer = layer
     graph = fx.Graph(root)  # type: ignore[arg-type]
     args = tuple(graph.placeholder(f"x{i}") for i in range(len(inputs)))
     graph.output((graph.call_module("layer", args),))
-    program = Program(fx.GraphModule(root, graph), inputs)
-    replay = program.only_replay()
+    return Program(fx.GraphModule(root, graph), inputs)
+
+
+def record_layer(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """A call of one layer on these inputs, as a program makes it."""
+    replay = layer_program(layer, inputs).only_replay()
     return partial(layer, *inputs) if replay is None else partial(replay, inputs)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from sparsecore.graph.compiled import CompiledModule
+from sparsecore.graph.copy import copy_graph
 from sparsecore.tune.choice import explain
 from sparsecore.tune.compile import compile
 
@@ -80,9 +81,8 @@ def _compile(frozen: nn.Module, given: tuple[Any, ...], options: Mapping[str, An
 
 def _freeze(module: fx.GraphModule, example_inputs: Sequence[Any]) -> tuple[nn.Module, list[int]]:
     """A copy that holds its parameters and buffers, and the numbers of the inputs that it still takes."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    root = fx.GraphModule(module, graph)
+    root = copy_graph(module)
+    graph = root.graph
     data = []
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for i, (node, value) in enumerate(zip(placeholders, example_inputs, strict=True)):

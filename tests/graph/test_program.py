@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from networks import NETWORKS, assert_same, image, sparse_
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore._native import raw
 from sparsecore.graph.capture import capture
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
-from sparsecore.graph.program import Program
+from sparsecore.graph.program import Program, layer_program
 from sparsecore.nn import put_layer
 
 
@@ -124,12 +124,7 @@ def test_int8_layers_are_recorded(name: str, with_residual: bool) -> None:
             if name == "int8 outputs":
                 pytest.skip("no residual with int8 outputs")
             inputs.append(torch.randn(layer(x).shape, generator=generator))
-        root = nn.Module()
-        root.layer = layer
-        graph = fx.Graph(root)  # type: ignore[arg-type]
-        arguments = tuple(graph.placeholder(f"x{i}") for i in range(len(inputs)))
-        graph.output((graph.call_module("layer", arguments),))
-        program = Program(fx.GraphModule(root, graph), inputs)
+        program = layer_program(layer, inputs)
         assert not any(node.op == "call_module" for node in program.module.graph.nodes)
         for _ in range(3):
             inputs = [torch.randn(given.shape, generator=generator) for given in inputs]
