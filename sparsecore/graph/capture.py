@@ -95,8 +95,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     args, kwargs = as_arguments(example_inputs)
     with _quiet():
         try:
-            double_args, double_kwargs = _doubled(args, kwargs)
-            program = _export(model, double_args, double_kwargs, torch.export.Dim.AUTO)
+            program = _export(model, *_with_batch(args, kwargs), torch.export.Dim.AUTO)
         except Exception:  # any error of any model's own code
             try:
                 program = _export(model, args, kwargs, None)
@@ -116,7 +115,9 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Any:
     shapes = None
     if batch is not None:
-        shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, (args, kwargs))
+        shapes = pytree.tree_map(
+            lambda leaf: {0: batch} if _has_batch(leaf) and len(leaf) > 1 else None, (args, kwargs)
+        )
         shapes = {**_by_name(model, shapes[0]), **shapes[1]}
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
@@ -140,12 +141,17 @@ def _has_batch(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
-def _doubled(args: Any, kwargs: Any) -> Any:
-    """The example with at least two of a batch: export takes a size of one for a constant."""
+def _with_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with a batch of two instead of one: export takes a size of one for a constant.
+
+    Beside larger batches a one is meant: it broadcasts.
+    """
 
     def double(leaf: Any) -> Any:
         return torch.cat([leaf, leaf]) if _has_batch(leaf) and len(leaf) == 1 else leaf
 
+    if any(_has_batch(leaf) and len(leaf) > 1 for leaf in pytree.tree_leaves((args, kwargs))):
+        return args, kwargs
     return pytree.tree_map(double, (args, kwargs))
 
 

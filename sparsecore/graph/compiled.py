@@ -120,6 +120,9 @@ class CompiledModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_programs": OrderedDict()}
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError("a compiled model cannot be pickled; save it with sparsecore.save(), or its state_dict()")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin

@@ -75,8 +75,11 @@ def _folds(layer: DenseLayer, node: fx.Node) -> bool:
 
 def _fold(layer: Any, norm: tuple[Any, ...]) -> None:
     fuse_weights = fuse_linear_bn_weights if isinstance(layer, DenseLinear) else fuse_conv_bn_weights
+    mean, var, eps, weight, bias = norm
+    weight = torch.ones_like(mean) if weight is None else weight
+    bias = torch.zeros_like(mean) if bias is None else bias
     with torch.no_grad():
-        layer.weight, layer.bias = fuse_weights(layer.weight, layer.bias, *norm)
+        layer.weight, layer.bias = fuse_weights(layer.weight, layer.bias, mean, var, eps, weight, bias)
 
 
 # --- residuals and activations ---

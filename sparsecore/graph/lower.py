@@ -215,7 +215,9 @@ def _place(module: fx.GraphModule, name: str, layer: nn.Module, fallback: str) -
         return holder_name  # a layer that is called twice
     own = {*dict(holder.named_parameters(recurse=False)), *dict(holder.named_buffers(recurse=False))}
     is_free = holder_name and attribute == "weight" and own <= {"weight", "bias"} and not list(holder.children())
-    if not is_free or isinstance(holder, DenseLayer):
+    if isinstance(holder, DenseLayer):  # its weight in another product: beside it
+        holder_name = f"{holder_name}_{fallback}"
+    elif not is_free:
         holder_name = f"{holder_name}.{fallback}".lstrip(".")
     module.set_submodule(holder_name, layer)
     return holder_name

@@ -7,14 +7,15 @@ control flow depends on its data may do something else on other data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -32,6 +33,24 @@ def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[s
         "expected example_inputs as a tensor, a tuple of positional or a dict of keyword arguments, "
         f"got {type(example_inputs).__name__}"
     )
+
+
+def cloned(example_inputs: ExampleInputs) -> ExampleInputs:
+    """The same inputs in memory of their own, since a model may change them."""
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what runs change in a model, such as counters."""
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, value in before:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:

@@ -25,9 +25,9 @@ def backend(
 ) -> Callable[..., Any]:
     """Compile one of Dynamo's graphs; found by torch.compile under the name ``sparsecore``.
 
-    Weights are taken as they are at compile time. While gradients are recorded the graph runs as it is: call the
-    model under ``torch.no_grad()``. So does, with a warning, a graph that cannot be captured, such as one that
-    changes a buffer.
+    Weights are taken as they are at the first call; when they change, the graph runs as it is. So it does, with a
+    warning, where it cannot be captured, such as one that changes a buffer, and while gradients are recorded: call
+    the model under ``torch.no_grad()``.
 
     Args:
         module: takes the tensors of example_inputs, parameters and buffers of the model among them.
@@ -47,21 +47,52 @@ def backend(
     options = dict(options or {})
     if unknown := options.keys() - _OPTIONS:
         raise ValueError(f"expected options of sparsecore.compile(), {sorted(_OPTIONS)}, got {sorted(unknown)}")
-    frozen, data = _freeze(module, example_inputs)
+    weights = [i for i, x in enumerate(example_inputs) if isinstance(x, nn.Parameter) or _is_static(x)]
+    data = [i for i in range(len(example_inputs)) if i not in weights]
     if torch.is_grad_enabled() or not data or any(not isinstance(example_inputs[i], Tensor) for i in data):
         return module.forward  # a backward pass may come, or there are sizes that change from call to call
-    compiled: list[CompiledModule | None] = []
+    compiled: dict[tuple[int, ...], _Compiled] = {}
 
     @torch.compiler.disable
     def run(*inputs: Any) -> Any:
-        given = tuple(inputs[i] for i in data)
-        if not compiled:  # not before Dynamo is done: capturing inside of it would break its guards
-            compiled.append(_compile(frozen, given, options))
-        if compiled[0] is None:
+        # Dynamo runs one graph for all modules of a class, each with its own weights.
+        held = [inputs[i] for i in weights]
+        key = tuple(map(id, held))
+        entry = compiled.get(key)
+        if entry is None and len(compiled) < MOST_MODULES:
+            # Not before Dynamo is done: capturing inside of it would break its guards.
+            fast = _compile(_freeze(module, inputs, weights), tuple(inputs[i] for i in data), options)
+            entry = compiled[key] = _Compiled(fast, held)
+        if entry is None or entry.module is None or not entry.is_current():
             return module.forward(*inputs)
-        return pytree.tree_leaves(compiled[0](*given))
+        return pytree.tree_leaves(entry.module(*(inputs[i] for i in data)))
 
     return run
+
+
+# Modules that one graph is compiled for; further ones run as they are.
+MOST_MODULES = 64
+
+
+class _Compiled:
+    """A graph compiled with some weights; the module is None if it runs as it is."""
+
+    def __init__(self, module: CompiledModule | None, weights: Sequence[Tensor]) -> None:
+        self.module = module
+        self.weights = weights  # alive, so that their ids stay theirs
+        self.versions = [weight._version for weight in weights]
+
+    def is_current(self) -> bool:
+        """Whether the weights are what was compiled; if not, this entry is given up, with a warning."""
+        if [weight._version for weight in self.weights] == self.versions:
+            return True
+        self.module = None
+        warnings.warn(
+            "weights changed since they were compiled: the graph runs as it is from now on; "
+            "torch.compiler.reset() compiles it again",
+            stacklevel=4,
+        )
+        return False
 
 
 def _compile(frozen: nn.Module, given: tuple[Any, ...], options: Mapping[str, Any]) -> CompiledModule | None:
@@ -79,26 +110,22 @@ def _compile(frozen: nn.Module, given: tuple[Any, ...], options: Mapping[str, An
     return None
 
 
-def _freeze(module: fx.GraphModule, example_inputs: Sequence[Any]) -> tuple[nn.Module, list[int]]:
-    """A copy that holds its parameters and buffers, and the numbers of the inputs that it still takes."""
+def _freeze(module: fx.GraphModule, inputs: Sequence[Any], weights: Sequence[int]) -> nn.Module:
+    """A copy that holds its weights, and takes the other inputs."""
     root = copy_graph(module)
     graph = root.graph
-    data = []
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for i, (node, value) in enumerate(zip(placeholders, example_inputs, strict=True)):
-        if not isinstance(value, nn.Parameter) and not _is_static(value):
-            data.append(i)
-            continue
-        name = f"frozen_{i}"
+    for i in weights:
+        name, value = f"frozen_{i}", inputs[i]
         if isinstance(value, nn.Parameter):
             root.register_parameter(name, value)
         else:
             root.register_buffer(name, value)
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.get_attr(name))
-        graph.erase_node(node)
+        with graph.inserting_before(placeholders[i]):
+            placeholders[i].replace_all_uses_with(graph.get_attr(name))
+        graph.erase_node(placeholders[i])
     root.recompile()
-    return root.eval(), data
+    return root.eval()
 
 
 def _is_static(value: Any) -> bool:

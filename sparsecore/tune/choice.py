@@ -160,7 +160,7 @@ class Explanation:
         return (
             f"a pass takes {pass_us:.0f} us: {layers:.0f} us in layers, {between:.0f} us between them"
             + (f" ({names})" if names else "")
-            + f", {pass_us - layers - between:.0f} us elsewhere"
+            + f", {max(pass_us - layers - between, 0.0):.0f} us elsewhere"
         )
 
     def _budget_text(self, budget: Budget) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
 from sparsecore.graph.capture import Captured, Input
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.graph.observe import ExampleInputs, call_model
+from sparsecore.graph.observe import ExampleInputs, call_model, cloned
 from sparsecore.graph.prepare import Prepared, prepare
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
@@ -71,6 +71,9 @@ def compile(
     """
     settings = replace(check_settings(model, example_inputs, max_error, policy, exclude, cache), is_recorded=True)
     progress = progress or (lambda share: None)
+    if isinstance(example_inputs, Mapping):  # any mapping, such as a tokenizer's, is then one that pytree knows
+        example_inputs = dict(example_inputs)
+    given, example_inputs = example_inputs, cloned(example_inputs)
     copied = copy_model(model).eval()
     fold_torch_pruning(copied)
     try:
@@ -79,7 +82,7 @@ def compile(
         reason = f"converted layer by layer, since it cannot be captured: {error}"
         warnings.warn(f"the model is {reason}", stacklevel=2)
         options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
-        converted = convert(model, example_inputs, **options, progress=progress)  # type: ignore[arg-type]
+        converted = convert(model, given, **options, progress=progress)  # type: ignore[arg-type]
         setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
         return converted
     captured, inputs = prepared.own, tuple(_tensors(example_inputs))
@@ -103,7 +106,10 @@ def _prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
     with torch.no_grad():
         expected = _tensors(call_model(model, example_inputs))
         prepared = prepare(model, example_inputs)
-        outputs = _tensors(prepared.own.module(*_tensors(example_inputs)))
+        try:
+            outputs = _tensors(prepared.own.module(*_tensors(example_inputs)))
+        except RuntimeError as error:
+            raise UnsupportedError(f"the graph does not run on the example: {error}") from error
     if not _are_close(outputs, expected):
         raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
     inputs = _inputs_with_one(prepared.own, model, example_inputs)

@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsecore.graph import copy_model, observe
 from sparsecore.graph.fold import fold_batchnorm_, foldable_layers
-from sparsecore.graph.observe import ExampleInputs
+from sparsecore.graph.observe import ExampleInputs, cloned, unchanged_buffers
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
@@ -66,13 +66,15 @@ def convert(
     root = nn.Sequential(copy_model(model)).eval()
     fold_torch_pruning(root)
     seen, error = None, None
-    if example_inputs is not None:
-        watched = foldable_layers(root[0]) | choosable_layers(root[0])
-        seen = observe(root[0], example_inputs, watched)
-        if settings.max_error is not None:
-            reference = ReferenceOutputs(root[0], choosable_layers(root[0]), [example_inputs])
-            error = AllowedError(settings.max_error, reference)
-        fold_batchnorm_(root, seen)
-    explanation = Chooser(root, seen, settings, error).run(progress or (lambda share: None))
+    with unchanged_buffers(root):
+        if example_inputs is not None:
+            example_inputs = cloned(example_inputs)
+            watched = foldable_layers(root[0]) | choosable_layers(root[0])
+            seen = observe(root[0], example_inputs, watched)
+            if settings.max_error is not None:
+                reference = ReferenceOutputs(root[0], choosable_layers(root[0]), [example_inputs])
+                error = AllowedError(settings.max_error, reference)
+            fold_batchnorm_(root, seen)
+        explanation = Chooser(root, seen, settings, error).run(progress or (lambda share: None))
     setattr(root[0], ATTRIBUTE, explanation)
     return root[0]

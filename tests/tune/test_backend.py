@@ -256,3 +256,56 @@ def test_new_weights_in_place_are_not_seen() -> None:
         assert_same(fast(x), before)
         torch._dynamo.reset()
         assert_same(compiled(model)(x), model(x))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.linear(x))
+
+
+def test_modules_of_one_class_keep_their_own_weights() -> None:
+    models = [Block().eval() for _ in range(3)]
+    x = torch.randn(4, 16)
+    with torch.no_grad():
+        for _ in range(2):
+            for model in models:
+                fast = torch.compile(model, backend="sparsecore", options={"policy": "model"})
+                assert_same(fast(x), model(x))
+
+
+def test_changed_weights_are_seen() -> None:
+    model = Block().eval()
+    fast = torch.compile(model, backend="sparsecore", options={"policy": "model"})
+    x = torch.randn(4, 16)
+    with torch.no_grad():
+        fast(x)
+        model.linear.bias.add_(1)
+        with pytest.warns(UserWarning, match="weights changed since they were compiled"):
+            got = fast(x)
+        assert_same(got, model(x))
+        model.linear.weight = nn.Parameter(torch.randn(16, 16))
+        assert_same(fast(x), model(x))
+
+
+class ChangesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.add_(1)
+        return self.linear(x)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_inputs_change_once() -> None:
+    model = ChangesItsInput().eval()
+    x = torch.zeros(2, 8)
+    with torch.no_grad():
+        got = torch.compile(model, backend="sparsecore", options={"policy": "model"})(x)
+        assert torch.equal(x, torch.ones(2, 8))
+        assert_same(got, model.linear(x))

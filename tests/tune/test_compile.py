@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -290,3 +291,76 @@ def test_torch_compile_and_export() -> None:
         assert_same(torch.compile(fast, backend="aot_eager", fullgraph=True)(x), want)
         program = torch.export.export(fast, (x,))
         assert_same(program.module()(x), want)
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x.mul_(2)
+        return self.linear(x) + self.calls
+
+
+def test_looking_at_a_model_changes_nothing() -> None:
+    x = torch.ones(2, 8)
+    with pytest.warns(UserWarning, match="changes"):
+        fast = compiled(Counter().eval(), x)
+    assert torch.equal(x, torch.ones(2, 8))
+    assert float(fast.calls) == 0
+
+
+def test_batchnorm_without_weights() -> None:
+    model = sparse_(nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24, affine=False), nn.ReLU()))
+    x = torch.randn(4, 16)
+    fast = compiled(model, x)
+    assert {node.target for node in fast.graph_module.graph.nodes if node.op.startswith("call")} == {"0"}
+    with torch.no_grad():
+        assert_same(fast(x), model(x))
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) * gate + gate)
+
+
+@pytest.mark.parametrize("batches", [(2, 1), (1, 2), (2, 2), (1, 1)])
+@pytest.mark.parametrize("size", [1, 5])
+def test_inputs_that_broadcast(batches: tuple[int, int], size: int) -> None:
+    model = sparse_(Gate(), 0.9)
+    inputs = (image(batches[0], 16, 5, 5), image(batches[1], 16, size, size))
+    fast = compiled(model, inputs)
+    with torch.no_grad():
+        assert_same(fast(*inputs), model(*inputs), 1e-4)
+
+
+class SharedWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(self.bn(self.conv(x)), self.conv.weight, padding=1)
+
+
+def test_a_weight_in_two_products(tmp_path: Path) -> None:
+    model = sparse_(SharedWeight(), 0.9)
+    fast = compiled(model, image(2, 8))
+    with torch.no_grad():
+        assert_same(fast(image(1, 8)), model(image(1, 8)), 1e-4)
+    sc.save(fast, tmp_path / "m.safetensors")
+    loaded = sc.load(tmp_path / "m.safetensors", SharedWeight)
+    assert torch.equal(loaded(image(1, 8)), fast(image(1, 8)))
+
+
+def test_pickle_says_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"save it with sparsecore.save\(\)"):
+        pickle.dumps(compiled(sparse_(Residual()), image(1)))
