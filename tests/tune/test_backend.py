@@ -245,19 +245,6 @@ def test_dynamic_sizes() -> None:
             assert_same(fast(x, 2), model(x, 2))
 
 
-def test_new_weights_in_place_are_not_seen() -> None:
-    """What the documentation says; torch.compile is called anew for them."""
-    model = sparse_(nn.Sequential(nn.Linear(8, 8)), 0.5)
-    fast = compiled(model)
-    x = torch.randn(2, 8)
-    with torch.no_grad():
-        before = fast(x)
-        model[0].weight.zero_()
-        assert_same(fast(x), before)
-        torch._dynamo.reset()
-        assert_same(compiled(model)(x), model(x))
-
-
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
