@@ -46,7 +46,7 @@ class CompiledModule(nn.Module):
             RuntimeError: an input has another shape, dtype or device than what was compiled.
         """
         tensors = self._tensors(args, kwargs)
-        if torch.compiler.is_compiling() or _needs_gradient(tensors):
+        if not _can_record(tensors):
             outputs = self.graph_module(*tensors)
         else:
             with torch.no_grad():
@@ -130,8 +130,13 @@ class CompiledModule(nn.Module):
         return twin
 
 
-def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def _can_record(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are numbers to compute with, now, and nobody asks how they came about."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    if not all(type(x) in (Tensor, nn.Parameter) and x.is_cpu for x in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def _check_input(given: Any, expected: Input, sizes: dict[str, int]) -> None:

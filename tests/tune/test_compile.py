@@ -13,6 +13,7 @@ import pytest
 import torch
 from networks import NETWORKS, Classifier, DataDependent, Residual, assert_same, image, sparse_
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import sparsecore as sc
 from sparsecore.graph.compiled import MAX_PROGRAMS, CompiledModule
@@ -364,3 +365,13 @@ def test_a_weight_in_two_products(tmp_path: Path) -> None:
 def test_pickle_says_what_to_do() -> None:
     with pytest.raises(TypeError, match=r"save it with sparsecore.save\(\)"):
         pickle.dumps(compiled(sparse_(Residual()), image(1)))
+
+
+def test_shapes_without_numbers() -> None:
+    fast = compiled(sparse_(Residual()), image(1))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert fast(mode.from_tensor(image(3))).shape == (3, 16, 13, 11)
+    x = image(1)
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, x)
+        assert_same(traced(x), fast(x))
