@@ -111,7 +111,7 @@ def load_model(
         The model in eval mode, and its positional arguments.
 
     Raises:
-        ModelError: The name means nothing, or the shape is missing.
+        ModelError: The name means nothing, the shape is missing, or the model does not run on it.
         MissingExtraError: The library of the name is not installed.
 
     Example:
@@ -126,7 +126,18 @@ def load_model(
         x = source.make_input(model, batch, shape)
         if source.is_random:
             settle(source, model, x.shape, seed)
+        try:
+            with torch.no_grad():
+                model(x)
+        except Exception as error:  # any error of anybody's code
+            raise ModelError(
+                f"{source.name} does not run on an input {list(x.shape)}: {_first_line(error)}; give another --input"
+            ) from error
     return model, (x,)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def settle(source: ModelSource, model: nn.Module, shape: Sequence[int], seed: int) -> None:
@@ -265,7 +276,10 @@ def _from_factory(module: str, function: str) -> ModelSource:
 
 
 def _call(name: str, factory: Callable[[], Any]) -> nn.Module:
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # any error of anybody's code
+        raise ModelError(f"{name} fails without arguments: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected {name} to return a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -290,11 +304,16 @@ def _with_weights(build: Callable[[], nn.Module], path: Path) -> nn.Module:
             return _from_bundle(build(), path)
         state = load_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what comes of other files, torch says in many ways
+            raise ModelError(
+                f"expected a state_dict of torch.save() in {path}, got {type(error).__name__}: {_first_line(error)}"
+            ) from error
     model = build()
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ModelError(f"{path} does not belong to this model: {error}") from error
     return model
 

@@ -124,6 +124,19 @@ def test_a_compiled_model_says_what_it_takes(tmp_path: Path, monkeypatch: pytest
         torch.testing.assert_close(model(x), expected(x))
 
 
+def test_models_that_fail_are_named() -> None:
+    with pytest.raises(ModelError, match="math:sqrt fails without arguments: TypeError"):
+        load_model("math:sqrt", shape=(1, 2))
+    with pytest.raises(ModelError, match=r"does not run on an input \[1, 2, 8, 8\].*--input"):
+        load_model(DIGITS, shape=(1, 2, 8, 8))
+
+
+def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_text("no")
+    with pytest.raises(ModelError, match=r"expected a state_dict of torch.save\(\)"):
+        load_model(f"resnet18@{tmp_path / 'w.bin'}")
+
+
 def test_weights_of_another_model(tmp_path: Path) -> None:
     save_state(nn.Linear(2, 3), tmp_path / "w.pt")
     with pytest.raises(ModelError, match="does not belong to this model"):
