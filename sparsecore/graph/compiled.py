@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -57,7 +58,11 @@ class CompiledModule(nn.Module):
         """The program for inputs of these shapes, recorded if it is the first time."""
         key = (torch.get_num_threads(), *(x.shape for x in tensors))
         program = self._programs.get(key)
-        return self._record(key, tensors) if program is None else program
+        if program is None:
+            return self._record(key, tensors)
+        with contextlib.suppress(KeyError):  # another thread may have dropped it
+            self._programs.move_to_end(key)
+        return program
 
     def captured(self) -> Captured:
         """The graph with its layers, and how to call it."""

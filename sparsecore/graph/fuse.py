@@ -15,7 +15,6 @@ from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph.lower import clean, constant_of, first_output, layer_of
 from sparsecore.nn import CompressedModule
 from sparsecore.nn.dense import DenseConv2d, DenseLayer, DenseLinear
-from sparsecore.ops import ACTIVATIONS
 
 aten = torch.ops.aten
 ours = torch.ops.sparsecore
@@ -124,8 +123,8 @@ _ACTIVATIONS: dict[Any, str] = {
 
 def activation_of(node: fx.Node) -> str:
     """The activation that a node is; empty if it is none of ours."""
-    if (name := _ACTIVATIONS.get(node.target, "")) in ACTIVATIONS:
-        return name
+    if node.target in _ACTIVATIONS:
+        return _ACTIVATIONS[node.target]
     if node.target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none" and len(node.args) == 1:
         return "gelu"
     if node.target is aten.hardtanh.default and tuple(node.args[1:]) == (0.0, 6.0) and not node.kwargs:

@@ -15,12 +15,11 @@ from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.tune.candidates import DENSE
 from sparsecore.tune.choice import Explanation, LayerChoice
+from sparsecore.tune.chooser import MARGIN
 
 # Where the chosen formats take at least this share of the dense time, the model may be faster in the layout that
 # PyTorch's dense kernels want, which layers cannot choose one by one.
 WORTH_COMPARING = 0.5
-# The other layout must be this much faster.
-MARGIN = 0.97
 MIN_TIME_S = 1.0
 PASSES = 15
 
@@ -66,8 +65,8 @@ def with_pass_times(compiled: CompiledModule, inputs: Sequence[Tensor], explanat
     times = {name: statistics.quantiles(values, n=4)[0] for name, values in samples.items()}
     names = compiled.layers_of_nodes()
     by_layer: dict[str, float] = {}
-    for node, time_us in times.items():
-        by_layer[names.get(node, "")] = by_layer.get(names.get(node, ""), 0.0) + time_us
+    for node in names.keys() & times.keys():
+        by_layer[names[node]] = by_layer.get(names[node], 0.0) + times[node]
     rows = tuple(_in_pass(row, by_layer[row.name]) if row.name in by_layer else row for row in explanation)
     between = {node: time_us for node, time_us in times.items() if node not in names}
     return replace(explanation, rows=rows, pass_us=timing.q25_us, between_us=between)

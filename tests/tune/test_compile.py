@@ -213,6 +213,11 @@ def test_programs_are_few() -> None:
     for batch in range(1, MAX_PROGRAMS + 4):
         fast(image(batch))
     assert len(fast._programs) == MAX_PROGRAMS
+    oldest, second = list(fast._programs)[:2]
+    fast(image(oldest[1][0]))  # used again: the next to go is the second
+    fast(image(50))
+    assert oldest in fast._programs
+    assert second not in fast._programs
 
 
 def test_gradients_reach_the_input() -> None:
