@@ -47,7 +47,7 @@ test-all: build lint test-cpp test-neon test-sanitize test-sanitize-python
 test-cpp: $(VENV)/.tools
 	$(BIN)/cmake -S . -B $(BUILD)/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSPARSECORE_TESTS=ON -DSPARSECORE_BENCHMARKS=ON
 	$(BIN)/cmake --build $(BUILD)/cpp
-	$(BIN)/ctest --test-dir $(BUILD)/cpp --output-on-failure
+	$(BIN)/ctest --test-dir $(BUILD)/cpp --output-on-failure --parallel $$(nproc)
 
 # The NEON kernels on any machine: cross-compiled, run in qemu.
 test-neon: $(VENV)/.tools

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TextIO
 
-# progress(step, share): 0 begins a step, 1 ends it; anything between may be called at any time.
+# progress(step, share): 0 begins a step, 1 ends it; anything between may be called at any time. A step that ends but
+# never began is a note.
 Progress = Callable[[str, float], None]
 
 
@@ -29,10 +30,11 @@ def lines(stream: TextIO | None = None) -> Progress:
     started: dict[str, float] = {}
 
     def report(step: str, share: float) -> None:
-        begin = started.setdefault(step, time.monotonic())
-        if share >= 1.0:
-            seconds = time.monotonic() - started.pop(step, begin)
-            print(f"  {step}  {seconds:.1f} s", file=stream or sys.stderr, flush=True)
+        if share < 1.0:
+            started.setdefault(step, time.monotonic())
+            return
+        took = f"  {time.monotonic() - started.pop(step):.1f} s" if step in started else ""
+        print(f"  {step}{took}", file=stream or sys.stderr, flush=True)
 
     return report
 

@@ -142,16 +142,13 @@ def bench(
         require_extra("matplotlib", "bench")  # now, not after the work
         out.mkdir(parents=True, exist_ok=True)
     wanted = [*(PEERS if peers else ()), *((TORCH_COMPILE,) if torch_compile else ())]
-    for peer in wanted:
-        if peer.versions() is None:
-            click.echo(f"{peer.name} is not installed: {peer.install}", err=True)
     plan = Plan(
         find_model(model),
         shape,
         batches,
         sparsities,
         thread_counts or (torch.get_num_threads(),),
-        [peer for peer in wanted if peer.versions() is not None],
+        wanted,
         max_error,
         rounds,
         seconds,

@@ -14,9 +14,10 @@ def test_a_line_per_finished_step() -> None:
     with stage(report, "first") as share:
         share(0.5)
         assert stream.getvalue() == ""
+    report("a note", 1.0)
     with stage(report, "second"):
         pass
-    assert re.fullmatch(r"  first  \d+\.\d s\n  second  \d+\.\d s\n", stream.getvalue())
+    assert re.fullmatch(r"  first  \d+\.\d s\n  a note\n  second  \d+\.\d s\n", stream.getvalue())
 
 
 def test_a_stage_ends_once_and_only_when_it_succeeds() -> None:

@@ -54,7 +54,7 @@ class Plan:
         batches: Samples of the input; none is the shape's first size.
         sparsities: Shares of zeros; none is `SPARSITIES`, or the zeros that a model with weights has.
         threads: Numbers of threads.
-        peers: Who competes with sparsecore.
+        peers: Who competes with sparsecore, where it is installed.
         max_error: Of our int8 model, see `sparsecore.convert`; None leaves int8 out, the peers' too.
         rounds: Turns of every candidate.
         turn_seconds: Of a turn, after its first call; one more call at least is made.
@@ -81,10 +81,11 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
         progress: Called with the name of the step and the share done.
 
     Returns:
-        The report, ready for JSON: ``machine``, ``model``, ``versions`` of the libraries, ``cells``, one for each
-        number of threads, batch and share of zeros, and the ``summary`` of each. A cell has the ``candidates`` with
-        their times and relative errors, what was ``pruned``, the FMA peak of its rounds, and ``failures``, the lines
-        that say what went wrong. ``complete`` is False where an interrupt ended it early.
+        The report, ready for JSON: ``machine``, ``model``, ``versions`` of the libraries, lines on the peers that are
+        ``missing``, ``cells``, one for each number of threads, batch and share of zeros, and the ``summary`` of each. A
+        cell has the ``candidates`` with their times and relative errors, what was ``pruned``, the FMA peak of its
+        rounds, and ``failures``, the lines that say what went wrong. ``complete`` is False where an interrupt ended it
+        early.
 
     Raises:
         ModelError: The model's input is not known.
@@ -98,7 +99,10 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
         for batch in dict.fromkeys(plan.batches or (len(x),))
         for sparsity in _sparsities(plan, model)
     ]
-    libraries = (OURS, *plan.peers)
+    libraries = (OURS, *(peer for peer in plan.peers if peer.versions() is not None))
+    missing = [f"{peer.name} is not installed: {peer.install}" for peer in plan.peers if peer not in libraries]
+    for line in missing:
+        progress(line, 1.0)
     cells: list[dict[str, Any]] = []
     try:
         for threads in dict.fromkeys(plan.threads):
@@ -112,6 +116,7 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
         "schema": SCHEMA,
         "machine": probes.machine() | {"threads": list(dict.fromkeys(plan.threads))},
         "versions": {library.name: library.versions() for library in libraries},
+        "missing": missing,
         "model": plan.source.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rounds": plan.rounds,

@@ -57,14 +57,14 @@ def zeros(cell: Row) -> str:
 
 
 def notes(report: Row) -> list[str]:
-    """What was pruned, and what went wrong."""
+    """What was pruned, who was missing, and what went wrong."""
     pruned = dict.fromkeys(f"{zeros(cell)} zeros: {cell['pruned']}." for cell in report["cells"])
     failures = [
         f"batch {cell['batch']}, {zeros(cell)} zeros, {count_threads(cell['threads'])}: {failure}"
         for cell in report["cells"]
         for failure in cell["failures"]
     ]
-    return [*pruned, *failures]
+    return [*pruned, *report["missing"], *failures]
 
 
 def markdown(report: Row) -> str:

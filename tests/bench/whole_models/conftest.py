@@ -49,7 +49,8 @@ def model_report() -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "machine": {"cpu": "Some CPU", "isa": "avx2", "threads": [1, 2], "commit": None, "date": "today"},
-        "versions": {"sparsecore": {"sparsecore": "0.1.0"}, "OpenVINO": None},
+        "versions": {"sparsecore": {"sparsecore": "0.1.0"}},
+        "missing": ["OpenVINO is not installed: pip install it"],
         "model": "folder/my net",
         "parameters": 12_345,
         "rounds": 7,

@@ -63,8 +63,9 @@ def test_a_candidate_that_a_cell_lacks(model_report: dict[str, Any]) -> None:
 
 
 def test_notes(model_report: dict[str, Any]) -> None:
-    pruned, more, *failures = notes(model_report)
+    pruned, more, missing, *failures = notes(model_report)
     assert (pruned, more) == ("0% zeros: nothing pruned.", "90% zeros: 3 layers pruned.")
+    assert missing == "OpenVINO is not installed: pip install it"
     assert failures[0].startswith("batch 1, 90% zeros, 1 thread: OpenVINO dense: the output is wrong")
 
 

@@ -53,8 +53,9 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wrong_model_library.py").write_text(WRONG, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     wrong = Library("wrong", "wrong_model_library", (), PROBLEM)
+    absent = Library("absent", "absent_library", ("no-such-distribution",), PROBLEM)
     steps: list[str] = []
-    report = measure(plan(sparsities=(0.9, 0.9), peers=[EAGER, wrong]), lambda step, share: steps.append(step))
+    report = measure(plan(sparsities=(0.9, 0.9), peers=[EAGER, wrong, absent]), lambda step, share: steps.append(step))
     json.dumps(report, allow_nan=False)
     (cell,) = report["cells"]
     check_timed(cell, {OURS.name, EAGER.name})
@@ -63,6 +64,7 @@ def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cell["batch"], cell["threads"], cell["input"]) == (2, 1, [*SHAPE])
     assert abs(cell["zeros"] - 0.9) < 1e-2
     assert report["complete"]
+    assert report["missing"] == [steps[0]] == [f"absent is not installed: {absent.install}"]
     assert report["summary"][0]["best_dense"].startswith("PyTorch eager")
     assert report["summary"][0]["ours_over_best_dense"] > 0
     assert steps[-1] == f"{DIGITS}, 1 thread, batch 2, 90% zeros: measure"
