@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from sparsecore.calibration import check_batches, first_names
 from sparsecore.prune.weights import Selector
-from sparsecore.quantize.layers import find_layers, first_names
+from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import OBSERVERS, MeanSquaredError, MinMax, Observer, Percentile
 from sparsecore.quantize.report import (
     ATTRIBUTE,
@@ -18,7 +19,7 @@ from sparsecore.quantize.report import (
     Sensitivity,
     quantization_report,
 )
-from sparsecore.quantize.scheme import Scheme, check_batches
+from sparsecore.quantize.scheme import Scheme
 from sparsecore.quantize.sensitivity import ReferenceOutputs, fit_budget, sensitivity
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -46,14 +46,6 @@ def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dic
     if not layers:
         raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
     return layers
-
-
-def first_names(layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
-    """Return the first name of each layer, in the order of the model."""
-    names: dict[nn.Module, str] = {}
-    for name, layer in layers.items():
-        names.setdefault(layer, name)
-    return names
 
 
 def quantize_layer(name: str, layer: nn.Module, settings: dict[str, Any]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,15 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecore.quantize.layers import first_names
+
+def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
+    """Return batches that can be run that often, the same ones each time (a loader may shuffle).
+
+    Raises:
+        ValueError: there are none, they are one tensor, or they can be read once and that is not enough.
+    """
+    if isinstance(batches, Tensor):
+        raise ValueError("expected batches as an iterable of inputs, got one tensor; put it in a list")
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"expected calibration batches as an iterable of inputs, got {type(batches).__name__}")
+    if passes == 1:
+        return batches
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"expected a list of batches, for they are run {passes} times; got a {type(batches).__name__}, "
+            "put list() around it"
+        )
+    return list(batches)
 
 
-def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+def call_batch(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a tensor, a tuple or list of positional or a dict of keyword arguments."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def run_batches(
+    model: nn.Module, batches: Iterable[Any], call: Callable[[nn.Module, Any], Any] = call_batch
+) -> Iterator[Any]:
     """Yield the model's output on every batch, without gradients; its training flags are put back at the end.
 
     Args:
         model: any module; it runs in evaluation mode.
-        batches: tensors, tuples or lists of positional or dicts of keyword arguments.
+        batches: what ``call`` takes.
+        call: runs the model on one of them.
 
     Raises:
         ValueError: there are none.
@@ -31,21 +62,13 @@ def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
             is_empty = False
             with torch.no_grad(), _every_layer_called():
-                output = _call(model, batch)
+                output = call(model, batch)
             yield output
     finally:
         for module, flag in flags.items():
             module.training = flag
     if is_empty:
         raise ValueError("expected at least one calibration batch, got none")
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)
 
 
 @contextmanager
@@ -59,19 +82,28 @@ def _every_layer_called() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def first_names(layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
+    """Return the first name of each layer, in the order of the model."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        names.setdefault(layer, name)
+    return names
+
+
 @contextmanager
 def watching(
     layers: Mapping[str, nn.Module], see: Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 ) -> Iterator[None]:
     """Call see(layer, inputs, y) after every call of a layer; a tensor that it returns takes the place of y.
 
-    The layers stay in their places. What they call ``ValueError`` gets the name of the layer.
+    The inputs are in the order of the layer's signature, those given by name too. The layers stay in their places.
+    What they call ``ValueError`` gets the name of the layer.
     """
 
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             try:
-                return see(layer, (*args, *kwargs.values()), y)
+                return see(layer, _positional(layer, args, kwargs) if kwargs else args, y)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
@@ -83,6 +115,13 @@ def watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _positional(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of a call in the order of the layer's signature, with defaults."""
+    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args
 
 
 @contextmanager
