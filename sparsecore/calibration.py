@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,30 +27,25 @@ def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
         return batches
     if isinstance(batches, Iterator):
         raise ValueError(
-            f"expected a list of batches, for they are run {passes} times; got a {type(batches).__name__}, "
+            f"expected a list of batches, for they are run more than once; got a {type(batches).__name__}, "
             "put list() around it"
         )
     return list(batches)
 
 
-def call_batch(model: nn.Module, batch: Any) -> Any:
-    """Call a model with a tensor, a tuple or list of positional or a dict of keyword arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)
+class Call(NamedTuple):
+    """A batch of positional and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
-def run_batches(
-    model: nn.Module, batches: Iterable[Any], call: Callable[[nn.Module, Any], Any] = call_batch
-) -> Iterator[Any]:
+def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the model's output on every batch, without gradients; its training flags are put back at the end.
 
     Args:
         model: any module; it runs in evaluation mode.
-        batches: what ``call`` takes.
-        call: runs the model on one of them.
+        batches: tensors, tuples or lists of positional, dicts of keyword arguments, or Call for both.
 
     Raises:
         ValueError: there are none.
@@ -62,13 +57,23 @@ def run_batches(
         for batch in batches:
             is_empty = False
             with torch.no_grad(), _every_layer_called():
-                output = call(model, batch)
+                output = _call(model, batch)
             yield output
     finally:
         for module, flag in flags.items():
             module.training = flag
     if is_empty:
         raise ValueError("expected at least one calibration batch, got none")
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Call):
+        return model(*batch.args, **batch.kwargs)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def watching(
             try:
                 return see(layer, _positional(layer, args, kwargs) if kwargs else args, y)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise ValueError(f"{name or type(layer).__name__}: {error}") from error
 
         return layer.register_forward_hook(hook, with_kwargs=True, prepend=True)
 

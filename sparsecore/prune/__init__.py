@@ -3,21 +3,32 @@
 Weights stay plain parameters; their zeros are the truth.
 """
 
+from sparsecore.prune.calibrated import CALIBRATED, CalibratedCriterion
 from sparsecore.prune.criteria import CRITERIA, Criterion
+from sparsecore.prune.layerwise import prune_block
 from sparsecore.prune.masks import Masks, MaskStatistics
 from sparsecore.prune.oneshot import prune
 from sparsecore.prune.patterns import fits_pattern
 from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
+from sparsecore.prune.sparsegpt import SparseGPT
+from sparsecore.prune.taylor import Taylor
+from sparsecore.prune.wanda import Wanda
 from sparsecore.prune.weights import fold_torch_pruning
 
 __all__ = [
+    "CALIBRATED",
     "CRITERIA",
+    "CalibratedCriterion",
     "Criterion",
     "GradualPruner",
     "MaskStatistics",
     "Masks",
+    "SparseGPT",
+    "Taylor",
+    "Wanda",
     "cubic_sparsity",
     "fits_pattern",
     "fold_torch_pruning",
     "prune",
+    "prune_block",
 ]

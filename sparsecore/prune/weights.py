@@ -31,11 +31,11 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
 _LAYERS: tuple[tuple[Callable[[nn.Module], bool], tuple[str, ...], bool], ...] = (
-    (_is_a(nn.Linear, *_CONVOLUTIONS), ("weight",), False),
+    (_is_a(nn.Linear, *CONVOLUTIONS), ("weight",), False),
     (
         _is_a(nn.MultiheadAttention),  # its out_proj is an nn.Linear of its own
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -160,7 +160,7 @@ def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
-        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
         for attribute, is_transposed in _weight_attributes(module):
             stored, torch_mask = _stored(module, attribute)
             if stored is None or id(stored) in embeddings:
@@ -178,6 +178,11 @@ def _weight_attributes(module: nn.Module) -> Iterator[tuple[str, bool]]:
         if is_layer(module):
             yield from ((attribute, is_transposed) for attribute in attributes)
             return
+
+
+def is_stored_transposed(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight as ``[K, N]``."""
+    return any(is_transposed for _, is_transposed in _weight_attributes(layer))
 
 
 def _stored(module: nn.Module, attribute: str) -> tuple[Tensor | None, Tensor | None]:
