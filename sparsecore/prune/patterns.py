@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecore.errors import FormatError
-from sparsecore.prune.choose import keep_groups, keep_largest
+from sparsecore.prune.choose import keep_groups, keep_largest, keep_largest_by_row
 from sparsecore.prune.criteria import lowest_rank, protect_best
 from sparsecore.prune.weights import PrunableWeight
 
@@ -44,7 +44,7 @@ class Pattern(Protocol):
         """
 
     def select_by_row(self, ranks: Tensor, sparsity: float) -> Tensor:
-        """Choose what stays, each row of ``[N, K]`` by itself, or as many rows as the pattern ties together."""
+        """Choose what stays of ``[N, K]``, each row by itself, or as many rows as the pattern ties together."""
 
     @property
     def num_columns(self) -> int:
@@ -97,7 +97,10 @@ class Blocks:
         return [self._expand(keep, rows) & (rows > -torch.inf) for keep, rows in zip(kept, ranks, strict=True)]
 
     def select_by_row(self, ranks: Tensor, sparsity: float) -> Tensor:
-        return torch.cat([self.select([rows], sparsity)[0] for rows in ranks.split(self.block_rows)])
+        if self._is_ragged([ranks.shape]):
+            return torch.cat([self.select([rows], sparsity)[0] for rows in ranks.split(self.block_rows)])
+        keep = keep_largest_by_row(self._rank_blocks(ranks), sparsity)
+        return self._expand(keep, ranks) & (ranks > -torch.inf)
 
     @property
     def num_columns(self) -> int:

@@ -226,7 +226,7 @@ def test_criterion_is_one_function() -> None:
 
 
 def test_criterion_by_name() -> None:
-    assert list(CRITERIA) == ["magnitude"]
+    assert list(CRITERIA) == ["magnitude", "taylor"]
     a, b = small_net(), small_net()
     assert prune(a, 0.5) == prune(b, 0.5, criterion=CRITERIA["magnitude"])
 
