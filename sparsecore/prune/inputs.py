@@ -81,12 +81,12 @@ def input_rows(use: Use, inputs: tuple[Any, ...]) -> Iterator[tuple[int, Tensor]
         for patches in _patches(use.layer, inputs[0]):
             yield from enumerate(patches)
     elif not isinstance(use.layer, nn.MultiheadAttention):
-        yield 0, inputs[0].flatten(0, -2)
+        yield 0, _as_rows(inputs[0])
     elif use.attribute in _ATTENTION_INPUTS:
         for part, index in enumerate(_ATTENTION_INPUTS[use.attribute]):
-            yield part, inputs[index].flatten(0, -2)
+            yield part, _as_rows(inputs[index])
     else:
-        yield 0, _attention_output(use.layer, inputs).flatten(0, -2)
+        yield 0, _as_rows(_attention_output(use.layer, inputs))
 
 
 def _use(weight: PrunableWeight, name: str) -> Use:
@@ -104,6 +104,10 @@ def _unsupported(weight: PrunableWeight, why: str) -> UnsupportedError:
     return UnsupportedError(
         f'{weight.name}: {why}; leave it out with exclude={weight.name!r} or use criterion="magnitude"'
     )
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    return torch.atleast_2d(x).flatten(0, -2)
 
 
 def _patches(conv: Any, x: Tensor) -> Iterator[Tensor]:
