@@ -123,7 +123,7 @@ def prune_calibrated(
                     weight, totals.pop(name), criterion, sparsities[name], pattern, allowed.get(name)
                 )
                 overwrite(weight.stored, value)
-    return masks
+    return {weight.name: masks[weight.name] for weight, _ in shares}
 
 
 def _gather(

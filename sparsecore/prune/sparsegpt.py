@@ -34,7 +34,7 @@ class SparseGPT:
             float64 is tried, then ten times the damping, up to 1.
         block_size: Columns that are chosen together; the columns behind them are adjusted once for all of them.
             Rounded up to whole groups or blocks of the pattern. A layer with few inputs is better off with fewer: of
-            64, 80% pruned, 16 at a time left a fifth to a third less error than all at once.
+            64, 80% pruned, 16 at a time left 11% to 28% less error than all at once.
 
     Raises:
         ValueError: An argument is out of range.
