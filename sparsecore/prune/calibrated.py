@@ -102,10 +102,12 @@ def prune_calibrated(
     """
     if batches is None:
         raise ValueError("expected calibration batches for this criterion, got none; pass batches=[...]")
-    uses = {weight.name: find_uses(weight, model) for weight, _ in shares}
+    uses = {weight.name: find_uses(weight) for weight, _ in shares}
     require_fit(pattern, [replace(weight, groups=uses[weight.name][0].num_parts) for weight, _ in shares])
     for weight, _ in shares:
         require_finite(f"{weight.name}: the weight", weight.value())
+        if weight.name in allowed and not allowed[weight.name].any():
+            raise FormatError(f"{weight.name}: the earlier masks leave none of its entries; leave it out with exclude=")
     batches = check_batches(batches, passes=2 if sequential else 1)
     sparsities = {weight.name: sparsity for weight, sparsity in shares}
     weights = {weight.name: weight for weight, _ in shares}

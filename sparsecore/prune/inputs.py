@@ -45,7 +45,7 @@ class Use:
     is_transposed: bool = False
 
 
-def find_uses(weight: PrunableWeight, model: nn.Module) -> list[Use]:
+def find_uses(weight: PrunableWeight) -> list[Use]:
     """List the layers that a weight belongs to, each once.
 
     Raises:
@@ -54,7 +54,7 @@ def find_uses(weight: PrunableWeight, model: nn.Module) -> list[Use]:
     """
     strangers = [
         name.removesuffix("_orig")
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+        for name, parameter in weight.owners[""].named_parameters(remove_duplicate=False)
         if parameter is weight.stored and name.removesuffix("_orig") not in weight.names
     ]
     if strangers:

@@ -82,7 +82,8 @@ def prune(
             is kept, and the result holds them too.
         batches: For Wanda and SparseGPT: a list of tensors, tuples of positional or dicts of keyword
             arguments of the model, without labels; it runs in evaluation mode. Every position of
-            an input counts, padding too.
+            an input counts, padding too. Several processes need the same batches to come to the same
+            masks.
         sequential: For Wanda and SparseGPT: whether a layer sees what comes out of the pruned layers
             before it, as in the papers, at the cost of one pass over the batches for each group of
             layers and one to find their order. The layers of a member of an ``nn.ModuleList`` or

@@ -19,6 +19,7 @@ class Wanda:
     stay keep their values.
 
     Example:
+        >>> import torch
         >>> from sparsecore.prune import prune
         >>> layer = torch.nn.Linear(2, 1)
         >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 2.0]]))

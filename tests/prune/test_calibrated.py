@@ -307,6 +307,10 @@ def _nan_weight(model: Stack) -> dict[str, Any]:
     return {}
 
 
+def _emptied(model: Stack) -> dict[str, Any]:
+    return {"masks": Masks(model, {"stem.weight": torch.zeros(6, 4, dtype=torch.bool)})}
+
+
 def _half_overflow(model: Stack) -> dict[str, Any]:
     """SparseGPT moves weights by more than float16 holds."""
     model.half()
@@ -328,6 +332,7 @@ BAD: list[tuple[str, type[BaseException], str, Callable[[Stack], dict[str, Any]]
     ("dead", ValueError, r"head\.weight: every input is zero.*exclude='head\.weight'", _dead_head),
     ("not reached", ValueError, r"never reach spare\.weight.*\['spare\.weight'\]", _never_called),
     ("other module", UnsupportedError, r"head\.weight: it is also alias", _own_call),
+    ("emptied", ValueError, r"stem\.weight: the earlier masks leave none", _emptied),
     ("nan weight", ValueError, r"head\.weight: the weight is NaN", _nan_weight),
     ("overflow", ValueError, r"head\.weight: the adjusted weight in torch\.float16 is", _half_overflow),
     ("sparsity", ValueError, "got 1.5", lambda model: {"sparsity": 1.5}),

@@ -17,7 +17,7 @@ from sparsecore.prune.weights import PrunableWeight, prunable_weights
 def rows_of(layer: nn.Module, name: str, *args: Any) -> tuple[PrunableWeight, dict[int, Tensor]]:
     """The weight, and all inputs of each of its parts."""
     (weight,) = (weight for weight in prunable_weights(layer) if weight.name == name)
-    (use,) = find_uses(weight, layer)
+    (use,) = find_uses(weight)
     parts: dict[int, list[Tensor]] = {}
     for part, rows in input_rows(use, args):
         parts.setdefault(part, []).append(rows)
@@ -142,4 +142,4 @@ def test_weights_used_in_two_ways_are_refused_by_name(kind: str, text: str) -> N
     model = two_ways(kind)
     (weight,) = prunable_weights(model)
     with pytest.raises(UnsupportedError, match=rf"0\.weight: {text}.*exclude='0\.weight'"):
-        find_uses(weight, model)
+        find_uses(weight)
