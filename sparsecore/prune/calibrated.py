@@ -116,7 +116,7 @@ def prune_calibrated(
     with progress_line(progress) as show, _undone_on_error() as overwrite:
         groups = _groups_in_order(model, weights, uses, batches, show) if sequential else [[*weights]]
         for done, names in enumerate(groups):
-            what = f"pruning {names[0]} and {len(names) - 1} more, {done + 1} of {len(groups)}"
+            what = f"pruning group {done + 1} of {len(groups)}"
             group = {name: weights[name] for name in names}
             totals = _gather(model, group, uses, criterion, counted(batches, show, what))
             for name, weight in group.items():

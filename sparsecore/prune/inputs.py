@@ -131,10 +131,11 @@ def _patches(conv: Any, x: Tensor) -> Iterator[Tensor]:
 
 def _attention_output(attention: nn.MultiheadAttention, inputs: tuple[Any, ...]) -> Tensor:
     """Return what enters out_proj: the output of the attention with the identity in its place."""
-    probe: Any = copy.copy(attention)  # shares all tensors; hooks are not called by forward()
-    size = attention.out_proj.weight
-    identity = nn.Linear(size.shape[1], size.shape[1], bias=False, device="meta")
-    identity.weight = nn.Parameter(torch.eye(size.shape[1], dtype=size.dtype, device=size.device), requires_grad=False)
+    weight = attention.out_proj.weight
+    identity = nn.Module()
+    identity.register_parameter("weight", nn.Parameter(torch.eye(weight.shape[1]).to(weight), requires_grad=False))
+    identity.register_parameter("bias", None)
+    probe: Any = copy.copy(attention)  # shares all tensors; forward() calls no hooks
     probe._modules = {**attention._modules, "out_proj": identity}
     output: Tensor = probe.forward(*inputs)[0]
     return output

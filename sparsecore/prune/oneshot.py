@@ -48,7 +48,9 @@ def prune(
 
     Exactly ``round(sparsity * numel)`` entries go (Python's rounding, halves to even): those that
     are zero already first, then the lowest scores; of equal scores the entry that comes first in
-    the model is kept, each weight seen as ``[N, K]``. Every weight keeps at least one entry.
+    the model is kept, each weight seen as ``[N, K]``. Every weight keeps at least one entry. Wanda
+    counts each row by itself, and SparseGPT each group of a convolution and each of an attention's
+    query, key and value.
 
     Blocks go in the same order, as many as bring the number of pruned entries closest to
     ``sparsity * numel`` (of two equally close counts of blocks the even one). The score of a block

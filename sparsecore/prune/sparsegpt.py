@@ -24,7 +24,8 @@ class SparseGPT:
     left to right; where an entry is pruned, the entries right of it in its row take what makes the layer's output
     change least (optimal brain surgeon), and ``[H^-1]`` is that of the columns still to come. Which entries go is
     chosen for ``block_size`` columns at a time over all rows, as the authors do, a share ``sparsity`` of them; for a
-    keep:group pattern when the columns reach the group.
+    keep:group pattern when the columns reach the group. The groups of a convolution are weights of their own, and so
+    are query, key and value of ``nn.MultiheadAttention``.
 
     Entries that are zero already stay zero. Entries whose input was zero throughout count 0 and keep their values if
     they stay (the authors zero them all). Computed in float32, or float64 for float64 weights.

@@ -197,6 +197,16 @@ def test_batches_are_tensors_tuples_or_dicts(criterion: str) -> None:
 
 
 @BOTH
+def test_arguments_by_name_may_come_in_any_order(criterion: str) -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    same = copy.deepcopy(attention)
+    query, key, value = torch.randn(3, 5, 2, 8) * torch.rand(3, 1, 1, 8)
+    masks = prune(attention, 0.5, criterion=criterion, batches=[(query, key, value)])
+    swapped = {"need_weights": False, "value": value, "key": key, "query": query}
+    assert prune(same, 0.5, criterion=criterion, batches=[swapped]) == masks
+
+
+@BOTH
 def test_modes_hooks_and_gradients_stay_as_they_were(criterion: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4).eval())
     masks = prune(model, 0.5, criterion=criterion, batches=some_batches())
@@ -386,6 +396,7 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch
     prune(Stack(), 0.5, criterion=SparseGPT(), batches=some_batches())
     error = capsys.readouterr().err
     assert "finding the order of layers: 3 batches" in error
-    assert "2 of 4: blocks.0.up.weight" in error
+    assert "pruning group 2 of 4: 3 batches" in error
+    assert "pruning group 2 of 4: blocks.0.up.weight" in error
     prune(Stack(), 0.5, criterion=SparseGPT(), batches=some_batches(), progress=False)
     assert not capsys.readouterr().err

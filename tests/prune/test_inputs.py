@@ -34,7 +34,7 @@ CONVS = {
     "1d": (nn.Conv1d(6, 4, 3, stride=2), (3, 6, 11)),
     "1d same": (nn.Conv1d(6, 4, 5, padding="same", dilation=2), (2, 6, 9)),
     "2d": (nn.Conv2d(3, 4, (3, 2), padding=(0, 2), bias=False), (2, 3, 7, 6)),
-    "2d groups": (nn.Conv2d(6, 9, 3, padding=1, stride=(2, 3), dilation=2, groups=3), (2, 6, 9, 10)),
+    "2d groups": (nn.Conv2d(6, 9, 3, padding=1, stride=(2, 3), dilation=(2, 1), groups=3), (2, 6, 9, 10)),
     "2d depthwise": (nn.Conv2d(5, 10, 3, groups=5), (1, 5, 4, 6)),
     "2d reflect": (nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect"), (2, 2, 5, 4)),
     "2d circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 2, 5, 4)),
