@@ -75,6 +75,21 @@ def test_every_group_sees_what_comes_out_of_the_pruned_ones_before_it(criterion:
 
 
 @BOTH
+def test_layers_of_a_block_stay_together_whatever_holds_them(criterion: str) -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.ReLU(), nn.Linear(6, 4))
+
+    model, x = nn.ModuleDict({"blocks": nn.Sequential(block(), block())}), some_batches()
+    model.forward = model["blocks"].forward
+    expected = copy.deepcopy(model["blocks"])
+    for part in expected:
+        prune(part, 0.5, criterion=criterion, batches=x, sequential=False)
+        x = [part(batch).detach() for batch in x]
+    prune(model, 0.5, criterion=criterion, batches=some_batches())
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+
+
+@BOTH
 def test_one_pass_sees_the_dense_model(criterion: str) -> None:
     model, batches = Stack(), some_batches()
     inputs: dict[str, list[Tensor]] = {}
@@ -188,6 +203,28 @@ def test_groups_of_a_convolution_and_rows_of_query_key_and_value_count_by_themse
 
 
 @BOTH
+def test_every_group_of_a_convolution_is_pruned_on_its_own_inputs(criterion: str) -> None:
+    grouped = nn.Conv2d(6, 4, 3, groups=2)
+    x = torch.randn(5, 6, 7, 7) * torch.rand(6, 1, 1) * torch.rand(7)
+    for part, channels in enumerate(x.chunk(2, 1)):
+        alone = nn.Conv2d(3, 2, 3)
+        alone.weight.data = grouped.weight.detach().chunk(2)[part].clone()
+        prune(alone, 0.5, criterion=criterion, batches=[channels])
+        both = copy.deepcopy(grouped)
+        prune(both, 0.5, criterion=criterion, batches=[x])
+        assert torch.equal(both.weight.chunk(2)[part], alone.weight)
+
+
+@BOTH
+def test_blocks_hold_no_entry_that_earlier_masks_forbid(criterion: str) -> None:
+    layer = nn.Linear(6, 8)
+    earlier = Masks(layer, {"weight": torch.rand(8, 6) < 0.7})
+    masks = prune(layer, 0.25, criterion=criterion, pattern="4x1", masks=earlier, batches=[torch.randn(20, 6)])
+    assert masks & earlier == masks
+    assert torch.equal(layer.weight != 0, masks["weight"])
+
+
+@BOTH
 def test_batches_are_tensors_tuples_or_dicts(criterion: str) -> None:
     results = []
     for wrap in (lambda x: x, lambda x: (x, 0.5), lambda x: [x, 0.5], lambda x: {"scale": 0.5, "x": x}):
@@ -297,6 +334,10 @@ def _never_called(model: Stack) -> dict[str, Any]:
     return {}
 
 
+def _never_called_in_one_pass(model: Stack) -> dict[str, Any]:
+    return {**_never_called(model), "sequential": False}
+
+
 def _own_call(model: Stack) -> dict[str, Any]:
     model.register_parameter("alias", model.head.weight)
     return {}
@@ -341,6 +382,7 @@ BAD: list[tuple[str, type[BaseException], str, Callable[[Stack], dict[str, Any]]
     ("interrupted", KeyboardInterrupt, "^$", _interrupted),
     ("dead", ValueError, r"head\.weight: every input is zero.*exclude='head\.weight'", _dead_head),
     ("not reached", ValueError, r"never reach spare\.weight.*\['spare\.weight'\]", _never_called),
+    ("not reached, one pass", ValueError, r"never reach spare\.weight", _never_called_in_one_pass),
     ("other module", UnsupportedError, r"head\.weight: it is also alias", _own_call),
     ("emptied", ValueError, r"stem\.weight: the earlier masks leave none", _emptied),
     ("nan weight", ValueError, r"head\.weight: the weight is NaN", _nan_weight),
