@@ -57,6 +57,8 @@ CALIBRATED: dict[str, Callable[[], CalibratedCriterion]] = {"wanda": Wanda, "spa
 
 def find_criterion(criterion: str | Criterion | CalibratedCriterion) -> Criterion | CalibratedCriterion:
     """Return a criterion by name; a function or an object is its own."""
+    if isinstance(criterion, type):
+        raise TypeError(f"expected a criterion, got the class {criterion.__name__}; pass {criterion.__name__}()")
     if callable(criterion) or isinstance(criterion, CalibratedCriterion):
         return criterion
     if criterion in CALIBRATED:

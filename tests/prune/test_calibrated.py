@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import UnsupportedError
-from sparsecore.prune import CALIBRATED, CRITERIA, GradualPruner, Masks, SparseGPT, Wanda, prune
+from sparsecore.prune import CALIBRATED, CRITERIA, GradualPruner, Masks, SparseGPT, Taylor, Wanda, prune
 
 BOTH = pytest.mark.parametrize("criterion", [*CALIBRATED])
 
@@ -422,6 +422,12 @@ def test_batches_are_for_calibrated_criteria_only() -> None:
     model = Stack()
     with pytest.raises(ValueError, match=r"expected calibration batches.*batches=\["):
         GradualPruner(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.5, end=3, criterion="wanda")
+
+
+@pytest.mark.parametrize("kind", [Wanda, SparseGPT, Taylor])
+def test_a_class_is_not_a_criterion(kind: Any) -> None:
+    with pytest.raises(TypeError, match=rf"got the class {kind.__name__}; pass {kind.__name__}\(\)"):
+        prune(Stack(), 0.5, criterion=kind, batches=some_batches())
 
 
 def test_unknown_names_are_told_all_criteria() -> None:
