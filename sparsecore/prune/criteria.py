@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import FormatError
+from sparsecore.lookup import import_by_name, is_import_name
 from sparsecore.prune.weights import PrunableWeight
 
 # (name of the weight, copy of the weight with its grad) -> scores of the same shape
@@ -39,7 +40,9 @@ CRITERIA: dict[str, Criterion] = {"magnitude": magnitude}
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:
-    """Return a criterion by name; a function is its own."""
+    """Return a criterion by name, also of one's own by ``"module:function"``; a function is its own."""
+    if isinstance(criterion, str) and is_import_name(criterion):
+        criterion = import_by_name(criterion)
     if callable(criterion):
         return criterion
     if criterion not in CRITERIA:
