@@ -275,8 +275,8 @@ def _to_json(value: Any) -> Any:
 
 _ZHU_GUPTA = "Zhu & Gupta, To prune, or not to prune: exploring the efficacy of pruning, arXiv 1710.01878, 2017"
 _NARANG = (
-    "Narang et al., Block-Sparse Recurrent Neural Networks, arXiv 1711.02782, 2017, where the largest weight of a block "
-    "counts instead of the mean"
+    "Narang et al., Block-Sparse Recurrent Neural Networks, arXiv 1711.02782, 2017, where a block's largest weight "
+    "counts, not the mean"
 )
 _JACOB = (
     "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
