@@ -86,7 +86,7 @@ def _options() -> Iterator[str]:
 def _options_of(chosen: Method) -> Iterable[Option]:
     """Those of all methods with the same entry, in the order of its arguments, with its defaults."""
     used = {option.name for method in methods() if method.entry == chosen.entry for option in method.options}
-    return (option for option in replace(chosen, fixed={}, defaults={}).options if option.name in used)
+    return (option for option in replace(chosen, fixed={}, unused=(), defaults={}).options if option.name in used)
 
 
 def _own() -> Iterator[str]:

@@ -66,6 +66,7 @@ class Method:
         inputs: Arguments of the entry that are objects of a run (model, optimizer, batches), not settings.
         needs: What it needs besides the model, of NEEDS.
         fixed: Arguments of the entry that make it this method.
+        unused: Arguments of the entry that do nothing in this method.
         defaults: Other defaults than the entry's; REQUIRED for an option that must be given.
 
     Raises:
@@ -85,6 +86,7 @@ class Method:
     inputs: tuple[str, ...] = ("model",)
     needs: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,6 +113,7 @@ class Method:
     def options(self) -> tuple[Option, ...]:
         """The settings, in the order of the entry's arguments."""
         entry = self.resolve()
+        taken = {*self.inputs, *self.fixed, *self.unused}
         described = docstrings.arguments(inspect.getdoc(entry) or "")
         return tuple(
             Option(
@@ -120,7 +123,7 @@ class Method:
                 described.get(parameter.name, ""),
             )
             for parameter in inspect.signature(entry).parameters.values()
-            if parameter.name not in (*self.inputs, *self.fixed) and parameter.kind not in _VARIADIC
+            if parameter.name not in taken and parameter.kind not in _VARIADIC
         )
 
     @property
@@ -185,6 +188,8 @@ class Method:
     def _not_an_option(self, name: str, known: list[str]) -> str:
         if name in self.fixed:
             return f"{self.name} sets {name}={literal(self.fixed[name])} itself; leave it out"
+        if name in self.unused:
+            return f"{self.name} has no use for {name}; leave it out"
         if name in self.inputs:
             return f"{self.name}: {name} is no option but an input; give it to what bind() returns"
         return f"{self.name} has no option {name!r}{close_matches(name, known)}; it has {', '.join(known)}"
@@ -309,7 +314,8 @@ _TABLE = (
         "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378, 2021",
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
-        fixed={"criterion": "magnitude", "sparsity": None, "scope": "layer"},
+        fixed={"criterion": "magnitude"},
+        unused=("sparsity", "scope"),
         defaults={"pattern": "2:4"},
     ),
     Method(
@@ -338,7 +344,8 @@ _TABLE = (
         _JACOB,
         "sparsecore.quantize:quantize",
         inputs=("model", "batches"),
-        fixed={"activations": "dynamic", "observer": "minmax"},
+        fixed={"activations": "dynamic"},
+        unused=("observer",),
     ),
     Method(
         "int8-static",

@@ -44,7 +44,7 @@ def test_names_are_unique() -> None:
 @every_row
 def test_the_entry_takes_what_the_row_says(row: Method) -> None:
     parameters = inspect.signature(row.resolve()).parameters
-    named = [*row.inputs, *row.fixed, *row.defaults]
+    named = [*row.inputs, *row.fixed, *row.unused, *row.defaults]
     assert set(named) <= parameters.keys()
     assert len(set(named)) == len(named)
     without_default = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
@@ -55,7 +55,7 @@ def test_the_entry_takes_what_the_row_says(row: Method) -> None:
 def test_every_option_is_documented(row: Method) -> None:
     parameters = inspect.signature(row.resolve()).parameters
     assert [option.name for option in row.options] == [
-        name for name in parameters if name not in row.inputs and name not in row.fixed
+        name for name in parameters if name not in {*row.inputs, *row.fixed, *row.unused}
     ]
     for option in row.options:
         assert option.type
@@ -138,6 +138,7 @@ def test_bind_with_batches() -> None:
         ("magnitude", {"sparsty": 0.5}, "magnitude has no option 'sparsty', perhaps you meant sparsity; it has sparsi"),
         ("magnitude", {"criterion": "taylor"}, 'magnitude sets criterion="magnitude" itself; leave it out'),
         ("magnitude", {"model": nn.Linear(2, 2)}, r"model is no option but an input; give it to what bind\(\) returns"),
+        ("n:m", {"sparsity": 0.5}, "n:m has no use for sparsity; leave it out"),
         ("gradual", {"begin": 3}, "gradual: expected a value for sparsity, end"),
         ("criterion", {"sparsity": 0.5}, "criterion: expected a value for criterion"),
     ],
