@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from inspect import getdoc
 
 from sparsecore import docstrings
 from sparsecore.bench.text_table import Table
-from sparsecore.methods import NEEDS, REQUIRED, Method, Option, literal, methods, register
+from sparsecore.lookup import import_by_name
+from sparsecore.methods import NEEDS, REQUIRED, Method, Option, literal, methods, read_options, register
 
 INTRODUCTION = """# Methods
 
 Every compression method by its name, as `sparsecore methods` lists them. Written by `docs/methods_page.py` from
-`sparsecore/methods.py` and the docstrings behind it.
+`sparsecore/methods/table.py` and the docstrings behind it.
 
 A method gets its options from `bind()`, and its inputs when it runs. Options of a wrong name are refused at once.
 """
@@ -57,8 +57,8 @@ def _sections() -> Iterator[str]:
     for kind in dict.fromkeys(method.kind for method in methods()):
         yield f"## {kind.capitalize()}\n"
         for method in methods(kind):
-            settings = ", ".join(f"`{name}={literal(value)}`" for name, value in method.fixed.items())
-            entry = _call(method)
+            settings = ", ".join(f"`{setting}`" for setting in method.settings)
+            entry = _call(method.entry)
             yield f"### {method.name}\n\n{method.summary}.\n"
             yield f"- Code: [`{entry}`](#{_anchor(entry)})" + (f" with {settings}" if settings else "")
             yield f"- Inputs: {', '.join(f'`{name}`' for name in method.inputs)}"
@@ -73,20 +73,19 @@ def _option(option: Option) -> str:
 
 def _options() -> Iterator[str]:
     """The options of every function and class behind the methods, once."""
+    used: dict[str, set[str]] = {}
+    for method in methods():
+        for source in (method.entry, *method.parts.values()):
+            used.setdefault(source, set()).update(option.name for option in method.options)
     yield "## Options\n"
-    for method in {method.entry: method for method in methods()}.values():
+    for source, names in used.items():
+        options = [option for option in read_options(import_by_name(source)) if option.name in names]
         rows = [
             (f"`{option.name}`", f"`{_escape(option.type)}`", _default(option), _escape(option.description))
-            for option in _options_of(method)
+            for option in options
         ]
-        yield f"### {_call(method)}\n"
+        yield f"### {_call(source)}\n"
         yield Table("", ("option", "type", "default", "meaning"), rows, names=4).markdown() + "\n"
-
-
-def _options_of(chosen: Method) -> Iterable[Option]:
-    """Those of all methods with the same entry, in the order of its arguments, with its defaults."""
-    used = {option.name for method in methods() if method.entry == chosen.entry for option in method.options}
-    return (option for option in replace(chosen, fixed={}, unused=(), defaults={}).options if option.name in used)
 
 
 def _own() -> Iterator[str]:
@@ -95,8 +94,8 @@ def _own() -> Iterator[str]:
     yield _code(f">>> from sparsecore.methods import Method, find_method, register\n{code}")
 
 
-def _call(method: Method) -> str:
-    return f"{method.entry.replace(':', '.')}()"
+def _call(source: str) -> str:
+    return f"{source.replace(':', '.')}()"
 
 
 def _default(option: Option) -> str:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore import methods
+from sparsecore.lookup import import_by_name
 from sparsecore.methods import NEEDS, REQUIRED, Method, find_method, register
+from sparsecore.methods.table import TABLE
 from sparsecore.prune import CRITERIA, GradualPruner, prune
 from sparsecore.quantize import Percentile
 
@@ -37,14 +39,14 @@ def row(**changes: Any) -> Method:
 
 
 def test_names_are_unique() -> None:
-    names = [row.name for row in methods._TABLE]
+    names = [row.name for row in TABLE]
     assert len(set(names)) == len(names) == len(ROWS)
 
 
 @every_row
 def test_the_entry_takes_what_the_row_says(row: Method) -> None:
     parameters = inspect.signature(row.resolve()).parameters
-    named = [*row.inputs, *row.fixed, *row.unused, *row.defaults]
+    named = [*row.inputs, *row.fixed, *row.parts, *row.unused, *row.defaults]
     assert set(named) <= parameters.keys()
     assert len(set(named)) == len(named)
     without_default = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
@@ -53,9 +55,11 @@ def test_the_entry_takes_what_the_row_says(row: Method) -> None:
 
 @every_row
 def test_every_option_is_documented(row: Method) -> None:
-    parameters = inspect.signature(row.resolve()).parameters
-    assert [option.name for option in row.options] == [
-        name for name in parameters if name not in {*row.inputs, *row.fixed, *row.unused}
+    names = [option.name for option in row.options]
+    assert len(set(names)) == len(names)
+    taken = {*row.inputs, *row.fixed, *row.parts, *row.unused}
+    assert [name for name in inspect.signature(row.resolve()).parameters if name not in taken] == [
+        name for name in names if name in inspect.signature(row.resolve()).parameters
     ]
     for option in row.options:
         assert option.type
@@ -72,7 +76,7 @@ def test_summary_reference_and_needs(row: Method) -> None:
 
 @every_row
 def test_there_is_an_example_of_it(row: Method) -> None:
-    assert row.entry.partition(":")[2] in row.example
+    assert f"{row.entry.partition(':')[2]}(" in row.example
 
 
 @every_row
@@ -82,6 +86,14 @@ def test_json_has_the_row(row: Method) -> None:
     assert [option["name"] for option in stored["options"]] == [option.name for option in row.options]
     for option, loaded in zip(row.options, stored["options"], strict=True):
         assert ("default" in loaded) == (option.default is not REQUIRED)
+
+
+@every_row
+def test_parts_are_built_from_their_defaults(row: Method) -> None:
+    built = {name: type(import_by_name(part)()) for name, part in row.parts.items()}
+    required = {option.name: 1 for option in row.options if option.default is REQUIRED}
+    keywords = row.bind(**required).keywords
+    assert {name: type(keywords[name]) for name in row.parts} == built
 
 
 def test_every_criterion_has_a_row() -> None:
@@ -146,6 +158,29 @@ def test_bind_with_batches() -> None:
 def test_options_are_checked_before_anything_runs(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_method(name).bind(**options)
+
+
+def percentile() -> Method:
+    """Static int8, the observer's own option beside those of quantize()."""
+    entry, parts = "sparsecore.quantize:quantize", {"observer": "sparsecore.quantize:Percentile"}
+    return row(entry=entry, inputs=("model", "batches"), fixed={"activations": "static"}, parts=parts)
+
+
+def test_options_of_a_part_are_options_of_the_method() -> None:
+    method = percentile()
+    assert method.settings == ('activations="static"', "observer=Percentile(...)")
+    assert (method.options[-1].name, method.options[-1].default) == ("percent", 99.99)
+    keywords = method.bind(percent=75.0, alpha=0.25).keywords
+    assert repr(keywords.pop("observer")) == "Percentile(75.0)"
+    assert keywords == {"activations": "static", "alpha": 0.25}
+    assert repr(method.bind().keywords["observer"]) == "Percentile(99.99)"
+
+
+def test_options_of_a_part_are_checked() -> None:
+    with pytest.raises(ValueError, match="expected a percentile above 50"):
+        percentile().bind(percent=10)
+    with pytest.raises(ValueError, match="own builds observer itself, from its other options; leave it out"):
+        percentile().bind(observer="mse")
 
 
 def test_variadic_arguments_are_no_options() -> None:

@@ -45,7 +45,7 @@ def _show_details(method: Method) -> None:
         "reference": method.reference,
         "code": method.entry,
         "inputs": ", ".join(method.inputs),
-        "sets": ", ".join(f"{name}={literal(value)}" for name, value in method.fixed.items()) or None,
+        "sets": ", ".join(method.settings) or None,
     }
     rows = [
         (option.name, "required" if option.default is REQUIRED else literal(option.default), option.description)

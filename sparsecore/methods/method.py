@@ -1,7 +1,4 @@
-"""Every compression method by its name: one table, which the command line, the documentation and recipes read.
-
-A row says where the code is; options, their defaults and descriptions are read off its signature and docstring.
-"""
+"""A row of the table of methods: it says where the code is, and reads the options off that code."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from sparsecore import docstrings
@@ -66,6 +64,7 @@ class Method:
         inputs: Arguments of the entry that are objects of a run (model, optimizer, batches), not settings.
         needs: What it needs besides the model, of NEEDS.
         fixed: Arguments of the entry that make it this method.
+        parts: Arguments of the entry that are built from options of their own: ``{"criterion": "module:Class"}``.
         unused: Arguments of the entry that do nothing in this method.
         defaults: Other defaults than the entry's; REQUIRED for an option that must be given.
 
@@ -73,9 +72,10 @@ class Method:
         ValueError: A name, the entry or a need has a form that it cannot have.
 
     Example:
-        >>> method = find_method("n:m")
-        >>> method.needs, method.fixed["criterion"], method.defaults
-        ((), 'magnitude', {'pattern': '2:4'})
+        >>> method = Method("halves", "pruning", "Zero half of the weights", "own", "sparsecore.prune:prune",
+        ...                 inputs=("model", "masks"), fixed={"sparsity": 0.5})
+        >>> [option.name for option in method.options]
+        ['criterion', 'scope', 'pattern', 'exclude']
     """
 
     name: str
@@ -86,6 +86,7 @@ class Method:
     inputs: tuple[str, ...] = ("model",)
     needs: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,36 +112,32 @@ class Method:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The settings, in the order of the entry's arguments."""
-        entry = self.resolve()
-        taken = {*self.inputs, *self.fixed, *self.unused}
-        described = docstrings.arguments(inspect.getdoc(entry) or "")
-        return tuple(
-            Option(
-                parameter.name,
-                _annotation(parameter),
-                self.defaults.get(parameter.name, parameter.default),
-                described.get(parameter.name, ""),
-            )
-            for parameter in inspect.signature(entry).parameters.values()
-            if parameter.name not in taken and parameter.kind not in _VARIADIC
+        """The settings, in the order of the entry's arguments, then those of its parts."""
+        taken = {*self.inputs, *self.fixed, *self.parts, *self.unused}
+        own = [option for option in read_options(self.resolve(), self.defaults) if option.name not in taken]
+        return (*own, *(option for part in self.parts.values() for option in read_options(import_by_name(part))))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What the method sets itself, as in a call: ``criterion="magnitude"``, ``criterion=SparseGPT(...)``."""
+        return (
+            *(f"{name}={literal(value)}" for name, value in self.fixed.items()),
+            *(f"{name}={part.partition(':')[2]}(...)" for name, part in self.parts.items()),
         )
 
     @property
     def example(self) -> str:
         """The first doctest of the entry's docstring that is about this method, with its imports; "" if none is."""
-        entry = self.resolve()
-        parameters = inspect.signature(entry).parameters
+        parameters = inspect.signature(self.resolve()).parameters
+        settings = {**self.fixed, **self.defaults}
         mentioned = [
-            f"{name}={'' if value is REQUIRED else literal(value)}"
-            for name, value in {**self.fixed, **self.defaults}.items()
-            if value != parameters[name].default
+            *(f"{name}={_start(value)}" for name, value in settings.items() if value != parameters[name].default),
+            *(f"{name}={part.partition(':')[2]}(" for name, part in self.parts.items()),
         ]
-        for code in docstrings.examples(inspect.getdoc(entry) or ""):
-            if all(setting in code for setting in mentioned):
-                module, _, attribute = self.entry.partition(":")
-                imports = (">>> import torch", ">>> from torch import nn", f">>> from {module} import {attribute}")
-                return "\n".join([*imports, *(line for line in code.splitlines() if line not in imports)])
+        for source in (self.entry, *self.parts.values()):
+            for code in docstrings.examples(inspect.getdoc(import_by_name(source)) or ""):
+                if all(setting in code for setting in mentioned):
+                    return _with_imports(code, source)
         return ""
 
     def bind(self, **options: Any) -> partial[Any]:
@@ -157,6 +154,7 @@ class Method:
 
         Example:
             >>> from torch import nn
+            >>> from sparsecore.methods import find_method
             >>> prune = find_method("blocks").bind(sparsity=0.75, pattern="8x1")
             >>> prune(nn.Linear(64, 32)).sparsity()
             0.75
@@ -168,6 +166,10 @@ class Method:
         if missing:
             raise ValueError(f"{self.name}: expected a value for {', '.join(missing)}")
         defaults = {name: value for name, value in self.defaults.items() if value is not REQUIRED}
+        for argument, part in self.parts.items():
+            build = import_by_name(part)
+            own = {option.name: options.pop(option.name) for option in read_options(build) if option.name in options}
+            options[argument] = build(**own)
         return partial(self.resolve(), **{**self.fixed, **defaults, **options})
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +183,7 @@ class Method:
             "entry": self.entry,
             "inputs": list(self.inputs),
             "fixed": {name: _to_json(value) for name, value in self.fixed.items()},
+            "parts": dict(self.parts),
             "options": [option.to_dict() for option in self.options],
             "example": self.example,
         }
@@ -188,6 +191,8 @@ class Method:
     def _not_an_option(self, name: str, known: list[str]) -> str:
         if name in self.fixed:
             return f"{self.name} sets {name}={literal(self.fixed[name])} itself; leave it out"
+        if name in self.parts:
+            return f"{self.name} builds {name} itself, from its other options; leave it out"
         if name in self.unused:
             return f"{self.name} has no use for {name}; leave it out"
         if name in self.inputs:
@@ -195,63 +200,31 @@ class Method:
         return f"{self.name} has no option {name!r}{close_matches(name, known)}; it has {', '.join(known)}"
 
 
-def methods(kind: str | None = None) -> tuple[Method, ...]:
-    """List the methods, in the order of the table.
+def read_options(entry: Callable[..., Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> list[Option]:
+    """Read the options of a function or class off its signature and docstring.
 
     Args:
-        kind: Only methods of this kind.
-
-    Raises:
-        ValueError: There is no method of this kind.
+        entry: The function or class.
+        defaults: Other defaults than those of the signature.
 
     Example:
-        >>> [method.name for method in methods("quantization")]
-        ['int8-dynamic', 'int8-static']
+        >>> from sparsecore.quantize import Percentile
+        >>> read_options(Percentile)
+        [Option(name='percent', type='float', default=99.99, description='above 50; 100 is the same as MinMax.')]
     """
-    found = tuple(method for method in _METHODS.values() if kind in (None, method.kind))
-    if not found:
-        kinds = list(dict.fromkeys(method.kind for method in _METHODS.values()))
-        raise ValueError(f"no method is of kind {kind!r}{close_matches(str(kind), kinds)}; kinds: {', '.join(kinds)}")
-    return found
+    described = docstrings.arguments(inspect.getdoc(entry) or "")
+    return [
+        Option(name, _annotation(parameter), defaults.get(name, parameter.default), described.get(name, ""))
+        for name, parameter in inspect.signature(entry).parameters.items()
+        if parameter.kind not in _VARIADIC
+    ]
 
 
-def find_method(name: str) -> Method:
-    """Return a method by its name.
-
-    Raises:
-        ValueError: No method is called so.
-
-    Example:
-        >>> find_method("gradual").entry
-        'sparsecore.prune:GradualPruner'
-    """
-    if name not in _METHODS:
-        raise ValueError(f"no method is called {name!r}{close_matches(name, _METHODS)}; known: {', '.join(_METHODS)}")
-    return _METHODS[name]
-
-
-def register(method: Method) -> None:
-    """Add a method of one's own to the table of this process.
-
-    Args:
-        method: A row with a new name. A criterion of one's own is a function ``(name, weight) -> scores``, fixed as
-            the criterion of ``prune()``, itself or by its name ``"module:function"``.
-
-    Raises:
-        ValueError: The name is taken.
-
-    Example:
-        >>> from torch import nn
-        >>> def variance(name, weight):
-        ...     return (weight - weight.mean()).square()
-        >>> register(Method("variance", "pruning", "Far from the mean", "own", "sparsecore.prune:prune",
-        ...                 fixed={"criterion": variance}))
-        >>> find_method("variance").bind(sparsity=0.5)(nn.Linear(8, 4)).sparsity()
-        0.5
-    """
-    if method.name in _METHODS:
-        raise ValueError(f"a method is called {method.name!r} already; choose another name")
-    _METHODS[method.name] = method
+def _with_imports(code: str, source: str) -> str:
+    """Put imports before an example of ``module:attribute`` so that it runs alone."""
+    module, _, attribute = source.partition(":")
+    imports = (">>> import torch", ">>> from torch import nn", f">>> from {module} import {attribute}")
+    return "\n".join([*imports, *(line for line in code.splitlines() if line not in imports)])
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
@@ -259,6 +232,11 @@ def _annotation(parameter: inspect.Parameter) -> str:
     if annotation is inspect.Parameter.empty:
         return ""
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _start(value: Any) -> str:
+    """How a setting begins in code; one of one's own may be anything."""
+    return "" if value is REQUIRED else literal(value)
 
 
 def literal(value: Any) -> str:
@@ -276,87 +254,3 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_to_json(part) for part in value]
     return value if value is None or isinstance(value, bool | int | float | str) else literal(value)
-
-
-_ZHU_GUPTA = "Zhu & Gupta, To prune, or not to prune: exploring the efficacy of pruning, arXiv 1710.01878, 2017"
-_NARANG = (
-    "Narang et al., Block-Sparse Recurrent Neural Networks, arXiv 1711.02782, 2017, where a block's largest weight "
-    "counts, not the mean"
-)
-_JACOB = (
-    "Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, "
-    "CVPR 2018"
-)
-
-_TABLE = (
-    Method(
-        "magnitude",
-        "pruning",
-        "Zero the weights of smallest magnitude: per layer, over the whole model, or a share for each layer",
-        "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015",
-        "sparsecore.prune:prune",
-        inputs=("model", "masks"),
-        fixed={"criterion": "magnitude"},
-    ),
-    Method(
-        "criterion",
-        "pruning",
-        "Zero the weights of lowest score, by a function of one's own (name, weight) -> scores",
-        "own",
-        "sparsecore.prune:prune",
-        inputs=("model", "masks"),
-        defaults={"criterion": REQUIRED},
-    ),
-    Method(
-        "n:m",
-        "pruning",
-        "Keep the N largest of every M neighbouring inputs: 2:4, 4:16, 8:16",
-        "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378, 2021",
-        "sparsecore.prune:prune",
-        inputs=("model", "masks"),
-        fixed={"criterion": "magnitude"},
-        unused=("sparsity", "scope"),
-        defaults={"pattern": "2:4"},
-    ),
-    Method(
-        "blocks",
-        "pruning",
-        "Zero whole blocks of neighbouring weights, those of smallest mean magnitude",
-        _NARANG,
-        "sparsecore.prune:prune",
-        inputs=("model", "masks"),
-        fixed={"criterion": "magnitude"},
-        defaults={"pattern": "4x1"},
-    ),
-    Method(
-        "gradual",
-        "pruning",
-        "Raise the sparsity along a cubic curve while the model trains",
-        _ZHU_GUPTA,
-        "sparsecore.prune:GradualPruner",
-        inputs=("model", "optimizer", "masks"),
-        needs=("data", "loss", "training steps"),
-    ),
-    Method(
-        "int8-dynamic",
-        "quantization",
-        "int8 weights per output channel, activations scaled row by row as they come",
-        _JACOB,
-        "sparsecore.quantize:quantize",
-        inputs=("model", "batches"),
-        fixed={"activations": "dynamic"},
-        unused=("observer",),
-    ),
-    Method(
-        "int8-static",
-        "quantization",
-        "int8 weights per output channel, activations in ranges from calibration: min-max, percentile or least error",
-        _JACOB,
-        "sparsecore.quantize:quantize",
-        inputs=("model", "batches"),
-        needs=("data",),
-        fixed={"activations": "static"},
-    ),
-)
-
-_METHODS = {method.name: method for method in _TABLE}
