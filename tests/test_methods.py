@@ -218,6 +218,14 @@ def test_a_criterion_that_is_not_there(own_module: str, name: str) -> None:
     assert bool((layer.weight != 0).all())
 
 
+@pytest.mark.parametrize("name", ["math:pi", "sparsecore.prune:CRITERIA"])
+def test_a_criterion_that_is_no_function(name: str) -> None:
+    layer = nn.Linear(8, 4)
+    with pytest.raises(ValueError, match="expected a function, its name"):
+        prune(layer, 0.5, criterion=name)
+    assert bool((layer.weight != 0).all())
+
+
 def test_a_method_of_ones_own() -> None:
     register(row(fixed={"criterion": fewest_rows_first}))
     assert methods.methods()[-1].name == "own"

@@ -72,10 +72,12 @@ class Method:
         ValueError: A name, the entry or a need has a form that it cannot have.
 
     Example:
-        >>> method = Method("halves", "pruning", "Zero half of the weights", "own", "sparsecore.prune:prune",
-        ...                 inputs=("model", "masks"), fixed={"sparsity": 0.5})
+        >>> method = Method("curve", "schedule", "Sparsity at a step", "own", "sparsecore.prune:cubic_sparsity",
+        ...                 inputs=("step",), fixed={"begin": 0})
         >>> [option.name for option in method.options]
-        ['criterion', 'scope', 'pattern', 'exclude']
+        ['end', 'initial', 'final']
+        >>> method.bind(end=10, initial=0.0, final=0.9)(step=10)
+        0.9
     """
 
     name: str
