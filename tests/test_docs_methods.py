@@ -32,6 +32,6 @@ def test_every_example_runs_alone(code: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
     lines: list[str] = []
     example = doctest.DocTestParser().get_doctest(code, {}, "methods.md", "methods.md", 0)
-    result = doctest.DocTestRunner(verbose=False).run(example, out=lines.append)
+    result = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(example, out=lines.append)
     assert result.attempted
     assert not lines, "".join(lines)

@@ -93,7 +93,7 @@ def test_examples_run(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = pytest.importorskip(module, exc_type=ImportError)
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))  # an example registers a method
     lines: list[str] = []
-    runner = doctest.DocTestRunner()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for example in doctest.DocTestFinder().find(loaded, extraglobs=NAMES):
         runner.run(example, out=lines.append)
     assert runner.summarize(verbose=False).attempted

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -225,8 +227,12 @@ def read_options(entry: Callable[..., Any], defaults: Mapping[str, Any] = Mappin
 def _with_imports(code: str, source: str) -> str:
     """Put imports before an example of ``module:attribute`` so that it runs alone."""
     module, _, attribute = source.partition(":")
-    imports = (">>> import torch", ">>> from torch import nn", f">>> from {module} import {attribute}")
-    return "\n".join([*imports, *(line for line in code.splitlines() if line not in imports)])
+    public = getattr(import_module(module), "__all__", ())
+    names = sorted({attribute, *(name for name in public if re.search(rf"\b{name}\b", code))})
+    from_module = f">>> from {module} import "
+    imports = (">>> import torch", ">>> from torch import nn", from_module + ", ".join(names))
+    rest = (line for line in code.splitlines() if line not in imports and not line.startswith(from_module))
+    return "\n".join([*imports, *rest])
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
