@@ -187,6 +187,16 @@ def test_variadic_arguments_are_no_options() -> None:
     assert row(entry="collections:ChainMap", inputs=()).options == ()
 
 
+def test_an_example_imports_what_it_uses() -> None:
+    method = row(entry="sparsecore.prune:Masks.from_model", inputs=("model",))
+    assert method.example.splitlines()[:3] == [
+        ">>> import torch",
+        ">>> from torch import nn",
+        ">>> from sparsecore.prune import Masks",
+    ]
+    assert method.example.count("import") == 3
+
+
 # ---- one's own ----
 
 

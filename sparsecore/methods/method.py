@@ -228,7 +228,7 @@ def _with_imports(code: str, source: str) -> str:
     """Put imports before an example of ``module:attribute`` so that it runs alone."""
     module, _, attribute = source.partition(":")
     public = getattr(import_module(module), "__all__", ())
-    names = sorted({attribute, *(name for name in public if re.search(rf"\b{name}\b", code))})
+    names = sorted({attribute.split(".")[0], *(name for name in public if re.search(rf"\b{name}\b", code))})
     from_module = f">>> from {module} import "
     imports = (">>> import torch", ">>> from torch import nn", from_module + ", ".join(names))
     rest = (line for line in code.splitlines() if line not in imports and not line.startswith(from_module))
