@@ -79,11 +79,13 @@ def _options() -> Iterator[str]:
             used.setdefault(source, set()).update(option.name for option in method.options)
     yield "## Options\n"
     for source, names in used.items():
-        options = [option for option in read_options(import_by_name(source)) if option.name in names]
         rows = [
             (f"`{option.name}`", f"`{_escape(option.type)}`", _default(option), _escape(option.description))
-            for option in options
+            for option in read_options(import_by_name(source))
+            if option.name in names
         ]
+        if not rows:
+            continue
         yield f"### {_call(source)}\n"
         yield Table("", ("option", "type", "default", "meaning"), rows, names=4).markdown() + "\n"
 

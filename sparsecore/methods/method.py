@@ -164,8 +164,9 @@ class Method:
             0.75
         """
         known = {option.name: option for option in self.options}
-        for name in options.keys() - known.keys():
-            raise ValueError(self._not_an_option(name, list(known)))
+        for name in options:
+            if name not in known:
+                raise ValueError(self._not_an_option(name, list(known)))
         missing = [name for name, option in known.items() if option.default is REQUIRED and name not in options]
         if missing:
             raise ValueError(f"{self.name}: expected a value for {', '.join(missing)}")
