@@ -565,6 +565,7 @@ def linear_int8(
         RuntimeError: dtype, shape or device of an argument does not fit.
 
     Example:
+        >>> from sparsecore.formats import Int8Weight
         >>> weight = PackedInt8Weight.pack(Int8Weight.from_dense(torch.tensor([[1.0, -1.0]])))
         >>> linear_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
         tensor([[2.]])
