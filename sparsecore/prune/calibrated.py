@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsecore.calibration import check_batches, counted, progress_line, run_batches, watching
 from sparsecore.errors import FormatError
+from sparsecore.lookup import import_by_name, is_import_name
 from sparsecore.prune.criteria import CRITERIA, Criterion, require_finite
 from sparsecore.prune.inputs import Use, find_uses, input_rows
 from sparsecore.prune.patterns import Pattern, require_fit
@@ -56,17 +57,22 @@ CALIBRATED: dict[str, Callable[[], CalibratedCriterion]] = {"wanda": Wanda, "spa
 
 
 def find_criterion(criterion: str | Criterion | CalibratedCriterion) -> Criterion | CalibratedCriterion:
-    """Return a criterion by name; a function or an object is its own."""
-    if isinstance(criterion, type):
+    """Return a criterion by name, also of one's own by ``"module:function"``; a function or an object is its own."""
+    if isinstance(criterion, str):
+        if criterion in CALIBRATED:
+            return CALIBRATED[criterion]()
+        if criterion in CRITERIA:
+            return CRITERIA[criterion]
+        if is_import_name(criterion):
+            return find_criterion(import_by_name(criterion))
+    elif isinstance(criterion, type):
         raise TypeError(f"expected a criterion, got the class {criterion.__name__}; pass {criterion.__name__}()")
-    if callable(criterion) or isinstance(criterion, CalibratedCriterion):
+    elif callable(criterion) or isinstance(criterion, CalibratedCriterion):
         return criterion
-    if criterion in CALIBRATED:
-        return CALIBRATED[criterion]()
-    if criterion in CRITERIA:
-        return CRITERIA[criterion]
     known = sorted([*CRITERIA, *CALIBRATED])
-    raise ValueError(f"expected a function or one of {known} as criterion, got {criterion!r}")
+    raise ValueError(
+        f'expected a function, its name "module:function", or one of {known} as criterion, got {criterion!r}'
+    )
 
 
 def prune_calibrated(

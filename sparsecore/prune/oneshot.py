@@ -66,8 +66,9 @@ def prune(
         criterion: ``"magnitude"``; ``"taylor"``, which takes the gradients that are there, or a
             :class:`Taylor` that summed them over batches; ``"wanda"`` or ``"sparsegpt"``, which
             need calibration batches (:class:`Wanda`, :class:`SparseGPT`); or a function
-            ``(name, weight) -> scores`` that gets a copy of the weight with its ``grad``, under
-            ``torch.no_grad()``, and returns finite scores of its shape, low ones to go.
+            ``(name, weight) -> scores`` (or its name, ``"my_module:my_function"``) that gets a copy
+            of the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
+            its shape, low ones to go.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
             together. No difference for a keep:group pattern.
         pattern: What goes together, the weight seen as ``[N, K]`` (a convolution's is flattened
@@ -119,11 +120,19 @@ def prune(
 
         A criterion of one's own, movement away from zero after a backward pass:
 
+        >>> model = nn.Linear(64, 32)
         >>> model(torch.randn(8, 64)).square().mean().backward()
         >>> masks = prune(model, 0.5, criterion=lambda name, weight: -weight * weight.grad)
 
+        By the gradients of a loss:
+
+        >>> model = nn.Linear(64, 32)
+        >>> model(torch.randn(8, 64)).square().mean().backward()
+        >>> masks = prune(model, 0.5, criterion="taylor")
+
         With a few batches and no training:
 
+        >>> model = nn.Linear(64, 32)
         >>> calibration = [torch.randn(8, 64) for _ in range(4)]
         >>> masks = prune(model, 0.6, criterion="sparsegpt", batches=calibration)
 
@@ -131,6 +140,11 @@ def prune(
 
         >>> prune(nn.Linear(64, 32), 0.75, pattern="4x1").sparsity()
         0.75
+
+        Two of every four neighbouring inputs:
+
+        >>> prune(nn.Linear(64, 32), pattern="2:4").sparsity()
+        0.5
 
     Reference:
         Han et al., Learning both Weights and Connections for Efficient Neural Networks,
