@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore.errors import FormatError
 from sparsecore.prune.criteria import Criterion, find_criterion, rank
+from sparsecore.prune.erdos_renyi import erdos_renyi_kept
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.patterns import Pattern, parse_pattern
 from sparsecore.prune.weights import (
@@ -20,6 +21,7 @@ from sparsecore.prune.weights import (
 )
 
 Sparsity = float | Mapping[Selector, float]
+SCOPES = ("layer", "global", "erdos-renyi")
 
 
 @torch.no_grad()
@@ -60,7 +62,11 @@ def prune(
             the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
             its shape, low ones to go.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
-            together. No difference for a keep:group pattern.
+            together. ``"erdos-renyi"`` too, but each weight's share comes from its shape, not from
+            its scores: small layers stay denser than large ones, with exactly
+            ``round(sparsity * numel)`` entries gone over all
+            (:func:`~sparsecore.prune.erdos_renyi.erdos_renyi_kept`). No difference for a
+            keep:group pattern.
         pattern: What goes together, the weight seen as ``[N, K]`` (a convolution's is flattened
             behind the output channels). ``"unstructured"``: every entry by itself. ``"4x1"`` and
             the like: blocks of 4 neighbouring outputs and 1 input are kept or removed as a whole;
@@ -110,8 +116,8 @@ def prune(
         with its default ``block_pooling_type="AVG"``.
     """
     score, chosen = find_criterion(criterion), parse_pattern(pattern)
-    if scope not in ("layer", "global"):
-        raise ValueError(f'expected scope "layer" or "global", got {scope!r}')
+    if scope not in SCOPES:
+        raise ValueError(f"expected one of {SCOPES} as scope, got {scope!r}")
     if masks is not None and masks.model is not model:
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
@@ -139,12 +145,16 @@ def _batches(
     if isinstance(sparsity, Mapping):
         if not sparsity:
             raise ValueError("expected a sparsity for at least one layer, got an empty dict")
-        if scope == "global":
-            raise ValueError('scope "global" takes one sparsity for all layers, got one for each')
+        if scope != "layer":
+            raise ValueError(f'scope "{scope}" takes one sparsity for all layers, got one for each')
         return [([weight], share) for weight, share in _shares(weights, sparsity)]
     _require_share(sparsity)
     if scope == "global":
         return [(weights, sparsity)]
+    if scope == "erdos-renyi":
+        numel = sum(weight.stored.numel() for weight in weights)
+        kept = erdos_renyi_kept([weight.stored.shape for weight in weights], numel - round(sparsity * numel))
+        return [([weight], 1 - count / weight.stored.numel()) for weight, count in zip(weights, kept, strict=True)]
     return [([weight], sparsity) for weight in weights]
 
 
