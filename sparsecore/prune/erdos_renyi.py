@@ -38,7 +38,7 @@ def erdos_renyi_kept(shapes: Sequence[Sequence[int]], num_kept: int) -> list[int
     sizes, numels = [sum(shape) for shape in shapes], [prod(shape) for shape in shapes]
     total = max(num_kept, len(shapes))
     epsilon = _epsilon(sizes, numels, total)
-    kept = [_clamp(int(epsilon * size + Fraction(1, 2)), numel) for size, numel in zip(sizes, numels, strict=True)]
+    kept = [int(_clamp(epsilon * size, numel) + Fraction(1, 2)) for size, numel in zip(sizes, numels, strict=True)]
 
     layers = range(len(sizes))
     while sum(kept) < total:
@@ -58,12 +58,12 @@ def _epsilon(sizes: Sequence[int], numels: Sequence[int], total: int) -> Fractio
 
     ends = [(Fraction(1, size), Fraction(numel, size)) for size, numel in zip(sizes, numels, strict=True)]
     points = sorted({point for pair in ends for point in pair})
-    above = bisect_left(points, total, key=held)
+    above = bisect_left(points, Fraction(total), key=held)
     if above == 0:
         return points[0]
     low, high = points[above - 1], points[above]
     return low + (high - low) * (total - held(low)) / (held(high) - held(low))
 
 
-def _clamp(share: Fraction | int, numel: int) -> Fraction | int:
-    return min(max(share, 1), numel)
+def _clamp(share: Fraction, numel: int) -> Fraction:
+    return min(max(share, Fraction(1)), Fraction(numel))

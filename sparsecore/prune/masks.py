@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparsecore.errors import FormatError
+from sparsecore.prune.sharding import zero_where
 from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights
 
 
@@ -142,7 +143,7 @@ class Masks(Mapping[str, Tensor]):
             state = optimizer.state.get(parameter, {}) if optimizer else {}
             for tensor in (parameter, *state.values()):
                 if isinstance(tensor, Tensor) and tensor.shape == mask.shape:
-                    tensor.masked_fill_(pruned, 0)  # not a product: NaN * 0 is NaN
+                    zero_where(tensor, pruned)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Keep zeros zero from now on: :meth:`apply` runs after every ``optimizer.step()``.

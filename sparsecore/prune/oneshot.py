@@ -122,7 +122,7 @@ def prune(
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
     batches = _batches(prunable_weights(model, exclude), _sparsity_of(chosen, sparsity), scope)
-    _require_fit(chosen, [weight for together, _ in batches for weight in together])
+    require_fit(chosen, [weight for together, _ in batches for weight in together])
     earlier: Mapping[str, Tensor] = masks or {}
     keeps: dict[str, Tensor] = dict(earlier)
     for together, share in batches:
@@ -148,7 +148,7 @@ def _batches(
         if scope != "layer":
             raise ValueError(f'scope "{scope}" takes one sparsity for all layers, got one for each')
         return [([weight], share) for weight, share in _shares(weights, sparsity)]
-    _require_share(sparsity)
+    require_share(sparsity)
     if scope == "global":
         return [(weights, sparsity)]
     if scope == "erdos-renyi":
@@ -161,7 +161,7 @@ def _batches(
 def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -> list[tuple[PrunableWeight, float]]:
     """Give each weight the sparsity of the first key that matches it."""
     for selector, share in sparsity.items():
-        _require_share(share)
+        require_share(share)
         if not any(weight.matches(selector) for weight in weights):
             raise ValueError(f"sparsity: {selector!r} matches no weight that may be pruned")
     return [
@@ -171,7 +171,7 @@ def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -
     ]
 
 
-def _require_share(sparsity: float) -> None:
+def require_share(sparsity: float) -> None:
     if not isinstance(sparsity, float | int):
         raise TypeError(f"expected a number in [0, 1), got {type(sparsity).__name__} {sparsity!r}; 0.9 prunes 90%")
     if not 0 <= sparsity < 1:
@@ -188,7 +188,7 @@ def _sparsity_of(pattern: Pattern, sparsity: Sparsity | None) -> Sparsity | None
     return own
 
 
-def _require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
+def require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
     """Name every weight that the pattern cannot prune."""
     misfits = {weight.name: reason for weight in weights if (reason := pattern.misfit(weight))}
     if misfits:

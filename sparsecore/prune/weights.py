@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.sharding import whole
 
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
@@ -74,11 +75,11 @@ class PrunableWeight:
         return any(isinstance(owner, selector) for owner in self.owners.values())
 
     def value(self) -> Tensor:
-        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``."""
-        value = self.stored.detach().clone()
+        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``; whole if it is sharded."""
+        value = whole(self.stored.detach()).clone()
         if self.torch_mask is not None:
             value *= self.torch_mask
-        value.grad = self.stored.grad
+        value.grad = None if self.stored.grad is None else whole(self.stored.grad)
         return value
 
     @property
