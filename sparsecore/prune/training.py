@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -51,9 +50,9 @@ class TrainingPruner:
                 f"pattern {pattern} has one sparsity, which cannot rise; use prune(), once or with fewer kept each time"
             )
         require_updates(optimizer, (weight.stored for weight in prunable_weights(model, exclude)))
-        self._prune: Callable[..., Masks] = partial(prune, model, pattern=pattern, exclude=exclude, **arguments)
         self._optimizer = optimizer
-        self.masks = self._prune(sparsity, masks=masks)
+        self._arguments = {"pattern": pattern, "exclude": exclude, **arguments}
+        self.masks = prune(model, sparsity, masks=masks, **self._arguments)
         self._handle = self.masks.attach(optimizer)
 
     def remove(self) -> None:
@@ -61,7 +60,7 @@ class TrainingPruner:
         self._handle.remove()
 
     def _prune_to(self, sparsity: Sparsity) -> None:
-        self.masks.load_state_dict(self._prune(sparsity, masks=self.masks))
+        self.masks.load_state_dict(prune(self.masks.model, sparsity, masks=self.masks, **self._arguments))
         self.masks.apply(self._optimizer)
 
     def _load_masks(self, state: Mapping[str, Any], *others: str) -> None:
