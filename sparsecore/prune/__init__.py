@@ -8,6 +8,7 @@ from sparsecore.prune.iterative import IterativePruner, round_sparsity
 from sparsecore.prune.masks import Masks, MaskStatistics
 from sparsecore.prune.oneshot import prune
 from sparsecore.prune.patterns import fits_pattern
+from sparsecore.prune.ranks import averaged_over_ranks
 from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
 from sparsecore.prune.sensitivity import PruningSensitivity, pruning_sensitivity
 from sparsecore.prune.weights import fold_torch_pruning
@@ -20,6 +21,7 @@ __all__ = [
     "MaskStatistics",
     "Masks",
     "PruningSensitivity",
+    "averaged_over_ranks",
     "cubic_sparsity",
     "fits_pattern",
     "fold_torch_pruning",

@@ -18,6 +18,7 @@ from sparsecore.prune.weights import (
     Selector,
     fold_torch_pruning,
     prunable_weights,
+    unwrapped,
 )
 
 Sparsity = float | Mapping[Selector, float]
@@ -53,14 +54,18 @@ def prune(
     have one size, the order is that of the sums. Every weight keeps at least one block.
 
     Args:
-        model: Any module.
+        model: Any module. DistributedDataParallel and torch.compile's wrapper stand for the model
+            inside, whose names count. Weights sharded by ``fully_shard`` (FSDP2) are gathered one
+            at a time; every rank has to take part, and all come to the same masks as long as they
+            hold the same weights and scores: ``masks.require_same_on_all_ranks()`` checks it.
         sparsity: Share of entries to prune, in [0, 1). Or a share for each layer,
             ``{"conv1": 0.5, "blocks.*": 0.9, nn.Linear: 0.8}``: keys as in ``exclude``, the first
             that matches counts, and layers without a match stay as they are. A keep:group pattern
             has its own, ``1 - keep / group``; leave it None.
         criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` that gets a copy of
             the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
-            its shape, low ones to go.
+            its shape, low ones to go. If ranks see different scores,
+            :func:`~sparsecore.prune.averaged_over_ranks` makes them one.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
             together. ``"erdos-renyi"`` too, but each weight's share comes from its shape, not from
             its scores: small layers stay denser than large ones, with exactly
@@ -86,9 +91,9 @@ def prune(
     Raises:
         ValueError: An argument is out of range, or a name in ``exclude`` or ``sparsity`` matches
             nothing.
-        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, or the
-            pattern does not fit a weight: K is not a multiple of the group, a block is larger than
-            the weight or would cross the groups of a convolution.
+        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, the earlier
+            masks leave no entry of a weight, or the pattern does not fit one: K is not a multiple of
+            the group, a block is larger than the weight or would cross the groups of a convolution.
         UnsupportedError: Nothing is prunable, or a weight is computed by a parametrization.
 
     Example:
@@ -118,7 +123,7 @@ def prune(
     score, chosen = find_criterion(criterion), parse_pattern(pattern)
     if scope not in SCOPES:
         raise ValueError(f"expected one of {SCOPES} as scope, got {scope!r}")
-    if masks is not None and masks.model is not model:
+    if masks is not None and masks.model is not unwrapped(model):
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
     batches = _batches(prunable_weights(model, exclude), _sparsity_of(chosen, sparsity), scope)

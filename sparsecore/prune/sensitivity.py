@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sparsecore.prune.sharding import zero_where
 from sparsecore.prune.weights import PrunableWeight, Selector, prunable_weights
 
 Evaluate = Callable[[nn.Module], float]
-SCANNED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+SCANNED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PruningSensitivity:
         the same part of the way.
 
         Args:
-            target: Share of the entries of all weights to prune, at most the highest sparsity scanned.
+            target: Share of the entries of all weights to prune, at most as far as was scanned.
 
         Returns:
             A share for each weight's name, as :func:`prune` takes it.
@@ -66,14 +67,14 @@ class PruningSensitivity:
             {'a': 0.714, 'b': 0.179}
         """
         require_share(target)
-        highest = max(max(scores) for scores in self.scores.values())
+        highest = self._overall({name: max(scores) for name, scores in self.scores.items()})
         if target > highest:
-            raise ValueError(f"expected a target of at most {highest}, the highest sparsity scanned, got {target}")
+            raise ValueError(f"expected a target of at most {highest:.1%}, as far as was scanned, got {target:.1%}")
         curves = {name: self._curve(name) for name in self.scores}
         losses = sorted({loss for curve in curves.values() for _, loss in curve})
         low = dict.fromkeys(curves, 0.0)
-        for loss in losses:
-            high = {name: _sparsity_at(curve, loss) for name, curve in curves.items()}
+        for loss, reaches in product(losses, (operator.ge, operator.gt)):
+            high = {name: _sparsity_at(curve, loss, reaches) for name, curve in curves.items()}
             if self._overall(high) >= target:
                 break
             low = high
@@ -106,11 +107,12 @@ class PruningSensitivity:
         return sum(shares[name] * self.numels[name] for name in shares) / sum(self.numels[name] for name in shares)
 
 
-def _sparsity_at(curve: Sequence[tuple[float, float]], loss: float) -> float:
-    """Largest sparsity of a curve at which no more than ``loss`` is lost."""
+def _sparsity_at(curve: Sequence[tuple[float, float]], loss: float, reaches: Callable[[float, float], bool]) -> float:
+    """Lowest sparsity at which a curve reaches a loss (>=), or the highest before it passes it (>)."""
     for (share, lost), (next_share, next_lost) in pairwise(curve):
-        if next_lost > loss:
-            return share + (next_share - share) * (loss - lost) / (next_lost - lost)
+        if reaches(next_lost, loss):
+            rise = next_lost - lost
+            return share + (next_share - share) * (loss - lost) / rise if rise else share
     return curve[-1][0]
 
 

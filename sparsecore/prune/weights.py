@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
@@ -32,6 +33,7 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
+_PARALLEL = (DataParallel, DistributedDataParallel)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
@@ -97,6 +99,20 @@ class PrunableWeight:
         return rows.t() if self.is_transposed else rows.reshape(self.stored.shape)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile, whose names are the plain ones.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(4, 2)))
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    while True:
+        inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
     """List the prunable weights in the order of the model; nothing is changed.
 
@@ -104,7 +120,8 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     Hugging Face's ``Conv1D``. A weight shared with an embedding counts as the embedding's.
 
     Args:
-        model: Any module, also one pruned by ``torch.nn.utils.prune``.
+        model: Any module, also one pruned by ``torch.nn.utils.prune``; a wrapper stands for the model inside, see
+            :func:`unwrapped`.
         exclude: Weights and modules to leave out, by name, fnmatch pattern or module type.
 
     Returns:
@@ -115,6 +132,7 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
         UnsupportedError: Nothing is left to prune, or a weight is computed or not initialised.
         FormatError: A weight is not floating point.
     """
+    model = unwrapped(model)
     selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     found = _discover(modules)
