@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.ranks import require_same_masks
-from sparsecore.prune.sharding import zero_where
+from sparsecore.prune.sharding import reshard, zero_where
 from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights, unwrapped
 
 
@@ -139,6 +139,7 @@ class Masks(Mapping[str, Tensor]):
             optimizer: Also clear these entries in its state (momentum, Adam's moments, ...): every
                 state tensor that has the shape of its weight.
         """
+        reshard(self._model)
         for name, mask in self._masks.items():
             parameter = self._model.get_parameter(name)
             self._masks[name] = mask = mask.to(parameter.device)
@@ -173,6 +174,7 @@ class Masks(Mapping[str, Tensor]):
             >>> layer.weight[0, 1].item()
             0.0
         """
+        reshard(self._model)
         require_updates(optimizer, map(self._model.get_parameter, self))
         return optimizer.register_step_post_hook(lambda stepped, args, kwargs: self.apply(stepped))
 

@@ -21,7 +21,7 @@ from sparsecore.errors import BundleError
 from sparsecore.prune.criteria import Criterion, find_criterion, rank
 from sparsecore.prune.oneshot import require_fit, require_share
 from sparsecore.prune.patterns import parse_pattern
-from sparsecore.prune.sharding import zero_where
+from sparsecore.prune.sharding import reshard, zero_where
 from sparsecore.prune.weights import PrunableWeight, Selector, prunable_weights
 
 Evaluate = Callable[[nn.Module], float]
@@ -189,7 +189,7 @@ def pruning_sensitivity(
             scores[weight.name] = {}
             for count, share in enumerate(shares, start=1):
                 (keep,) = chosen.select([rows.clone()], share)
-                with _pruned(weight, weight.from_rows(keep)):
+                with _pruned(model, weight, weight.from_rows(keep)):
                     scores[weight.name][share] = known.score(weight.name, share, lambda: evaluate(model))
                 done(count / len(shares))
     return PruningSensitivity(dense, scores, {weight.name: weight.stored.numel() for weight in weights})
@@ -248,11 +248,13 @@ def _digest(weights: Iterable[PrunableWeight]) -> str:
 
 
 @contextmanager
-def _pruned(weight: PrunableWeight, keep: Tensor) -> Iterator[None]:
+def _pruned(model: nn.Module, weight: PrunableWeight, keep: Tensor) -> Iterator[None]:
     """Zero a weight's pruned entries, and put it back."""
     before = weight.stored.detach().clone()
     zero_where(weight.stored, ~keep.to(weight.stored.device))
+    reshard(model)
     try:
         yield
     finally:
+        reshard(model)
         weight.stored.copy_(before)

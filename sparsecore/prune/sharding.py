@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -17,6 +17,17 @@ def is_sharded(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """Return the tensor with all its entries; a sharded one is gathered, which every rank has to take part in."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the whole weights that fully_shard keeps in a model after a forward pass, so that the parts are its weights.
+
+    Changes made to the whole ones would be lost, and changes made to the parts would not be seen.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if fsdp else ():
+        if isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            module.reshard()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.prune.sharding import whole
+from sparsecore.prune.sharding import reshard, whole
 
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
@@ -133,6 +133,7 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
         FormatError: A weight is not floating point.
     """
     model = unwrapped(model)
+    reshard(model)
     selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     found = _discover(modules)
