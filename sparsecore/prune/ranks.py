@@ -21,15 +21,15 @@ def averaged_over_ranks(criterion: str | Criterion, group: dist.ProcessGroup | N
         group: The ranks that prune together; None is all of them.
 
     Returns:
-        A criterion for :func:`prune`; in a single process the one that was given.
+        A criterion for :func:`prune`; in a single process its scores are those of the one that was given.
     """
     score = find_criterion(criterion)
-    if not _is_distributed():
-        return score
-    first = dist.get_global_rank(group, 0) if group else 0
 
     def averaged(name: str, weight: Tensor) -> Tensor:
         scores = score(name, weight).detach()
+        if not _is_distributed():
+            return scores
+        first = dist.get_global_rank(group, 0) if group else 0
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32), copy=True).contiguous()
         # Summed up on one rank and sent back: an all-reduce does not promise equal bits.
         dist.reduce(scores, first, group=group)
