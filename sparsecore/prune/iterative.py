@@ -12,7 +12,7 @@ from sparsecore.prune.masks import Masks
 from sparsecore.prune.oneshot import require_share
 from sparsecore.prune.sensitivity import PruningSensitivity
 from sparsecore.prune.training import TrainingPruner
-from sparsecore.prune.weights import PrunableWeight, Selector, prunable_weights
+from sparsecore.prune.weights import PrunableWeight, Selector, as_selectors, prunable_weights
 
 
 def round_sparsity(round: int, rounds: int, final: float) -> float:
@@ -84,8 +84,8 @@ class IterativePruner(TrainingPruner, Iterator[int]):
         3 0.900
 
     Reference:
-        Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015: thresholds
-        from the sensitivity of the layers (section 4) and their standard deviations, iterative pruning (section 3.4).
+        Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015: iterative
+        pruning (section 3.4), a quality times the standard deviation as threshold (4), set by sensitivity (5).
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class IterativePruner(TrainingPruner, Iterator[int]):
         if rounds < 1:
             raise ValueError(f"expected at least 1 round, got {rounds}")
         require_share(sparsity)
+        exclude = as_selectors(exclude)
         self._sparsity, self._rounds, self.round = sparsity, rounds, 0
         self.qualities = _qualities(prunable_weights(model, exclude), sensitivity, sparsity) if sensitivity else {}
         super().__init__(

@@ -165,7 +165,7 @@ def pruning_sensitivity(
         0.75
 
     Reference:
-        Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 4 and
+        Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 5 and
         figure 6.
     """
     score, chosen = find_criterion(criterion), parse_pattern(pattern)

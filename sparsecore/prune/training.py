@@ -12,7 +12,7 @@ from sparsecore.errors import FormatError
 from sparsecore.prune.masks import Masks, require_updates
 from sparsecore.prune.oneshot import Sparsity, prune
 from sparsecore.prune.patterns import parse_pattern
-from sparsecore.prune.weights import Selector, prunable_weights
+from sparsecore.prune.weights import Selector, as_selectors, prunable_weights
 
 
 class TrainingPruner:
@@ -49,6 +49,7 @@ class TrainingPruner:
             raise ValueError(
                 f"pattern {pattern} has one sparsity, which cannot rise; use prune(), once or with fewer kept each time"
             )
+        exclude = as_selectors(exclude)
         require_updates(optimizer, (weight.stored for weight in prunable_weights(model, exclude)))
         self._optimizer = optimizer
         self._arguments = {"pattern": pattern, "exclude": exclude, **arguments}

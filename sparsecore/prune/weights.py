@@ -113,6 +113,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def as_selectors(exclude: Selector | Iterable[Selector]) -> tuple[Selector, ...]:
+    """Return what to exclude so that it can be read more than once."""
+    return (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+
+
 def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
     """List the prunable weights in the order of the model; nothing is changed.
 
@@ -134,7 +139,7 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     """
     model = unwrapped(model)
     reshard(model)
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    selectors = as_selectors(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     found = _discover(modules)
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}

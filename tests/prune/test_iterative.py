@@ -141,7 +141,7 @@ def test_earlier_masks_and_exclude() -> None:
     model = net()
     earlier = prune(model, 0.5, criterion=lambda name, weight: -weight.abs(), exclude="2")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = IterativePruner(model, optimizer, 0.9, rounds=2, exclude="2", masks=earlier)
+    pruner = IterativePruner(model, optimizer, 0.9, rounds=2, exclude=iter(["2"]), masks=earlier)
     assert pruner.masks == earlier
     assert list(pruner) == [1, 2]
     assert pruner.masks["0.weight"].sum() == 24

@@ -108,6 +108,12 @@ def test_sparsity_for_each_layer() -> None:
     assert [row.sparsity for row in training.pruner.masks.statistics().values()] == [0.5, 0.8]
 
 
+def test_exclude_may_be_an_iterator() -> None:
+    training = Training(exclude=iter(["2"]), begin=0, end=2, frequency=1)
+    training.run(1, 2)
+    assert list(training.pruner.masks) == ["0.weight"]
+
+
 def test_earlier_masks_stay() -> None:
     torch.manual_seed(0)
     model = nn.Linear(10, 10)
