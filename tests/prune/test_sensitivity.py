@@ -181,7 +181,7 @@ def test_a_gain_counts_as_no_loss_and_a_dip_lasts() -> None:
 SCORES = st.dictionaries(st.sampled_from([0.2, 0.5, 0.7, 0.9]), st.floats(-1, 1), min_size=1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(SCORES, st.integers(1, 1000)), min_size=1, max_size=5), st.floats(0, 0.99))
 def test_sparsities_meet_the_target(rows: list[tuple[dict[float, float], int]], target: float) -> None:
     scores = {f"w{i}": row[0] for i, row in enumerate(rows)}
