@@ -116,6 +116,14 @@ def prune(
         >>> prune(nn.Linear(64, 32), 0.75, pattern="4x1").sparsity()
         0.75
 
+        Small layers denser than large ones:
+
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
+        >>> print(prune(model, 0.9, scope="erdos-renyi"))
+        Masks(2 weights, 90.0% sparse)
+          0.weight   91.9% of [32, 64]
+          1.weight   77.5% of [10, 32]
+
         Two of every four neighbouring inputs:
 
         >>> prune(nn.Linear(64, 32), pattern="2:4").sparsity()
