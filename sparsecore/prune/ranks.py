@@ -7,26 +7,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparsecore.errors import FormatError
-from sparsecore.prune.criteria import Criterion, find_criterion
+from sparsecore.prune.criteria import Criterion
 
 
-def averaged_over_ranks(criterion: str | Criterion, group: dist.ProcessGroup | None = None) -> Criterion:
+def averaged_over_ranks(criterion: Criterion, group: dist.ProcessGroup | None = None) -> Criterion:
     """Make a criterion whose scores are the mean over all ranks, the same to the last bit on each.
 
     Needed where a criterion looks at what differs from rank to rank, such as sums over the batches that a rank has
     seen. Not needed for magnitudes, nor for gradients that DistributedDataParallel has averaged.
 
     Args:
-        criterion: As in :func:`prune`. It has to return scores for the same weights on every rank.
+        criterion: A function, as for :func:`prune`. It has to return scores for the same weights on every rank.
         group: The ranks that prune together; None is all of them.
 
     Returns:
-        A criterion for :func:`prune`; in a single process its scores are those of the one that was given.
+        A criterion for :func:`prune`; in a single process its scores are the function's own.
     """
-    score = find_criterion(criterion)
 
     def averaged(name: str, weight: Tensor) -> Tensor:
-        scores = score(name, weight).detach()
+        scores = criterion(name, weight).detach()
         if not _is_distributed():
             return scores
         first = dist.get_global_rank(group, 0) if group else 0

@@ -13,7 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from sparsecore.errors import FormatError
-from sparsecore.prune import GradualPruner, IterativePruner, Masks, averaged_over_ranks, prune, pruning_sensitivity
+from sparsecore.prune import (
+    CRITERIA,
+    GradualPruner,
+    IterativePruner,
+    Masks,
+    averaged_over_ranks,
+    prune,
+    pruning_sensitivity,
+)
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
 RANKS = 2
@@ -188,6 +196,6 @@ def test_sharded_zeros_stay_in_training(ranks: list[dict[str, Any]]) -> None:
 
 def test_a_single_process_agrees_with_itself() -> None:
     model = net()
-    masks = prune(copy.deepcopy(model), 0.5, criterion=averaged_over_ranks("magnitude"))
+    masks = prune(copy.deepcopy(model), 0.5, criterion=averaged_over_ranks(CRITERIA["magnitude"]))
     masks.require_same_on_all_ranks()
     assert masks == prune(model, 0.5)
