@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecore.calibration import check_batches, counted, progress_line, run_batches, watching
 from sparsecore.errors import FormatError
 from sparsecore.lookup import import_by_name, is_import_name
-from sparsecore.prune.criteria import CRITERIA, Criterion, require_finite
+from sparsecore.prune.criteria import CRITERIA, Criterion, require_any_allowed, require_finite
 from sparsecore.prune.inputs import Use, find_uses, input_rows
 from sparsecore.prune.patterns import Pattern, require_fit
 from sparsecore.prune.sparsegpt import SparseGPT
@@ -75,6 +75,14 @@ def find_criterion(criterion: str | Criterion | CalibratedCriterion) -> Criterio
     )
 
 
+def find_score(criterion: str | Criterion) -> Criterion:
+    """Return a criterion that gives scores; one that needs calibration batches is refused."""
+    found = find_criterion(criterion)
+    if isinstance(found, CalibratedCriterion):
+        raise ValueError(f"criterion {criterion!r} needs calibration batches, which only prune() takes")
+    return found
+
+
 def prune_calibrated(
     model: nn.Module,
     shares: list[tuple[PrunableWeight, float]],
@@ -114,8 +122,7 @@ def prune_calibrated(
     require_fit(pattern, [replace(weight, groups=uses[weight.name][0].num_parts) for weight, _ in shares])
     for weight, _ in shares:
         require_finite(f"{weight.name}: the weight", weight.value())
-        if weight.name in allowed and not allowed[weight.name].any():
-            raise FormatError(f"{weight.name}: the earlier masks leave none of its entries; leave it out with exclude=")
+        require_any_allowed(weight.name, allowed.get(weight.name))
     batches = check_batches(batches, passes=2 if sequential else 1)
     sparsities = {weight.name: sparsity for weight, sparsity in shares}
     weights = {weight.name: weight for weight, _ in shares}

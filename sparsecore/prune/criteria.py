@@ -89,10 +89,11 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
         Contiguous float32 or float64 tensor of the weight's shape, on its device.
 
     Raises:
-        FormatError: The weight or its scores are not finite, or the scores have another shape.
+        FormatError: The weight or its scores are not finite, the scores have another shape, or no entry is allowed.
     """
     value = weight.value()
     require_finite(f"{weight.name}: the weight", value)
+    require_any_allowed(weight.name, allowed)
     is_zero = value == 0
     scores = criterion(weight.name, value)
     if not isinstance(scores, Tensor) or scores.shape != is_zero.shape:
@@ -129,3 +130,9 @@ def require_finite(what: str, tensor: Tensor) -> None:
     num_bad = tensor.numel() - int(tensor.isfinite().sum())
     if num_bad:
         raise FormatError(f"{what} is NaN or infinite in {num_bad} of {tensor.numel()} entries")
+
+
+def require_any_allowed(name: str, allowed: Tensor | None) -> None:
+    """Raise FormatError if earlier masks leave nothing of a weight."""
+    if allowed is not None and not allowed.any():
+        raise FormatError(f"{name}: the earlier masks leave none of its entries; leave it out with exclude={name!r}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsecore.errors import UnsupportedError
+from sparsecore.prune.sharding import is_sharded
 from sparsecore.prune.weights import CONVOLUTIONS, PrunableWeight, is_stored_transposed
 
 # Entries of the patches of a convolution that are unfolded at once, 64 MB in float32.
@@ -50,8 +51,10 @@ def find_uses(weight: PrunableWeight) -> list[Use]:
 
     Raises:
         UnsupportedError: A module of another kind holds the weight too, or its layers use it in different ways: what
-            enters it cannot be told.
+            enters it cannot be told. The weight is sharded.
     """
+    if is_sharded(weight.stored):
+        raise _unsupported(weight, "it is sharded over processes")
     strangers = [
         name.removesuffix("_orig")
         for name, parameter in weight.owners[""].named_parameters(remove_duplicate=False)

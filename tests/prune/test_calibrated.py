@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import UnsupportedError
-from sparsecore.prune import CALIBRATED, CRITERIA, GradualPruner, Masks, SparseGPT, Taylor, Wanda, prune
+from sparsecore.prune import (
+    CALIBRATED,
+    CRITERIA,
+    GradualPruner,
+    Masks,
+    SparseGPT,
+    Taylor,
+    Wanda,
+    inputs,
+    prune,
+    pruning_sensitivity,
+)
 
 BOTH = pytest.mark.parametrize("criterion", [*CALIBRATED])
 
@@ -408,6 +419,29 @@ def test_bad_input_changes_nothing(
     assert list(after) == list(before)
     assert all(torch.equal(after[name].nan_to_num(7), tensor.nan_to_num(7)) for name, tensor in before.items())
     assert all(module.training for module in model.modules())
+
+
+@BOTH
+def test_wrapped_models_and_shares_by_shape(criterion: str) -> None:
+    model = Stack()
+    same = copy.deepcopy(model)
+    masks = prune(nn.DataParallel(model), 0.5, scope="erdos-renyi", criterion=criterion, batches=some_batches())
+    assert masks == prune(same, 0.5, scope="erdos-renyi", criterion=criterion, batches=some_batches())
+    assert masks.statistics()["head.weight"].density > masks.statistics()["blocks.0.up.weight"].density
+    assert all(map(torch.equal, model.parameters(), same.parameters()))
+
+
+@BOTH
+def test_sharded_weights_are_refused(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "is_sharded", lambda tensor: tensor.shape == (3, 6))
+    with pytest.raises(UnsupportedError, match=r"head\.weight: it is sharded over processes"):
+        prune(Stack(), 0.5, criterion=criterion, batches=some_batches())
+
+
+@BOTH
+def test_a_sensitivity_scan_takes_scores_only(criterion: str) -> None:
+    with pytest.raises(ValueError, match=f"'{criterion}' needs calibration batches, which only prune"):
+        pruning_sensitivity(Stack(), lambda model: 0.0, [0.5], criterion=criterion)
 
 
 def test_blocks_must_not_cross_parts() -> None:
