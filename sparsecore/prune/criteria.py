@@ -68,13 +68,13 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
         FormatError: The weight or its scores are not finite, or the scores have another shape.
     """
     value = weight.value()
-    _require_finite(f"{weight.name}: the weight", value)
+    require_finite(f"{weight.name}: the weight", value)
     is_zero = value == 0
     scores = criterion(weight.name, value)
     if not isinstance(scores, Tensor) or scores.shape != is_zero.shape:
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise FormatError(f"{weight.name}: expected scores of shape {list(is_zero.shape)}, got {got}")
-    _require_finite(f"{weight.name}: the score", scores)
+    require_finite(f"{weight.name}: the score", scores)
 
     dtype = torch.promote_types(scores.dtype, torch.float32)
     ranks = scores.detach().to(is_zero.device, dtype)
@@ -97,7 +97,8 @@ def protect_best(ranks: Tensor) -> Tensor:
     return ranks
 
 
-def _require_finite(what: str, tensor: Tensor) -> None:
+def require_finite(what: str, tensor: Tensor) -> None:
+    """Raise FormatError with the number of entries that are NaN or infinite, if any are."""
     num_bad = tensor.numel() - int(tensor.isfinite().sum())
     if num_bad:
         raise FormatError(f"{what} is NaN or infinite in {num_bad} of {tensor.numel()} entries")
