@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,13 +39,14 @@ def kmeans(
         Initialisations: Han et al., Deep Compression, ICLR 2016, sec. 3.2.
     """
     check_init(init)
-    ordered, order = values.detach().double().cpu().sort()
-    distinct, counts = ordered.unique_consecutive(return_counts=True)
-    if len(distinct) > k:
-        distinct, counts = _lloyd(ordered, INITS[init](ordered, k, generator))
-    codes = torch.empty_like(order)
-    codes[order] = torch.arange(len(counts)).repeat_interleave(counts)
-    return distinct.to(values.device), codes.to(values.device)
+    numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32)).cpu()
+    ordered = torch.from_numpy(np.sort(numbers.numpy())).double()  # a third of the time of torch.sort
+    centroids, counts = ordered.unique_consecutive(return_counts=True)
+    if len(centroids) > k:
+        centroids, counts = _lloyd(ordered, INITS[init](ordered, k, generator))
+    last = ordered[counts.cumsum(0) - 1]  # of each cluster
+    codes = torch.bucketize(numbers, last.to(numbers.dtype))
+    return centroids.to(values.device), codes.to(values.device)
 
 
 def check_init(init: str) -> None:

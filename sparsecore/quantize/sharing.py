@@ -17,6 +17,7 @@ from sparsecore.prune.weights import PrunableWeight, Selector, first_match, fold
 from sparsecore.quantize.kmeans import check_init, kmeans
 
 MAX_BITS = 8
+_CODES = 2**MAX_BITS + 1  # with that of zero
 
 
 @torch.no_grad()
@@ -159,11 +160,11 @@ class SharedWeights(Mapping[str, Tensor]):
     @torch.no_grad()
     def sum_gradients(self) -> None:
         """Replace the gradient of every weight by the sum over its cluster, and of a zero by 0; call it once."""
-        for name, codes in self._codes.items():
+        for name in self:
             grad = self._model.get_parameter(name).grad
             if grad is not None:
-                index = self._on_device(name).flatten().long()
-                sums = torch.zeros(int(codes.max()) + 1, dtype=torch.float64, device=grad.device)
+                index = self._current(name).flatten().long()
+                sums = torch.zeros(_CODES, dtype=torch.float64, device=grad.device)
                 sums.index_add_(0, index, grad.flatten().double())
                 sums[0] = 0
                 grad.copy_(sums[index].view(grad.shape))
@@ -173,8 +174,7 @@ class SharedWeights(Mapping[str, Tensor]):
         """Set every weight to the value of its cluster's first member; weights that are zero now leave it."""
         for name in self:
             weight = self._model.get_parameter(name)
-            codes = self._codes[name] = self._on_device(name).masked_fill(weight == 0, 0)
-            weight.copy_(_as_first(weight, codes))
+            weight.copy_(_as_first(weight, self._current(name)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the codes as a plain dict of int16 tensors, ready for safetensors or ``torch.save``."""
@@ -205,15 +205,16 @@ class SharedWeights(Mapping[str, Tensor]):
 
     def _clear_state(self, optimizer: Optimizer) -> None:
         for name in self:
-            weight, codes = self._model.get_parameter(name), self._on_device(name)
+            weight, codes = self._model.get_parameter(name), self._current(name)
             for state in optimizer.state.get(weight, {}).values():
                 is_per_weight = isinstance(state, Tensor) and state.shape == codes.shape
                 if is_per_weight and not torch.equal(state, _as_first(state, codes)):
                     state.zero_()
 
-    def _on_device(self, name: str) -> Tensor:
-        """Codes follow the model to another device."""
-        self._codes[name] = self._codes[name].to(self._model.get_parameter(name).device)
+    def _current(self, name: str) -> Tensor:
+        """Codes on the model's device; a weight that is zero now, for it was pruned, has left its cluster."""
+        weight = self._model.get_parameter(name)
+        self._codes[name] = self._codes[name].to(weight.device).masked_fill(weight == 0, 0)
         return self._codes[name]
 
     def _checked(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,8 +229,8 @@ class SharedWeights(Mapping[str, Tensor]):
                     f"{name}: expected integer codes of shape {list(shape)}, got {code.dtype} of shape "
                     f"{list(code.shape)}"
                 )
-            if bool((code < 0).any() | (code > 2**MAX_BITS).any()):
-                raise FormatError(f"{name}: expected codes from 0 to {2**MAX_BITS}")
+            if bool((code < 0).any() | (code >= _CODES).any()):
+                raise FormatError(f"{name}: expected codes from 0 to {_CODES - 1}")
         return {name: code.to(parameters[name].device, torch.int16).contiguous() for name, code in codes.items()}
 
 
@@ -274,6 +275,6 @@ def _as_first(tensor: Tensor, codes: Tensor) -> Tensor:
     if index.numel() == 0:
         return tensor
     positions = torch.arange(len(index), device=index.device)
-    first = torch.zeros(int(index.max()) + 1, dtype=torch.int64, device=index.device)
+    first = torch.zeros(_CODES, dtype=torch.int64, device=index.device)
     first.scatter_reduce_(0, index, positions, "amin", include_self=False)
     return torch.where(codes == 0, 0, flat[first][index].view(tensor.shape))
