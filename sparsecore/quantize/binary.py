@@ -39,7 +39,8 @@ def prepare_binary(
 
     Args:
         model: any module that contains such layers.
-        stochastic: in training, draw +1 with probability clip((w + 1) / 2, 0, 1) instead of taking the sign.
+        stochastic: in training, draw +scale with probability clip((w / scale + 1) / 2, 0, 1) instead of taking the
+            sign; w / scale is w where there is no scale.
         scale: what the signs are multiplied by: ``"row"`` the mean magnitude of each output channel's real weights,
             ``"layer"`` that of all of them, None by nothing, as in BinaryConnect, for layers with a BatchNorm behind
             them.
@@ -80,12 +81,12 @@ class BinaryWeights(Simulation):
 
     def values(self, weight: Tensor) -> Tensor:
         real = weight.detach()
+        scale = self._scale_of(real)
         if self.stochastic and self.training:
             draw = torch.rand(real.shape, generator=self.generator, device=real.device)
-            is_positive = draw < ((real.float() + 1) / 2).clamp(0, 1)
+            is_positive = draw < (real.float() / scale + 1) / 2
         else:
             is_positive = real >= 0
-        scale = self._scale_of(real)
         return straight_through(torch.where(is_positive, scale, -scale), weight)
 
     def _scale_of(self, real: Tensor) -> Tensor:

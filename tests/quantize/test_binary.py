@@ -64,6 +64,16 @@ def test_stochastic_signs_have_the_probability_of_the_paper() -> None:
     assert torch.equal(model.eval()(torch.eye(5)).T, torch.where(model[0].weight >= 0, 1.0, -1.0))
 
 
+def test_stochastic_signs_have_the_mean_of_the_clipped_weight() -> None:
+    model = nn.Sequential(nn.Linear(4, 20000, bias=False))
+    model[0].weight.data.copy_(torch.tensor([0.4, 0.2, 0.0, -0.2]).expand(20000, 4))  # the scale is 0.2
+    prepare_binary(model, stochastic=True, generator=torch.Generator().manual_seed(0))
+    values = model(torch.eye(4)).T.detach()
+    torch.testing.assert_close(values.abs(), torch.full_like(values, 0.2))
+    expected = torch.tensor([0.2, 0.2, 0.0, -0.2])
+    assert bool(((values.mean(0) - expected).abs() <= 5 * 0.2 / 20000**0.5).all())
+
+
 def test_generators_repeat_and_can_be_resumed() -> None:
     def start() -> nn.Sequential:
         torch.manual_seed(0)
