@@ -40,6 +40,7 @@ def fake_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
         ``weight`` is about ``integers * scale``.
 
     Example:
+        >>> import torch
         >>> [part.tolist() for part in fake_weight(torch.tensor([[127.0, 0.4, -0.6]]))]
         [[[127.0, 0.0, -1.0]], [[1.0]]]
     """

@@ -95,8 +95,7 @@ def trainable_layers(model: nn.Module, exclude: Selector | Iterable[Selector], s
         layers = {name: layer for name, layer in layers.items() if layer not in (every[0], every[-1])}
         if not layers:
             raise UnsupportedError(f"no layer is left between the first and the last of {type(model).__name__}")
-    for layer, name in first_names(layers).items():
-        _require_own_weight(model, layers, name, layer)
+    _require_own_weights(model, layers)
     return layers
 
 
@@ -176,27 +175,30 @@ def _final_values(layer: Any) -> Tensor:
     return values
 
 
-def _require_own_weight(model: nn.Module, layers: dict[str, nn.Module], name: str, layer: nn.Module) -> None:
-    """The weight is a parameter with finite values, and folding it changes nothing else."""
-    weight = layer._parameters.get("weight")
-    if weight is None:
-        raise UnsupportedError(
-            f"{name}.weight is computed from other parameters; Masks.from_model(model) makes pruning by torch.nn.utils "
-            f"plain, exclude={name!r} leaves the layer out"
-        )
-    if weight.is_meta:
-        raise UnsupportedError(f"{name}.weight has no values yet; initialise the model first")
-    require_finite(f"{name}.weight", weight)
-    swapped = set(layers.values())
-    sharers = [
-        other
-        for other, module in model.named_modules()
-        if module not in swapped and any(parameter is weight for parameter in module._parameters.values())
-    ]
-    if sharers:
-        raise UnsupportedError(
-            f"{name} shares its weight with {sharers[0]}, which stays as it is; exclude={name!r} leaves both alone"
-        )
+def _require_own_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Weights are parameters with finite values, and folding them changes nothing else."""
+    names = first_names(layers)
+    others = {
+        id(parameter): name
+        for name, module in model.named_modules()
+        if module not in names
+        for parameter in module.parameters(recurse=False)
+    }
+    for layer, name in names.items():
+        weight = layer._parameters.get("weight")
+        if weight is None:
+            raise UnsupportedError(
+                f"{name}.weight is computed from other parameters; Masks.from_model(model) makes pruning by "
+                f"torch.nn.utils plain, exclude={name!r} leaves the layer out"
+            )
+        if weight.is_meta:
+            raise UnsupportedError(f"{name}.weight has no values yet; initialise the model first")
+        require_finite(f"{name}.weight", weight)
+        if id(weight) in others:
+            raise UnsupportedError(
+                f"{name} shares its weight with {others[id(weight)]}, which stays as it is; exclude={name!r} leaves "
+                "both alone"
+            )
 
 
 def _swapped(layer: nn.Module, simulation: Simulation) -> nn.Module:

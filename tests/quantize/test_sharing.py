@@ -132,6 +132,37 @@ def test_members_stay_equal_and_zeros_zero_under_masks(name: str, shared_first: 
     assert torch.equal(model[3].weight != 0, tighter["3.weight"])
 
 
+def test_state_from_before_is_cleared() -> None:
+    model, inputs = network(), list(torch.randn(4, 4, 1, 8, 8))
+    used = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    train(model, used, inputs)
+    codes = share_weights(model, 4)
+    twin = copy.deepcopy(model)
+    fresh = torch.optim.SGD(twin.parameters(), lr=0.001, momentum=0.9)
+    codes.attach(used)
+    SharedWeights(twin, codes).attach(fresh)
+    for index in (0, 3):
+        used.state[model[index].bias]["momentum_buffer"].zero_()
+    train(model, used, inputs)
+    train(twin, fresh, inputs)
+    assert torch.equal(model[3].weight, twin[3].weight)
+
+
+def test_members_follow_the_first_where_an_optimizer_parts_them() -> None:
+    class Noisy(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                parameter += torch.randn(parameter.shape)
+
+    model = network()
+    shared, optimizer = share_weights(model, 3), Noisy(model.parameters(), lr=0.001)
+    shared.attach(optimizer)
+    train(model, optimizer, list(torch.randn(1, 4, 1, 8, 8)))
+    assert count_values(model) == [8, 8]
+
+
 def test_accumulated_gradients_and_skipped_steps() -> None:
     model, inputs = network().double(), torch.randn(2, 4, 1, 8, 8).double()
     shared = share_weights(model, 4)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
@@ -176,8 +176,9 @@ def test_a_transformer_calls_its_layers_in_evaluation(prepare: Prepare) -> None:
     x = torch.randn(2, 3, 8)
     prepare(model)
     model.train()(x)
-    called: list[Tensor] = []
-    model.layers[0].linear2.simulation.register_forward_hook(lambda module, args, y: called.append(y))
+    simulation, called = model.layers[0].linear2.simulation, []
+    forward = simulation.forward
+    simulation.forward = lambda *args: called.append(1) or forward(*args)  # a hook would keep torch from its fast path
     with torch.no_grad():
         model.eval()(x)
-    assert len(called) == 1
+    assert called == [1]
