@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,8 +133,7 @@ class SharedWeights(Mapping[str, Tensor]):
         cluster. With masks, attach those too: a weight that is zeroed leaves its cluster.
 
         Args:
-            optimizer: any that updates at least one of the weights, each of them by its gradient alone; it calls no
-                closure more than once.
+            optimizer: any that updates at least one of the weights, each of them by its gradient alone.
 
         Returns:
             A handle; ``handle.remove()`` lets the weights free again.
@@ -196,7 +196,22 @@ class SharedWeights(Mapping[str, Tensor]):
             )
         self._codes = self._checked(state)
 
-    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args begin with the optimizer
+        if closure is None:
+            self._sum_finite_gradients(optimizer)
+            return None
+
+        def closure_with_sums() -> Any:
+            loss = closure()
+            self._sum_finite_gradients(optimizer)
+            return loss
+
+        return (optimizer, closure_with_sums), {}
+
+    def _sum_finite_gradients(self, optimizer: Optimizer) -> None:
         if getattr(optimizer, "found_inf", None) is None:  # a GradScaler looks after infinite gradients
             for name in self:
                 if (grad := self._model.get_parameter(name).grad) is not None:

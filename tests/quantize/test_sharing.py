@@ -185,6 +185,27 @@ def test_accumulated_gradients_and_skipped_steps() -> None:
     assert torch.equal(model[3].weight, before)
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_gradients_from_a_closure_are_summed_too(by_name: bool) -> None:
+    model, x = network(), torch.randn(4, 1, 8, 8)
+    shared = share_weights(model, 4)
+    twin = copy.deepcopy(model)
+    optimizer, other = (OPTIMIZERS["momentum"](module.parameters()) for module in (model, twin))
+    shared.attach(optimizer)
+    SharedWeights(twin, shared).attach(other)
+    train(model, optimizer, [x])
+
+    def closure() -> Tensor:
+        other.zero_grad()
+        value = loss(twin(x))
+        value.backward()
+        return value
+
+    returned = other.step(closure=closure) if by_name else other.step(closure)
+    assert returned is not None
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
 def test_nan_gradients_are_an_error_before_the_step() -> None:
     model = network()
     shared, optimizer = share_weights(model, 4), torch.optim.SGD(model.parameters(), lr=0.1)
