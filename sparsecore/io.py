@@ -26,6 +26,7 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
     "BlockLinear": compressed.BlockLinear,
+    "CodebookLinear": compressed.CodebookLinear,
     "SparseLinear": compressed.SparseLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,
