@@ -55,7 +55,8 @@ const char* read_lengths(std::span<const uint8_t> lengths, Codes& codes) {
     used += int64_t(1) << (kMaxHuffmanBits - length);
   }
   const bool is_single = codes.num_symbols == 1 && codes.max_length == 1;
-  if (codes.num_symbols > 0 && !is_single && used != int64_t(1) << kMaxHuffmanBits) return "lengths of no complete code";
+  if (codes.num_symbols > 0 && !is_single && used != int64_t(1) << kMaxHuffmanBits)
+    return "lengths of no complete code";
   std::array<int64_t, kMaxHuffmanBits + 2> next{};
   for (size_t length = 1; length <= kMaxHuffmanBits; ++length) next[length + 1] = next[length] + codes.count[length];
   for (size_t symbol = 0; symbol < lengths.size(); ++symbol) {

@@ -94,8 +94,8 @@ Tensor huffman_decode(const Tensor& stream, const Tensor& lengths, int64_t num_s
   check(num_symbols >= 0 && num_symbols <= std::numeric_limits<int32_t>::max(),
         "expected a number of symbols in [0, 2^31), got ", num_symbols);
   const Tensor symbols = new_tensor(stream, {num_symbols}, ScalarType::Byte);
-  const char* problem = sparsecore::huffman_decode(
-      bytes, code, {symbols.mutable_data_ptr<uint8_t>(), static_cast<size_t>(num_symbols)});
+  const char* problem =
+      sparsecore::huffman_decode(bytes, code, {symbols.mutable_data_ptr<uint8_t>(), static_cast<size_t>(num_symbols)});
   if (problem != nullptr) fail("invalid Huffman stream: ", problem);
   return symbols;
 }

@@ -51,8 +51,8 @@ const char* validate_codebook(const CodebookView& weight, Range blocks);
 // Multiplications that a row x[K] takes: the entries, but for fillers, of the columns where x is not zero.
 int64_t count_codebook_multiplies(const CodebookView& weight, const float* x);
 
-// y = activation(W x + bias + residual) as in spmm, Layout::kRows only; the rows argument of run counts blocks. A column
-// whose activations are zero in all rows of a tile is not read: finite weights would add nothing.
+// y = activation(W x + bias + residual) as in spmm, Layout::kRows only; the rows argument of run counts blocks. A
+// column whose activations are zero in all rows of a tile is not read: finite weights would add nothing.
 using SpmmCodebookArgs = SpmmOf<CodebookView>;
 std::span<const Kernel<SpmmCodebookArgs>> spmm_codebook_kernels();
 

@@ -1,8 +1,9 @@
 // Canonical Huffman codes for symbols of a byte.
 //
 // A code is its lengths alone: lengths[symbol] bits, 0 for a symbol that does not occur. Codes of one length are
-// consecutive numbers in the order of their symbols, and go on from those of shorter ones (as in RFC 1951, 3.2.2). In the
-// stream bits fill bytes from the lowest one up, the first bit of a code first; the last byte is filled up with zeros.
+// consecutive numbers in the order of their symbols, and go on from those of shorter ones (as in RFC 1951, 3.2.2). In
+// the stream bits fill bytes from the lowest one up, the first bit of a code first; the last byte is filled up with
+// zeros.
 //
 //   lengths 2 1 0 2      symbol 1: 0    symbol 0: 10    symbol 3: 11
 //   symbols 1 0 3 1      bits 0 10 11 0 -> byte 0b00011010
@@ -32,8 +33,9 @@ const char* validate_huffman(std::span<const uint8_t> lengths);
 // lengths are those of huffman_lengths() for counts of these symbols; out has huffman_bytes().
 void huffman_encode(std::span<const uint8_t> symbols, std::span<const uint8_t> lengths, uint8_t* out);
 
-// The inverse for symbols.size() symbols. Returns what is wrong, or null: lengths must be a complete code, and the stream
-// exactly as long as the symbols take. Nothing else is read, whatever the bytes are; on an error symbols hold anything.
+// The inverse for symbols.size() symbols. Returns what is wrong, or null: lengths must be a complete code, and the
+// stream exactly as long as the symbols take. Nothing else is read, whatever the bytes are; on an error symbols hold
+// anything.
 const char* huffman_decode(std::span<const uint8_t> stream, std::span<const uint8_t> lengths,
                            std::span<uint8_t> symbols);
 

@@ -1,6 +1,6 @@
 // spmm, codebook format, rows layout: algorithm text. Runs straight from codes and gaps, column by column, as EIE does
-// (Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, ISCA 2016): a column whose activations
-// are zero is skipped.
+// (Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, ISCA 2016): a column whose
+// activations are zero is skipped.
 //
 // Lanes are rows of x: each decoded entry is multiplied with the activations of its column in all rows of a tile, and
 // added to the sums of its output. A single row of x takes the same way with scalars.
@@ -17,7 +17,7 @@
 namespace sparsecore {
 namespace {
 
-constexpr int64_t kMaxCodebookVectors = 2;         // sums of a block should stay in the second-level cache
+constexpr int64_t kMaxCodebookVectors = 2;          // sums of a block should stay in the second-level cache
 constexpr int64_t kCodebookTileBytes = 384 * 1024;  // as for CSR
 
 SPARSECORE_INLINE bool is_zero(const float* x, int64_t n) {
