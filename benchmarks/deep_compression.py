@@ -188,7 +188,7 @@ def net_results(net: PaperNet, folder: Path) -> list[dict[str, Any]]:
     choices: dict[str, int | dict[str, int] | None] = {
         "the paper's tables": net.table_gap_bits,
         "the paper's section 2": net.section_2_gap_bits(),
-        "smallest file": None,
+        "the smallest file": None,
     }
     for name, gap_bits in choices.items():
         sizes = {}
@@ -229,11 +229,11 @@ def goals(digits: Sequence[Mapping[str, Any]], nets: Mapping[str, Sequence[Mappi
         paper = NETS[name].ratio_before_huffman
         for row in results:
             ratio = row["dense_bytes"] / row["before_huffman_bytes"]
-            deviation = ratio / paper - 1
+            more = ratio / paper - 1
             rows.append(
                 {
-                    "goal": f"{name}, gaps of {row['gaps']}: before Huffman within 5% of {paper:g}",
-                    "reached": f"{'yes' if abs(deviation) <= 0.05 else 'no'}: {ratio:.1f} ({deviation:+.1%})",
+                    "goal": f"{name}, gaps of {row['gaps']}: before Huffman at most 5% less than the paper's {paper:g}",
+                    "reached": f"{'yes' if more >= -0.05 else '**no**'}: {ratio:.1f} ({more:+.1%})",
                 }
             )
     return rows
@@ -256,6 +256,12 @@ def markdown(report: Mapping[str, Any]) -> str:
         ]
         for run in report["digits"]
     ]
+    fillers = {
+        f"{name} {weight['name']}": weight["num_entries"] / weight["nnz"] - 1
+        for name, results in report["nets"].items()
+        for weight in results[0]["report"]["weights"]
+        if weight["name"] == "fc6.weight"
+    }
     lines = [
         "# The file of Deep Compression",
         "",
@@ -272,7 +278,15 @@ def markdown(report: Mapping[str, Any]) -> str:
             ["seed", "dense", "90% pruned", "file", "points lost", "dense bytes", "file bytes", "ratio"], digits_rows
         ),
         "",
-        f"Mean ratio {mean(run['ratio'] for run in report['digits']):.1f}.",
+        f"Mean ratio {mean(run['ratio'] for run in report['digits']):.1f}. The file's accuracy is that of the net read "
+        "from it, with linear layers that run from its codes.",
+        "",
+        "## Gaussian weights in the paper's shapes",
+        "",
+        "Where the paper's gaps give a larger file than the paper reports, fillers are why: in uniformly random places "
+        f"{' and '.join(f'{share:.0%} of {name}' for name, share in fillers.items())} come on top with the tables' "
+        "gaps. The paper's table 4 says 3.0% of float32 for AlexNet's fc6, which is 19%: trained weights lie closer "
+        "together. Densities are also rounded to whole percent there.",
     ]
     for name, results in report["nets"].items():
         net = NETS[name]
@@ -284,7 +298,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             ]
             for row in results
         ]
-        rows.append(["the paper, trained weights", "", "", "", f"{net.ratio_before_huffman:g}", f"{net.ratio:g}"])
+        rows.append(["the paper: trained weights", "", "", "", f"{net.ratio_before_huffman:g}", f"{net.ratio:g}"])
         lines += [
             "",
             f"## {name}: {results[0]['dense_bytes']:,} bytes of float32",
