@@ -285,7 +285,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "Where the paper's gaps give a larger file than the paper reports, fillers are why: in uniformly random places "
         f"{' and '.join(f'{share:.0%} of {name}' for name, share in fillers.items())} come on top with the tables' "
-        "gaps. The paper's table 4 says 3.0% of float32 for AlexNet's fc6, which is 19%: trained weights lie closer "
+        "gaps. The paper's table 4 says 3.0% of float32 for AlexNet's fc6, which is 19%: its weights must lie closer "
         "together. Densities are also rounded to whole percent there.",
     ]
     for name, results in report["nets"].items():
