@@ -14,9 +14,9 @@ namespace sparsecore {
 // codebook[code i], and lies gap i positions behind the one after entry i - 1. Where a gap does not fit in gap_bits,
 // there are fillers: entries with the largest gap whose value is zero, which contribute nothing.
 //
-//   [ 5 . ]     positions 0 5 4       codebook 0 4 5      gap_bits 1
-//   [ . 4 ]     5 . . . 4 .           codes    2 0 1
-//   [ . . ]                           gaps     0 1 1      position 2 is a filler's, after one zero
+//   [ 5 . ]     position  0 1 2 3 4 5      codebook 0 4 5
+//   [ . 4 ]     value     5 . . . 4 .      codes    2 0 1
+//   [ . . ]     entry     0   1   2        gaps     0 1 1      gap_bits 1: entry 1 is a filler
 //
 // A column is cut into blocks of block_rows rows; segment k * num_blocks + b is block b of column k: entries
 // segment_ptr[s] .. segment_ptr[s + 1]. segment_zeros[s]: how many of the zeros that the first one's gap counts lie
