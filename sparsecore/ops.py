@@ -612,6 +612,7 @@ def linear_int8(
         RuntimeError: dtype, shape or device of an argument does not fit.
 
     Example:
+        >>> from sparsecore.formats import Int8Weight
         >>> weight = PackedInt8Weight.pack(Int8Weight.from_dense(torch.tensor([[1.0, -1.0]])))
         >>> linear_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
         tensor([[2.]])
@@ -642,8 +643,8 @@ def conv2d_int8(
 ) -> Tensor:
     """Do as linear_int8 at every position of an image; groups are those that the weight was packed in.
 
-    Channels-last inputs are read as they are and give channels-last outputs, with no transposition on the way; int8
-    outputs are always channels last.
+    Channels-last inputs are read as they are, with no transposition on the way. Outputs are channels last where they
+    are int8 or x is so and floating point, else contiguous.
 
     Args:
         x: ``[B, C, H, W]``, dtypes as for linear_int8.
@@ -742,7 +743,9 @@ def _(
     _check_devices(x, *weight, scale, weight_sum, bias, residual, x_channel_inverse)
     y = _fake_conv2d(x, sizes[0], kernel_size, stride, padding, dilation)
     is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if is_last or y_scale is not None else torch.contiguous_format
+    layout = (
+        torch.channels_last if (is_last and x.dtype != torch.int8) or y_scale is not None else torch.contiguous_format
+    )
     return torch.empty_like(y, dtype=_int8_output_dtype(x, y_scale), memory_format=layout)
 
 

@@ -398,18 +398,20 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     const int64_t out_width = output_size(input.width, size.w, step.w, pad.w, spread.w);
     const int64_t N = view.rows * groups.count, pixels = out_height * out_width;
 
-    // int8 outputs and those of a channels-last input keep the channels side by side.
+    // int8 outputs, and those of a floating-point channels-last input, keep the channels side by side. int8 inputs come
+    // from layers between layers, and what those add to the result is contiguous.
     const Outputs outputs{y_scale, y_zero_point};
     const Tensor by_pixel = channels_last_view(x_any);
     const bool is_last = !x_any.is_contiguous() && by_pixel.is_contiguous();
     input.channels_last = is_last || input.height * input.width == 1;
     const Tensor x = is_last ? by_pixel : on_cpu(x_any);
     Args args;
-    args.layout = is_last || y_scale ? Layout::kRows : Layout::kColumns;
+    const bool is_float_last = is_last && x.scalar_type() != ScalarType::Char;
+    args.layout = is_float_last || y_scale ? Layout::kRows : Layout::kColumns;
     const ScalarType dtype = outputs.dtype(x.scalar_type());
     Tensor memory = y;
     if (args.layout == Layout::kRows) {
-      memory = new_tensor(x, {input.images, out_height, out_width, N}, dtype);
+      memory = new_output(x, {input.images, out_height, out_width, N}, dtype);
       y = channels_first_view(memory);
     } else {
       y = memory = new_output(x, {input.images, N, out_height, out_width}, dtype);

@@ -17,6 +17,7 @@ from sparsecore.cli.common import (
     write_json,
 )
 from sparsecore.cli.kernels import kernels
+from sparsecore.cli.methods import methods
 from sparsecore.cli.models import bench, explain
 
 
@@ -79,3 +80,4 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
 cli.add_command(bench)
 cli.add_command(explain)
 cli.add_command(kernels)
+cli.add_command(methods)

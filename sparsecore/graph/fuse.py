@@ -44,7 +44,7 @@ _NORMS = {aten._native_batch_norm_legit_no_training.default}
 
 def fold_batchnorms(module: fx.GraphModule) -> None:
     """Fold BatchNorms into the layers before them."""
-    calls = _calls(module)
+    calls = calls_of(module)
     for node, output, x, norm in list(_batchnorms(module)):
         layer = layer_of(module, x)
         if isinstance(layer, DenseLayer) and len(x.users) == 1 and calls[x.target] == 1 and _folds(layer, x):
@@ -86,7 +86,7 @@ def _fold(layer: Any, norm: tuple[Any, ...]) -> None:
 
 def fuse_residuals(module: fx.GraphModule) -> None:
     """Let layers add what is added to their output."""
-    calls = _calls(module)
+    calls = calls_of(module)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in [node for node in module.graph.nodes if _is_plain_add(node)]:
         # The one that is made last: the other exists by then, or nearly so.
@@ -103,7 +103,7 @@ def fuse_residuals(module: fx.GraphModule) -> None:
 
 def fuse_activations(module: fx.GraphModule) -> None:
     """Let layers apply the activation that follows them."""
-    calls = _calls(module)
+    calls = calls_of(module)
     for node in list(module.graph.nodes):
         name = activation_of(node)
         if name and _can_finish(module, node.args[0], calls):
@@ -285,7 +285,7 @@ def _pair(value: Any) -> list[int]:
     return list(value) * (2 // len(value)) if value else []
 
 
-def _calls(module: fx.GraphModule) -> Counter[Any]:
+def calls_of(module: fx.GraphModule) -> Counter[Any]:
     """How often each module is called."""
     return Counter(node.target for node in module.graph.nodes if node.op == "call_module")
 

@@ -204,9 +204,13 @@ class _Recorder(fx.Interpreter):
         """Run an operation of ours and keep its steps; None if it cannot be kept."""
         form, begin = self.values[node].tensor, self.offsets[node]
         assert form is not None
-        out = self.buffer[begin : begin + self.values[node].num_bytes].view(form.dtype).view(form.shape)
+        memory = self.buffer[begin : begin + self.values[node].num_bytes].view(form.dtype)
+        # Outputs of int8 convolutions may be channels-last: the operation makes them in the order of memory.
+        order = sorted(range(form.dim()), key=form.stride, reverse=True)
+        memory = memory.view([form.shape[axis] for axis in order])
+        out = memory.permute([order.index(axis) for axis in range(form.dim())])
         externals = self._external_nodes()
-        raw.record_begin(self.recording, out, [self.externals[external] for external in externals])
+        raw.record_begin(self.recording, memory, [self.externals[external] for external in externals])
         try:
             result: Tensor = super().run_node(node)
         finally:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.errors import FormatError
+from sparsecore.lookup import import_by_name, is_import_name
 from sparsecore.prune.weights import PrunableWeight
 
 # (name of the weight, copy of the weight with its grad) -> scores of the same shape
@@ -39,12 +40,17 @@ CRITERIA: dict[str, Criterion] = {"magnitude": magnitude}
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:
-    """Return a criterion by name; a function is its own."""
-    if callable(criterion):
+    """Return a criterion by name, also of one's own by ``"module:function"``; a function is its own."""
+    if isinstance(criterion, str):
+        if criterion in CRITERIA:
+            return CRITERIA[criterion]
+        if is_import_name(criterion):
+            return find_criterion(import_by_name(criterion))
+    elif callable(criterion):
         return criterion
-    if criterion not in CRITERIA:
-        raise ValueError(f"expected a function or one of {sorted(CRITERIA)} as criterion, got {criterion!r}")
-    return CRITERIA[criterion]
+    raise ValueError(
+        f'expected a function, its name "module:function", or one of {sorted(CRITERIA)} as criterion, got {criterion!r}'
+    )
 
 
 def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = None) -> Tensor:

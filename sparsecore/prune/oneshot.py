@@ -56,9 +56,9 @@ def prune(
             ``{"conv1": 0.5, "blocks.*": 0.9, nn.Linear: 0.8}``: keys as in ``exclude``, the first
             that matches counts, and layers without a match stay as they are. A keep:group pattern
             has its own, ``1 - keep / group``; leave it None.
-        criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` that gets a copy of
-            the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
-            its shape, low ones to go.
+        criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` (or its name,
+            ``"my_module:my_function"``) that gets a copy of the weight with its ``grad``, under
+            ``torch.no_grad()``, and returns finite scores of its shape, low ones to go.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
             together. No difference for a keep:group pattern.
         pattern: What goes together, the weight seen as ``[N, K]`` (a convolution's is flattened
@@ -96,6 +96,7 @@ def prune(
 
         A criterion of one's own, Taylor's after a backward pass:
 
+        >>> model = nn.Linear(64, 32)
         >>> model(torch.randn(8, 64)).square().mean().backward()
         >>> masks = prune(model, 0.5, criterion=lambda name, weight: (weight * weight.grad).abs())
 
@@ -103,6 +104,11 @@ def prune(
 
         >>> prune(nn.Linear(64, 32), 0.75, pattern="4x1").sparsity()
         0.75
+
+        Two of every four neighbouring inputs:
+
+        >>> prune(nn.Linear(64, 32), pattern="2:4").sparsity()
+        0.5
 
     Reference:
         Han et al., Learning both Weights and Connections for Efficient Neural Networks,

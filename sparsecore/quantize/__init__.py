@@ -89,6 +89,11 @@ def quantize(
         UnsupportedError: there is nothing to quantize, or a layer that the int8 kernels cannot run.
 
     Example:
+        >>> type(quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))[0]).__name__
+        'Int8Linear'
+
+        With ranges of activations from calibration batches:
+
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
         >>> quantize(model, [torch.rand(16, 8)], activations="static")[0].x_zero_point

@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
-from sparsecore.graph.capture import Captured, Input
+from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.graph.observe import ExampleInputs, call_model, cloned
 from sparsecore.graph.prepare import Prepared, prepare
+from sparsecore.graph.requantize import pass_int8_on
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
@@ -92,6 +93,7 @@ def compile(
         reference = ReferenceOutputs(captured.module, choosable_layers(captured.module), [inputs])
         allowed = AllowedError(settings.max_error, reference)
     explanation = Chooser(nn.Sequential(captured.module), seen, settings, allowed).run(progress)
+    pass_int8_on(captured.module)
     compiled = CompiledModule(captured)
     if settings.is_measured:
         if allowed is None and not settings.fixed and not settings.excluded:
@@ -103,8 +105,10 @@ def compile(
 
 def _prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
     """Capture and fuse; check that the result is still the model."""
+    one = pytree.tree_map(_first_sample, example_inputs)
     with torch.no_grad():
-        expected = _tensors(call_model(model, example_inputs))
+        # Both now: layers that the model has packed already are fused in their places.
+        expected, expected_of_one = _tensors(call_model(model, example_inputs)), _outputs_of_one(model, one)
         prepared = prepare(model, example_inputs)
         try:
             outputs = _tensors(prepared.own.module(*_tensors(example_inputs)))
@@ -112,28 +116,33 @@ def _prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
             raise UnsupportedError(f"the graph does not run on the example: {error}") from error
     if not _are_close(outputs, expected):
         raise UnsupportedError("the graph computes something else than the model, which may depend on its data")
-    inputs = _inputs_with_one(prepared.own, model, example_inputs)
+    if expected_of_one is None or not _computes(prepared.own, one, expected_of_one):
+        return prepared
+    inputs = tuple(
+        replace(entry, shape=tuple(replace(d, least=1) if d.least == 2 else d for d in entry.shape))
+        for entry in prepared.own.inputs
+    )
     return Prepared(replace(prepared.own, inputs=inputs), replace(prepared.dense, inputs=inputs))
 
 
-def _inputs_with_one(captured: Captured, model: nn.Module, example_inputs: ExampleInputs) -> tuple[Input, ...]:
-    """The inputs, free sizes from 1 on if the graph is still the model for that."""
+def _first_sample(leaf: object) -> object:
+    return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
 
-    def first(leaf: object) -> object:
-        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
 
-    one = pytree.tree_map(first, example_inputs)
+def _outputs_of_one(model: nn.Module, one: ExampleInputs) -> list[Tensor] | None:
+    """What the model makes of a single sample; None if it takes none."""
+    try:
+        return _tensors(call_model(model, one))
+    except Exception:  # any error of any model's own code
+        return None
+
+
+def _computes(captured: Captured, inputs: ExampleInputs, expected: Sequence[Tensor]) -> bool:
     with torch.no_grad():
         try:
-            fits = _are_close(_tensors(captured.module(*_tensors(one))), _tensors(call_model(model, one)))
-        except Exception:  # any error of any model's own code
-            fits = False
-    if not fits:
-        return captured.inputs
-    return tuple(
-        replace(entry, shape=tuple(replace(d, least=1) if d.least == 2 else d for d in entry.shape))
-        for entry in captured.inputs
-    )
+            return _are_close(_tensors(captured.module(*_tensors(inputs))), expected)
+        except RuntimeError:
+            return False
 
 
 def _are_close(got: Sequence[Tensor], want: Sequence[Tensor]) -> bool:
