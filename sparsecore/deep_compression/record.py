@@ -22,7 +22,7 @@ from torch import Tensor
 from sparsecore.deep_compression import huffman
 from sparsecore.errors import FormatError
 from sparsecore.formats.bit_fields import num_field_bytes, pack_fields
-from sparsecore.formats.codebook import MAX_BITS, MAX_VALUES, CodebookWeight, Entries
+from sparsecore.formats.codebook import MAX_BITS, CodebookWeight, Entries
 
 _HEADER = struct.Struct("<BBBBIII")
 _CODES, _GAPS = 1, 2
@@ -119,7 +119,7 @@ def read_record(record: Tensor, shape: tuple[int, int]) -> CodebookWeight:
         raise FormatError(f"expected a record of bytes, got {record.dtype} {list(record.shape)}")
     header = bytes(record[: _HEADER.size].tolist())
     flags, bits, gap_bits, zero, num_values, num_entries, code_bytes = _HEADER.unpack(header)
-    if flags > 3 or zero or not (1 <= bits <= MAX_BITS and 1 <= gap_bits <= MAX_BITS) or num_values > MAX_VALUES:
+    if flags > 3 or zero or not (1 <= bits <= MAX_BITS and 1 <= gap_bits <= MAX_BITS) or num_values > 2**bits:
         raise FormatError(f"expected a record of codes and gaps, got one that begins with {header.hex()}")
     if num_entries > shape[0] * shape[1]:
         raise FormatError(f"expected at most one entry for each of {shape[0]} x {shape[1]} weights, got {num_entries}")
@@ -137,10 +137,7 @@ def read_record(record: Tensor, shape: tuple[int, int]) -> CodebookWeight:
 
 def _decoded(table: Tensor, stream: Tensor, num_symbols: int, count: int, bits: int) -> Tensor:
     """Fields from a Huffman stream."""
-    symbols = huffman.decode(table.contiguous(), stream.contiguous(), num_symbols, count)
-    if count and int(symbols.max()) >> bits:
-        raise FormatError(f"expected symbols of {bits} bits, got {int(symbols.max())}")
-    return pack_fields(symbols, bits)
+    return pack_fields(huffman.decode(table.contiguous(), stream.contiguous(), num_symbols, count), bits)
 
 
 class _Reader:

@@ -234,10 +234,11 @@ def find_entries(weight: Tensor) -> Entries:
 
 
 def _too_many(num_values: int, bits: int, needed: int) -> str:
-    zero = " and a zero for fillers" if num_values <= 2**bits and needed > bits else ""
+    for_fillers = num_values <= 2**bits and needed > bits
     return (
-        f"expected at most {2**bits} different values that are not zero, got {num_values}{zero}; let layers share "
-        "their weights first, by k-means"
+        f"expected at most {2**bits - for_fillers} different values beside zero"
+        f"{', which fillers take' if for_fillers else ''}, got {num_values}; "
+        "let layers share their weights by k-means first"
     )
 
 

@@ -85,7 +85,7 @@ def test_what_is_no_record_is_refused() -> None:
         read_record(record, (2, 2))
     with pytest.raises(FormatError):
         read_record(torch.cat([record, record[:1]]), (3, 3))
-    for place, value in ((0, 4), (1, 0), (1, 9), (2, 0), (3, 1)):
+    for place, value in ((0, 4), (1, 0), (1, 9), (2, 0), (3, 1), (4, 3), (5, 1)):  # the last two: too many values
         wrong = record.clone()
         wrong[place] = value
         with pytest.raises(FormatError, match="record of codes and gaps"):
