@@ -26,6 +26,7 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
     "BlockLinear": compressed.BlockLinear,
+    "CodebookLinear": compressed.CodebookLinear,
     "SparseLinear": compressed.SparseLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,
@@ -92,7 +93,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     bundle.write(Path(path), Bundle(tensors, entries, identities, training, compiled))
 
 
-def _built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+def built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model that a function builds.
+
+    Raises:
+        TypeError: It is no function, or returns something else.
+    """
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
         raise TypeError(f"expected a function that builds the model, got {type(model_fn).__name__}")
     model = model_fn()
@@ -120,7 +126,7 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
     path = Path(path)
     try:
         content = bundle.read(path)
-        model = _built(model_fn)
+        model = built(model_fn)
         if content.compiled is None:
             return _fill(model, content)
         return _fill(rebuild(model, content), content).requires_grad_(False)
