@@ -77,6 +77,7 @@ def save_compressed(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> model = nn.Sequential(nn.Linear(64, 32, bias=False))
         >>> model[0].weight.data = torch.randint(-7, 8, (32, 64)) * 0.1
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
@@ -125,6 +126,17 @@ def load_compressed(
     Raises:
         BundleError: Not such a file, another version, damaged, or of another model. What model_fn built is unchanged
             then.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> model = nn.Sequential(nn.Linear(64, 32))
+        >>> model[0].weight.data = torch.randint(-7, 8, (32, 64)) * 0.1
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> report = save_compressed(model, path)
+        >>> fast = load_compressed(path, lambda: nn.Sequential(nn.Linear(64, 32)), run_compressed=True)
+        >>> type(fast[0]).__name__
+        'CodebookLinear'
     """
     path = Path(path)
     try:
