@@ -1,4 +1,5 @@
-// From sums to y in the rows layout, for kernels whose lanes are output rows. Include after a wrapper that defines Simd.
+// From sums to y in the rows layout, for kernels whose lanes are output rows. Include after a wrapper that defines
+// Simd.
 #pragma once
 
 #include "kernels/copy.h"

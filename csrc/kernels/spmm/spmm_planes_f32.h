@@ -24,14 +24,25 @@ namespace {
 
 constexpr int64_t kPlaneRows = kPlaneBlockRows;
 constexpr int kCodeBits = 4, kCodes = 1 << kCodeBits, kCodesOfWord = kPlaneWordBits / kCodeBits;
-// Half of the first-level cache; the other half is for words and sums.
-constexpr int64_t kTableBytes = 16384;
+// Of 8, 16, 32 and 64 KiB the last two were best on Zen 4, whose first-level cache has 32: fewer panels, fewer sums to
+// load and store.
+constexpr int64_t kTableBytes = 32768;
 // Rows whose sums wait in scratch. Every chunk makes the tables anew, at about the price of 16 rows.
 constexpr int64_t kChunkBlocks = 64;
 
-// Widest tile of many activations. Finding the 4 bits is shared by its vectors; wide ones leave few columns to a panel.
+// Widest tile of many activations: a cache line. Wider ones share the search for their tables, but leave fewer columns
+// to a panel; with two lines it took a tenth longer on Zen 4.
 template <class S>
-constexpr int kMaxTileVectors = S::kLanes == 16 ? 2 : 4;
+constexpr int kMaxTileVectors = S::kLanes >= 4 ? 16 / S::kLanes : 4;
+
+// Calls function(Constant<V>) for the least power of two V that is at least `vectors`.
+template <int kMax, class Function>
+SPARSECORE_INLINE void with_power_of_two(int64_t vectors, Function function) {
+  if constexpr (kMax > 1) {
+    if (vectors <= kMax / 2) return with_power_of_two<kMax / 2>(vectors, function);
+  }
+  function(Constant<kMax>{});
+}
 
 // Rows of x up to which their number decides the time, and not the vectors that they fill.
 template <class S>
@@ -73,7 +84,8 @@ void fill_wide_tables(const float* x, int64_t groups, int64_t W, float* tables) 
       pair_sums<S, kIsSigned>(S::load(x + at), S::load(x + W + at), low);
       pair_sums<S, kIsSigned>(S::load(x + 2 * W + at), S::load(x + 3 * W + at), high);
       SPARSECORE_UNROLL
-      for (int code = 0; code < kCodes; ++code) S::store(tables + code * W + at, S::add(low[code & 3], high[code >> 2]));
+      for (int code = 0; code < kCodes; ++code)
+        S::store(tables + code * W + at, S::add(low[code & 3], high[code >> 2]));
     }
   }
 }
@@ -83,6 +95,7 @@ template <class S, int V, int P, int R>
 SPARSECORE_INLINE void add_rows(const PlanesView& weight, int64_t block, int row, Range words, const float* tables,
                                 float* sums) {
   constexpr int L = S::kLanes, W = V * L;
+  constexpr uint64_t kStep = W * sizeof(float);  // bytes from number to number of a table: a power of two
   typename S::F32 acc[R][P][V];
   SPARSECORE_UNROLL
   for (int i = 0; i < R * P * V; ++i) acc[i / (P * V)][i / V % P][i % V] = S::zero();
@@ -94,9 +107,11 @@ SPARSECORE_INLINE void add_rows(const PlanesView& weight, int64_t block, int row
     for (int code = 0; code < kCodesOfWord; ++code) {
       SPARSECORE_UNROLL
       for (int i = 0; i < R * P; ++i) {
-        const float* table = tables + (code * kCodes + (bits[i / P][i % P] >> (code * kCodeBits) & (kCodes - 1))) * W;
+        const uint64_t offset = uint64_t(bits[i / P][i % P]) * kStep >> (code * kCodeBits) & (kCodes - 1) * kStep;
+        const char* table = reinterpret_cast<const char*>(tables + code * kCodes * W) + offset;
         SPARSECORE_UNROLL
-        for (int v = 0; v < V; ++v) acc[i / P][i % P][v] = S::add(acc[i / P][i % P][v], S::load(table + v * L));
+        for (int v = 0; v < V; ++v)
+          acc[i / P][i % P][v] = S::add(acc[i / P][i % P][v], S::load(reinterpret_cast<const float*>(table) + v * L));
       }
     }
   }
@@ -179,7 +194,7 @@ SPARSECORE_INLINE void add_units(const PlanesView& weight, int64_t unit, Range w
       index[i / P][i % P] =
           S::load_index(plane_words(weight, at / kUnitsOfBlock, word, i % P) + at % kUnitsOfBlock * L);
     }
-    SPARSECORE_UNROLL
+    // Not unrolled: GCC 12 would shift all indices first and spill them, which took twice the time for 8 rows.
     for (int t = 0; t < kTablesOfWord<S>; ++t) {
       SPARSECORE_UNROLL
       for (int m = 0; m < M; ++m, tables += kTableSize<S>) {
@@ -217,7 +232,9 @@ struct SpmmPlanesF32 {
   // Columns of activations of a tile, and floats of a table for one column of the weight.
   static int64_t tile_columns(const SpmmPlanesArgs& args) {
     if (is_few(args)) return larger(args.columns, 1);
-    return balanced_vectors(divide_up(num_columns(args), S::kLanes), kMaxTileVectors<S>) * S::kLanes;
+    int64_t columns = S::kLanes;
+    while (columns < num_columns(args) && columns < kMaxTileVectors<S> * S::kLanes) columns *= 2;
+    return columns;
   }
   static int64_t table_floats(const SpmmPlanesArgs& args) {  // of all tables of a word
     int64_t numbers = kCodesOfWord * kCodes;
@@ -230,9 +247,7 @@ struct SpmmPlanesF32 {
     return larger(kTableBytes / (table_floats(args) * int64_t(sizeof(float))), 1);
   }
 
-  static int64_t num_tiles(const SpmmPlanesArgs& args) {
-    return divide_up(num_columns(args), tile_columns(args));
-  }
+  static int64_t num_tiles(const SpmmPlanesArgs& args) { return divide_up(num_columns(args), tile_columns(args)); }
 
   // [ activations of one panel | its tables | sums of one chunk ]
   static int64_t scratch_bytes(const SpmmPlanesArgs& args) {
@@ -256,16 +271,15 @@ struct SpmmPlanesF32 {
     if constexpr (S::kTableBits > 0) {
       if (is_few(args)) {
         if (tiles.size() == 0) return;
-        with_vectors<kMostFewRows<S>>(static_cast<int>(columns), [&](auto count) {
-          run_few<decltype(count)::value, P>(args, blocks, scratch);
-        });
+        with_vectors<kMostFewRows<S>>(static_cast<int>(columns),
+                                      [&](auto count) { run_few<decltype(count)::value, P>(args, blocks, scratch); });
         return;
       }
     }
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       const int64_t begin = t * columns, width = smaller(columns, num_columns(args) - begin);
-      with_vectors<kMaxTileVectors<S>>(static_cast<int>(columns / S::kLanes), [&](auto count) {
-        run_many<decltype(count)::value, P>(args, blocks, {begin, width, columns}, scratch);
+      with_power_of_two<kMaxTileVectors<S>>(divide_up(width, S::kLanes), [&](auto count) {
+        run_many<decltype(count)::value, P>(args, blocks, begin, width, scratch);
       });
     }
   }
@@ -281,8 +295,9 @@ struct SpmmPlanesF32 {
   }
 
   template <int V, int P>
-  static void run_many(const SpmmPlanesArgs& args, Range blocks, const TileColumns& columns, float* x) {
+  static void run_many(const SpmmPlanesArgs& args, Range blocks, int64_t begin, int64_t width, float* x) {
     constexpr int64_t W = V * S::kLanes;
+    const TileColumns columns{begin, width, W};
     constexpr int R = P * V >= 4 ? 1 : 4 / (P * V);  // independent sums
     const PlanesView& weight = args.weight;
     float* tables = x + panel_words(args) * kPlaneWordBits * W;
@@ -298,7 +313,8 @@ struct SpmmPlanesF32 {
         fill_wide_tables<S, P == 1>(x, words.size() * kCodesOfWord, W, tables);
         float* to = sums;
         for (int64_t b = chunk.begin; b < chunk.end; ++b) {
-          for (int row = 0; row < kPlaneRows; row += R, to += R * W) add_rows<S, V, P, R>(weight, b, row, words, tables, to);
+          for (int row = 0; row < kPlaneRows; row += R, to += R * W)
+            add_rows<S, V, P, R>(weight, b, row, words, tables, to);
         }
       });
       for (int64_t n = rows.begin; n < rows.end; ++n) {
