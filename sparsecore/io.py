@@ -22,6 +22,7 @@ from sparsecore.nn.conv import resolve_padding
 
 #: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
+    "BinaryLinear": compressed.BinaryLinear,
     "BitmapInt8Linear": compressed.BitmapInt8Linear,
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
@@ -34,6 +35,7 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "Int8Conv2d": compressed.Int8Conv2d,
     "SparseInt8Linear": compressed.SparseInt8Linear,
     "SparseInt8Conv2d": compressed.SparseInt8Conv2d,
+    "TernaryLinear": compressed.TernaryLinear,
 }
 
 StoredLayer = CompressedModule | DepthwiseConv2d

@@ -28,6 +28,7 @@ from sparsecore.ops_shared import ACTIVATION_GRADIENTS as _ACTIVATION_GRADIENTS
 from sparsecore.ops_shared import ACTIVATIONS as ACTIVATIONS
 from sparsecore.ops_shared import check_devices as _check_devices
 from sparsecore.ops_shared import pair as _pair
+from sparsecore.planes_ops import spmm_planes as spmm_planes
 
 aten = torch.ops.aten
 

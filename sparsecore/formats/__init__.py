@@ -6,5 +6,16 @@ from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.int8 import Int8Weight
 from sparsecore.formats.packed_int8 import PackedInt8Weight
 from sparsecore.formats.panel import PanelWeight
+from sparsecore.formats.planes import BinaryWeight, PlanesWeight, TernaryWeight
 
-__all__ = ["BitmapWeight", "BlockCsrWeight", "CsrWeight", "Int8Weight", "PackedInt8Weight", "PanelWeight"]
+__all__ = [
+    "BinaryWeight",
+    "BitmapWeight",
+    "BlockCsrWeight",
+    "CsrWeight",
+    "Int8Weight",
+    "PackedInt8Weight",
+    "PanelWeight",
+    "PlanesWeight",
+    "TernaryWeight",
+]

@@ -13,8 +13,10 @@ from sparsecore.nn.linear import (
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.nn.planes import BinaryLinear, TernaryLinear
 
 __all__ = [
+    "BinaryLinear",
     "BitmapInt8Linear",
     "BitmapLinear",
     "BlockConv2d",
@@ -33,5 +35,6 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "TernaryLinear",
     "put_layer",
 ]

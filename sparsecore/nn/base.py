@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.formats import BinaryWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops import ACTIVATIONS
 
-WeightFormat: TypeAlias = CsrWeight | Int8Weight
+WeightFormat: TypeAlias = CsrWeight | Int8Weight | BinaryWeight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")
 
 

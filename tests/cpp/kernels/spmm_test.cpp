@@ -16,7 +16,7 @@
 namespace sparsecore::test {
 namespace {
 
-using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs>;
+using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -137,6 +137,7 @@ class Problem {
     for (float& value : weight_.values) {
       value = static_cast<float>(round_to(shape.packing.value_dtype, double(value)));
     }
+    if (shape.packing.planes > 0) weight_ = with_signs(weight_, shape.packing.planes, random);
   }
 
   // What lies in the padding is NaN: whoever reads it gets NaN into the result.
@@ -161,7 +162,7 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs> {
+class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -170,9 +171,10 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
     problem.check(problem.run(any_kernel()));
   }
 
+  bool has_planes() const { return std::holds_alternative<Kernel<SpmmPlanesArgs>>(any_kernel().row); }
   bool is_bitmap() const { return std::holds_alternative<Kernel<SpmmBitmapArgs>>(any_kernel().row); }
 
-  // Block CSR has whole blocks of rows; bitmaps have one layout, and values of any dtype.
+  // Block CSR has whole blocks of rows; bitmaps have one layout, and values of any dtype; one bit plane has no zeros.
   Shape fitted(Shape shape) const {
     Random random(shape.seed);
     if (is_bitmap()) {
@@ -181,6 +183,7 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
       shape.batch = 1;
       shape.packing.value_dtype = random.pick(kAllDtypes);
     }
+    if (has_planes()) shape.packing.planes = shape.fill == Fill::kFull && random.chance(0.8) ? 1 : 2;
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
     shape.N = (shape.N + R - 1) / R * R;
@@ -192,8 +195,8 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
             .panel_cols = random.pick<int64_t>({1, 5, 16, 64, 255})};
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(),
-                            spmm_bitmap_kernels());
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(), spmm_bitmap_kernels(),
+                            spmm_planes_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,

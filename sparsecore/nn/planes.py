@@ -1,0 +1,90 @@
+"""Layers on binary and ternary weights, which run from a bit (or two) for each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+
+from sparsecore._native import raw
+from sparsecore.formats import BinaryWeight, PlanesWeight, TernaryWeight
+from sparsecore.nn.base import WeightFormat, widen
+from sparsecore.nn.linear import LinearGeometry
+from sparsecore.nn.storage import PackedStorage
+
+
+class PlanesStorage(PackedStorage):
+    """A bit for each weight and plane."""
+
+    takes_16_bits: ClassVar[bool] = True
+    packed_names: ClassVar[tuple[str, ...]] = ("words", "plane_scale")
+
+    @classmethod
+    def _compress(cls, weight: Tensor) -> WeightFormat:
+        return cls.weight_type.from_dense(weight)
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> WeightFormat:
+        return cls.weight_type(**tensors, shape=shape)
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, BinaryWeight | TernaryWeight)
+        return PlanesWeight.pack(weight).tensors
+
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        words, scale = self._packed()
+        weight = PlanesWeight(words, scale, self.weight_shape).unpack()
+        return [getattr(weight, name) for name in self.buffer_names]
+
+    def count_nonzero(self) -> int:
+        return int(self.weight_format.to_dense().count_nonzero())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        bias = self._parameters["bias"]
+        return self._packed(), list(self.weight_shape), None if bias is None else widen(bias)
+
+
+class PlanesLinear(LinearGeometry, PlanesStorage):
+    """What the linear layers on bit planes share."""
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.spmm_planes(x, *self._arguments(), residual, self.activation, "rows", self.kernel))
+
+
+class BinaryLinear(PlanesLinear):
+    """A linear layer whose weights are plus or minus a scale per row: 1 bit each, in memory and where they are used.
+
+    Courbariaux et al., BinaryConnect: Training Deep Neural Networks with binary weights during propagations, NeurIPS
+    2015, trains such weights.
+
+    Example:
+        >>> import torch
+        >>> linear = torch.nn.Linear(64, 4)
+        >>> with torch.no_grad():
+        ...     _ = linear.weight.copy_(linear.weight.sign() * 0.5)
+        >>> layer = BinaryLinear.from_dense(linear)
+        >>> layer.tensors()["sign"].shape, torch.equal(layer.weight, linear.weight)
+        (torch.Size([4, 8]), True)
+    """
+
+    weight_type: ClassVar[type[WeightFormat]] = BinaryWeight
+    buffer_names: ClassVar[tuple[str, ...]] = ("sign", "scale")
+
+
+class TernaryLinear(PlanesLinear):
+    """A linear layer whose weights are -a, 0 or +b, with scales a and b per row: 2 bits each.
+
+    Zhu et al., Trained Ternary Quantization, ICLR 2017, trains such weights.
+
+    Example:
+        >>> import torch
+        >>> linear = torch.nn.Linear(8, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = linear.weight.copy_(torch.tensor([[0.5, 0, -0.25, 0, 0, 0.5, 0, 0]]))
+        >>> TernaryLinear.from_dense(linear)(torch.arange(8.0))
+        tensor([2.])
+    """
+
+    weight_type: ClassVar[type[WeightFormat]] = TernaryWeight
+    buffer_names: ClassVar[tuple[str, ...]] = ("nonzero", "sign", "positive_scale", "negative_scale")
