@@ -24,10 +24,11 @@ def spmm_planes(
     layout: str = "rows",
     kernel: str = "",
 ) -> Tensor:
-    """Multiply dense activations with a binary or ternary weight, from its bits: ``act(x @ weight^T + bias + residual)``.
+    """Multiply dense activations with a binary or ternary weight: ``activation(x @ weight^T + bias + residual)``.
 
-    Activations are added and subtracted, and the sums multiplied with the scales. A zero of the weight contributes
-    nothing: 0 * NaN is skipped. Sums are float32 for every dtype of x. Gradients reach x, bias and residual.
+    Runs from the bits: activations are added and subtracted, and their sums multiplied with the scales. A zero of the
+    weight contributes nothing: 0 * NaN is skipped. Sums are float32 for every dtype of x. Gradients reach x, bias and
+    residual.
 
     Args:
         x: float32, bfloat16 or float16. ``[..., K]`` for layout rows; ``[batch, K, ...]`` for columns, a 1x1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import fit_
 from numpy.typing import NDArray
 from torch import nn
 
@@ -19,8 +20,10 @@ from sparsecore.io import CLASSES
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "formats.md").read_text(encoding="utf-8")
-TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "I8": np.dtype("i1")}
-TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "I8": "int8", "I64": "int64"}
+TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I32": np.dtype("<i4"), "I8": np.dtype("i1"),
+         "U8": np.dtype("u1")}  # fmt: skip
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I32": "int32", "I8": "int8", "I64": "int64",
+               "U8": "uint8"}  # fmt: skip
 
 
 def read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -43,8 +46,10 @@ def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
     entry = json.loads(header["__metadata__"]["modules"])[layer]
     if "same_as" in entry:
         return dense(header, data, entry["same_as"])
-    tensors = {name: array(header, data, f"{layer}.{name}") for name in ("row_ptr", "col_idx", "values", "q", "scale")
-               if f"{layer}.{name}" in header}  # fmt: skip
+    names = ("row_ptr", "col_idx", "values", "q", "scale", "nonzero", "sign", "positive_scale", "negative_scale")
+    tensors = {name: array(header, data, f"{layer}.{name}") for name in names if f"{layer}.{name}" in header}
+    if "sign" in tensors:
+        return signed(tensors, entry["config"]["weight_shape"])
     scale = tensors.get("scale", np.float32(1)) * np.ones(entry["config"]["weight_shape"][0], np.float32)
     if "q" in tensors:
         return scale[:, None] * tensors["q"]
@@ -53,6 +58,19 @@ def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
     for n in range(len(weight)):
         for i in range(row_ptr[n], row_ptr[n + 1]):
             weight[n, tensors["col_idx"][i]] = scale[n] * np.float32(tensors["values"][i])
+    return weight
+
+
+def signed(tensors: dict[str, NDArray[Any]], shape: list[int]) -> NDArray[Any]:
+    """A binary or ternary weight."""
+    weight = np.zeros(shape, np.float32)
+    for n in range(shape[0]):
+        for k in range(shape[1]):
+            negative = tensors["sign"][n, k // 8] >> k % 8 & 1
+            if "scale" in tensors:
+                weight[n, k] = -tensors["scale"][n] if negative else tensors["scale"][n]
+            elif tensors["nonzero"][n, k // 8] >> k % 8 & 1:
+                weight[n, k] = -tensors["negative_scale"][n] if negative else tensors["positive_scale"][n]
     return weight
 
 
@@ -86,7 +104,8 @@ def zeroed(layer: nn.Module) -> Any:
 def test_a_reader_made_from_the_text_reads_every_class(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     conv = name.endswith("Conv2d")
-    layer = zeroed(nn.Conv2d(3, 8, (2, 3), stride=(2, 1), padding=1) if conv else nn.Linear(7, 8))
+    layer = zeroed(nn.Conv2d(3, 8, (2, 3), stride=(2, 1), padding=1) if conv else nn.Linear(11, 8))
+    layer = fit_(CLASSES[name], layer)
     compressed = CLASSES[name].from_dense(layer)
     model = nn.Sequential(compressed, nn.BatchNorm2d(8) if conv else nn.Identity(), compressed)
     sc.save(model, tmp_path / "model.safetensors")

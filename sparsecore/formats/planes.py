@@ -1,4 +1,4 @@
-"""BinaryWeight and TernaryWeight, whose rows have one magnitude per sign; PlanesWeight, the bits as kernels take them."""
+"""BinaryWeight and TernaryWeight, of one magnitude per row and sign; PlanesWeight, their bits as kernels take them."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class BinaryWeight:
         good = (matrix.abs() == scale[:, None]).all(1) & (scale > 0) & torch.isfinite(scale)
         if not bool(good.all()):
             raise FormatError(
-                f"expected rows of +s and -s, got other numbers in row {int(good.int().argmin())}; train the weight with "
-                "BinaryConnect first, or take TernaryWeight for zeros"
+                f"expected rows of +s and -s, got other numbers in row {int(good.int().argmin())}; "
+                "train the weight with BinaryConnect first, or take TernaryWeight for zeros"
             )
         return cls(_pack_bits(matrix < 0), scale, (matrix.shape[0], matrix.shape[1]))
 
@@ -164,8 +164,8 @@ class TernaryWeight:
         good = fits.all(1) & torch.isfinite(positive_scale) & torch.isfinite(negative_scale)
         if not bool(good.all()):
             raise FormatError(
-                f"expected rows of -a, 0 and +b, got other numbers in row {int(good.int().argmin())}; train the weight to "
-                "be ternary first"
+                f"expected rows of -a, 0 and +b, got other numbers in row {int(good.int().argmin())}; "
+                "train the weight to be ternary first"
             )
         return cls(_pack_bits(positive | negative), _pack_bits(negative), positive_scale, negative_scale, shape)
 
@@ -212,14 +212,14 @@ class PlanesWeight:
         for p, (plane, of_rows) in enumerate(zip(planes, scales, strict=True)):
             padded[p, :N, : plane.shape[1]] = plane
             scale[p, :N] = of_rows
-        by_rows = padded.view(torch.int32).view(len(planes), blocks, BLOCK_ROWS, words)
+        by_rows = padded.view(len(planes), blocks, BLOCK_ROWS, words, WORD_BITS // 8).view(torch.int32)[..., 0]
         return cls(by_rows.permute(1, 3, 0, 2).contiguous(), scale, weight.shape)
 
     def unpack(self) -> BinaryWeight | TernaryWeight:
         """Return the stored weight."""
         N, K = self.shape
-        by_rows = self.words.permute(2, 0, 3, 1).contiguous()
-        planes = by_rows.view(len(by_rows), -1, by_rows.shape[-1]).view(torch.uint8)[:, :N, : -(-K // 8)]
+        by_rows = self.words.permute(2, 0, 3, 1)[..., None].contiguous().view(torch.uint8)
+        planes = by_rows.flatten(3).flatten(1, 2)[:, :N, : -(-K // 8)]
         scale = self.scale[:, :N]
         if len(planes) == 1:
             return BinaryWeight(planes[0], scale[0], self.shape)

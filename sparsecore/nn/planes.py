@@ -19,14 +19,15 @@ class PlanesStorage(PackedStorage):
 
     takes_16_bits: ClassVar[bool] = True
     packed_names: ClassVar[tuple[str, ...]] = ("words", "plane_scale")
+    planes_type: ClassVar[type[BinaryWeight] | type[TernaryWeight]]
 
     @classmethod
     def _compress(cls, weight: Tensor) -> WeightFormat:
-        return cls.weight_type.from_dense(weight)
+        return cls.planes_type.from_dense(weight)
 
     @classmethod
     def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> WeightFormat:
-        return cls.weight_type(**tensors, shape=shape)
+        return cls.planes_type(**tensors, shape=shape)
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
         assert isinstance(weight, BinaryWeight | TernaryWeight)
@@ -68,7 +69,7 @@ class BinaryLinear(PlanesLinear):
         (torch.Size([4, 8]), True)
     """
 
-    weight_type: ClassVar[type[WeightFormat]] = BinaryWeight
+    weight_type = planes_type = BinaryWeight
     buffer_names: ClassVar[tuple[str, ...]] = ("sign", "scale")
 
 
@@ -86,5 +87,5 @@ class TernaryLinear(PlanesLinear):
         tensor([2.])
     """
 
-    weight_type: ClassVar[type[WeightFormat]] = TernaryWeight
+    weight_type = planes_type = TernaryWeight
     buffer_names: ClassVar[tuple[str, ...]] = ("nonzero", "sign", "positive_scale", "negative_scale")

@@ -262,7 +262,7 @@ class QuantizedStorage(PackedStorage):
         return {}
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
-        int8 = weight if isinstance(weight, Int8Weight) else Int8Weight.from_csr(weight)
+        int8 = weight if isinstance(weight, Int8Weight) else Int8Weight.from_csr(cast(CsrWeight, weight))
         packed = PackedInt8Weight.pack(int8, self.packing, **self._packing_settings())
         self.packed_shape = packed.shape
         return (*packed.tensors, packed.scale, packed.weight_sum)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsecore import _C
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.packed_int8 import FEW_ROWS
 from sparsecore.nn import (
     BinaryLinear,
@@ -92,6 +92,16 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Mak
     return make
 
 
+def _planes(kind: type[TernaryLinear] | type[BinaryLinear]) -> Maker:
+    def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        try:
+            return kind.from_dense(layer)
+        except FormatError as error:  # nearly every weight
+            raise UnsupportedError(str(error)) from None
+
+    return make
+
+
 def _depthwise(layer: nn.Module, shape: Shape | None) -> nn.Module:
     assert isinstance(layer, nn.Conv2d)
     return DepthwiseConv2d.from_dense(layer, getattr(layer, "activation", "none"))
@@ -133,8 +143,8 @@ _LINEAR: dict[str, Maker] = {
     "bitmap": _for_few_rows(BitmapLinear.from_dense),
     "csr": _any_shape(SparseLinear.from_dense),
     # Of the rare weights that have such values. The second is a case of the first, with half of its bits.
-    "ternary": _any_shape(TernaryLinear.from_dense),
-    "binary": _any_shape(BinaryLinear.from_dense),
+    "ternary": _planes(TernaryLinear),
+    "binary": _planes(BinaryLinear),
 }
 _CONV2D: dict[str, Maker] = {
     DENSE: _same,
@@ -302,7 +312,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``depthwise``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr``, ``binary``, ``ternary`` or one of INT8_FORMATS."""
+    """Return ``dense``, ``depthwise`` or a format of sparse weights: a key of CANDIDATES."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]
