@@ -45,8 +45,8 @@ def with_signs_(layer: nn.Module, zeros: bool) -> Any:
 
 def fit_(cls: type, layer: nn.Module) -> Any:
     """Round a layer's weight to what a class of compressed layers can hold, if that is little."""
-    names = ("BinaryLinear", "TernaryLinear")
-    return with_signs_(layer, cls.__name__ == names[1]) if cls.__name__ in names else layer
+    has_signs = cls.__name__.startswith(("Binary", "Ternary"))
+    return with_signs_(layer, cls.__name__.startswith("Ternary")) if has_signs else layer
 
 
 class Residual(nn.Module):

@@ -13,9 +13,10 @@ from sparsecore.nn.linear import (
     SparseInt8Linear,
     SparseLinear,
 )
-from sparsecore.nn.planes import BinaryLinear, TernaryLinear
+from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 
 __all__ = [
+    "BinaryConv2d",
     "BinaryLinear",
     "BitmapInt8Linear",
     "BitmapLinear",
@@ -35,6 +36,7 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "TernaryConv2d",
     "TernaryLinear",
     "put_layer",
 ]

@@ -25,6 +25,8 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.BitmapLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.BinaryLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.TernaryLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.BinaryConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
+    snn.TernaryConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
     snn.BlockLinear: lambda **options: nn.Linear(12, 8, **options),
     snn.BlockConv2d: lambda **options: nn.Conv2d(4, 8, 3, padding=1, groups=2, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
@@ -35,7 +37,7 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
 }
 WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d]
-PLANES = [snn.BinaryLinear, snn.TernaryLinear]
+PLANES = [snn.BinaryLinear, snn.TernaryLinear, snn.BinaryConv2d, snn.TernaryConv2d]
 PACKED = [*WIDENING, snn.BitmapLinear, *PLANES]
 FLOAT = [snn.SparseLinear, snn.SparseConv2d, *PACKED]
 INT8 = [cls for cls in LAYERS if cls not in FLOAT]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 
 import sparsecore as sc
 from sparsecore.errors import BundleError, FormatError, UnsupportedError
-from sparsecore.nn import BinaryLinear, TernaryLinear
+from sparsecore.nn import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 
 each_class = pytest.mark.parametrize("cls", [BinaryLinear, TernaryLinear])
 
@@ -43,10 +44,24 @@ def test_masks_of_torch_prune_are_applied() -> None:
         BinaryLinear.from_dense(layer)
 
 
-@each_class
-def test_convolutions_are_refused(cls: type[BinaryLinear] | type[TernaryLinear]) -> None:
-    with pytest.raises(UnsupportedError, match=r"expected a torch.nn.Linear, got Conv2d"):
-        cls.from_dense(nn.Conv2d(3, 4, 1))
+@pytest.mark.parametrize("cls", [BinaryConv2d, TernaryConv2d])
+@pytest.mark.parametrize(
+    ("kernel_size", "settings"), [(1, {}), ((2, 3), {"stride": (2, 1), "padding": (0, 1), "dilation": (1, 2)})]
+)
+def test_convolutions(
+    cls: type[BinaryConv2d] | type[TernaryConv2d], kernel_size: int | tuple[int, int], settings: dict[str, Any]
+) -> None:
+    conv = fit_(cls, nn.Conv2d(4, 6, kernel_size, **settings))
+    layer, x = cls.from_dense(conv, activation="relu"), torch.randn(3, 4, 7, 8)
+    assert_within(layer(x), *dense_reference(conv, x, "relu"))
+    residual = torch.randn_like(layer(x))
+    assert_within(layer(x, residual), *dense_reference(conv, x, "relu", residual))
+
+
+def test_groups_are_refused() -> None:
+    conv = fit_(BinaryConv2d, nn.Conv2d(4, 6, 3, groups=2))
+    with pytest.raises(UnsupportedError, match="expected 1 group, got 2; keep this layer dense"):
+        BinaryConv2d.from_dense(conv)
 
 
 def test_tampered_state_is_refused_and_the_layer_stays() -> None:
