@@ -15,6 +15,7 @@ from sparsecore import _C
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.packed_int8 import FEW_ROWS
 from sparsecore.nn import (
+    BinaryConv2d,
     BinaryLinear,
     BitmapInt8Linear,
     BitmapLinear,
@@ -32,6 +33,7 @@ from sparsecore.nn import (
     SparseInt8Conv2d,
     SparseInt8Linear,
     SparseLinear,
+    TernaryConv2d,
     TernaryLinear,
 )
 from sparsecore.nn.dense import dense_layer
@@ -92,7 +94,7 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Mak
     return make
 
 
-def _planes(kind: type[TernaryLinear] | type[BinaryLinear]) -> Maker:
+def _planes(kind: type[CompressedModule]) -> Maker:
     def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
         try:
             return kind.from_dense(layer)
@@ -129,7 +131,7 @@ def holds_zeros(layer: nn.Module, format_name: str) -> bool:
     if format_name in ("4x1", "8x1"):
         return isinstance(layer, nn.Conv2d) and layer.weight[0].numel() <= MOST_DENSE_BLOCK_COLUMNS
     if format_name in ("binary", "ternary"):
-        return isinstance(layer, nn.Linear)
+        return True
     if format_name == "bitmap":  # 1000x2048, one row, weight not in cache: 444 us, PyTorch 688 (Zen 4)
         return isinstance(layer, nn.Linear)
     return format_name in HOLD_ZEROS
@@ -153,6 +155,8 @@ _CONV2D: dict[str, Maker] = {
     "8x1": _blocks(BlockConv2d, 8),
     "csr": _any_shape(SparseConv2d.from_dense),
     "depthwise": _depthwise,
+    "ternary": _planes(TernaryConv2d),
+    "binary": _planes(BinaryConv2d),
 }
 
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
@@ -181,6 +185,8 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     PanelConv2d: {DENSE: _dense, "panel": _same},
     BinaryLinear: {DENSE: _dense, "binary": _same},
     TernaryLinear: {DENSE: _dense, "ternary": _same},
+    BinaryConv2d: {DENSE: _dense, "binary": _same},
+    TernaryConv2d: {DENSE: _dense, "ternary": _same},
     BlockLinear: {DENSE: _dense, "block": _same},
     BlockConv2d: {DENSE: _dense, "block": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
@@ -209,6 +215,8 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     BitmapLinear: ("bitmap", "spmm_bitmap"),
     BinaryLinear: ("binary", "spmm_planes"),
     TernaryLinear: ("ternary", "spmm_planes"),
+    BinaryConv2d: ("binary", "spmm_planes"),
+    TernaryConv2d: ("ternary", "spmm_planes"),
     BlockLinear: ("block", "spmm_block"),
     BlockConv2d: ("block", "conv2d_block"),
     DepthwiseConv2d: ("depthwise", "depthwise"),
