@@ -22,6 +22,8 @@ from sparsecore.nn.conv import resolve_padding
 
 #: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
+    "BinaryConv2d": compressed.BinaryConv2d,
+    "BinaryLinear": compressed.BinaryLinear,
     "BitmapInt8Linear": compressed.BitmapInt8Linear,
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
@@ -35,6 +37,8 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "Int8Conv2d": compressed.Int8Conv2d,
     "SparseInt8Linear": compressed.SparseInt8Linear,
     "SparseInt8Conv2d": compressed.SparseInt8Conv2d,
+    "TernaryConv2d": compressed.TernaryConv2d,
+    "TernaryLinear": compressed.TernaryLinear,
 }
 
 StoredLayer = CompressedModule | DepthwiseConv2d

@@ -1,9 +1,9 @@
 """The operations: public functions over ``torch.ops.sparsecore``, their fakes and their gradients.
 
 Each operation stands together: the function, its fake (shapes for torch.compile and torch.export) and its derivative.
-The dense ones, pooling and scale_shift, are in dense_ops.py. Kernels behind them are chosen by the tables in
-csrc/kernels. Layers call ``raw`` directly: their weights were validated when they were built. (In the schemas
-``kernel`` is ``kernel_name``: Inductor takes the shorter word for itself.)
+The dense ones, pooling and scale_shift, are in dense_ops.py, the one on bit planes in planes_ops.py. Kernels behind
+them are chosen by the tables in csrc/kernels. Layers call ``raw`` directly: their weights were validated when they were
+built. (In the schemas ``kernel`` is ``kernel_name``: Inductor takes the shorter word for itself.)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sparsecore.ops_shared import ACTIVATION_GRADIENTS as _ACTIVATION_GRADIENTS
 from sparsecore.ops_shared import ACTIVATIONS as ACTIVATIONS
 from sparsecore.ops_shared import check_devices as _check_devices
 from sparsecore.ops_shared import pair as _pair
+from sparsecore.planes_ops import spmm_planes as spmm_planes
 
 aten = torch.ops.aten
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import fit_
 from numpy.typing import NDArray
 from torch import nn
 
@@ -55,8 +56,10 @@ def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
         bits, gap_bits, count = (int(size) for size in sizes)
         shape = entry["config"]["weight_shape"]
         return from_entries(codebook, fields(codes, bits, count), fields(gaps, gap_bits, count), shape)
-    tensors = {name: array(header, data, f"{layer}.{name}") for name in ("row_ptr", "col_idx", "values", "q", "scale")
-               if f"{layer}.{name}" in header}  # fmt: skip
+    names = ("row_ptr", "col_idx", "values", "q", "scale", "nonzero", "sign", "positive_scale", "negative_scale")
+    tensors = {name: array(header, data, f"{layer}.{name}") for name in names if f"{layer}.{name}" in header}
+    if "sign" in tensors:
+        return signed(tensors, entry["config"]["weight_shape"])
     scale = tensors.get("scale", np.float32(1)) * np.ones(entry["config"]["weight_shape"][0], np.float32)
     if "q" in tensors:
         return scale[:, None] * tensors["q"]
@@ -129,6 +132,19 @@ def from_record(record: NDArray[np.uint8], shape: list[int]) -> NDArray[np.float
     )
 
 
+def signed(tensors: dict[str, NDArray[Any]], shape: list[int]) -> NDArray[Any]:
+    """A binary or ternary weight."""
+    weight = np.zeros(shape, np.float32)
+    for n in range(shape[0]):
+        for k in range(shape[1]):
+            negative = tensors["sign"][n, k // 8] >> k % 8 & 1
+            if "scale" in tensors:
+                weight[n, k] = -tensors["scale"][n] if negative else tensors["scale"][n]
+            elif tensors["nonzero"][n, k // 8] >> k % 8 & 1:
+                weight[n, k] = -tensors["negative_scale"][n] if negative else tensors["positive_scale"][n]
+    return weight
+
+
 def digest(header: dict[str, Any], data: bytes) -> str:
     sha256 = hashlib.sha256()
     metadata = header["__metadata__"]
@@ -159,7 +175,8 @@ def zeroed(layer: nn.Module) -> Any:
 def test_a_reader_made_from_the_text_reads_every_class(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     conv = name.endswith("Conv2d")
-    layer = zeroed(nn.Conv2d(3, 8, (2, 3), stride=(2, 1), padding=1) if conv else nn.Linear(7, 8))
+    layer = zeroed(nn.Conv2d(3, 8, (2, 3), stride=(2, 1), padding=1) if conv else nn.Linear(11, 8))
+    layer = fit_(CLASSES[name], layer)
     compressed = CLASSES[name].from_dense(layer)
     model = nn.Sequential(compressed, nn.BatchNorm2d(8) if conv else nn.Identity(), compressed)
     sc.save(model, tmp_path / "model.safetensors")

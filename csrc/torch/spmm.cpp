@@ -1,4 +1,4 @@
-// torch.ops.sparsecore.spmm_csr, spmm_panel, spmm_bitmap and spmm_codebook: arguments in, views out, run.
+// torch.ops.sparsecore.spmm_csr, spmm_panel, spmm_bitmap, spmm_planes and spmm_codebook: arguments in, views out, run.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -102,6 +102,18 @@ Tensor spmm_codebook(const Tensor& x, const std::vector<Tensor>& weight, const s
                   kernel);
 }
 
+Tensor spmm_planes(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                   const std::string& activation, const std::string& layout, const std::string& kernel) {
+  SpmmPlanesArgs args;
+  args.weight = planes_view(weight, sizes);
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  // Any bits are good ones, so that there is nothing to validate, and rows are alike.
+  return run_spmm(args, spmm_planes_kernels(), DenseRows{args.weight.num_blocks()}, x, bias, residual, activation,
+                  layout, kernel);
+}
+
 }  // namespace
 
 // No defaults beside Tensor[]: PyTorch's autograd counts arguments before it fills defaults in.
@@ -118,6 +130,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
       "spmm_codebook(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
       "str kernel_name) -> Tensor");
+  m.def(
+      "spmm_planes(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
+      "str layout, str kernel_name) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
@@ -125,6 +140,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_panel", TORCH_BOX(&spmm_panel));
   m.impl("spmm_bitmap", TORCH_BOX(&spmm_bitmap));
   m.impl("spmm_codebook", TORCH_BOX(&spmm_codebook));
+  m.impl("spmm_planes", TORCH_BOX(&spmm_planes));
 }
 
 }  // namespace sparsecore::torch_binding

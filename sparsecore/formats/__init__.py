@@ -8,8 +8,10 @@ from sparsecore.formats.int8 import Int8Weight
 from sparsecore.formats.packed_codebook import PackedCodebookWeight
 from sparsecore.formats.packed_int8 import PackedInt8Weight
 from sparsecore.formats.panel import PanelWeight
+from sparsecore.formats.planes import BinaryWeight, PlanesWeight, TernaryWeight
 
 __all__ = [
+    "BinaryWeight",
     "BitmapWeight",
     "BlockCsrWeight",
     "CodebookWeight",
@@ -18,4 +20,6 @@ __all__ = [
     "PackedCodebookWeight",
     "PackedInt8Weight",
     "PanelWeight",
+    "PlanesWeight",
+    "TernaryWeight",
 ]

@@ -14,8 +14,11 @@ from sparsecore.nn.linear import (
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 
 __all__ = [
+    "BinaryConv2d",
+    "BinaryLinear",
     "BitmapInt8Linear",
     "BitmapLinear",
     "BlockConv2d",
@@ -35,6 +38,8 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "TernaryConv2d",
+    "TernaryLinear",
     "leave_fast_path",
     "put_layer",
 ]

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import CodebookWeight, CsrWeight, Int8Weight
+from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops import ACTIVATIONS
 
-WeightFormat: TypeAlias = CodebookWeight | CsrWeight | Int8Weight
+WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int8Weight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")
 
 

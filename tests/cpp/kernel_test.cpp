@@ -68,6 +68,7 @@ void for_each_table(Function function) {
   function("spmm_panel", spmm_panel_kernels());
   function("spmm_bitmap", spmm_bitmap_kernels());
   function("spmm_codebook", spmm_codebook_kernels());
+  function("spmm_planes", spmm_planes_kernels());
   function("conv2d", conv2d_kernels());
   function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());

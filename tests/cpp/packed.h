@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -26,11 +27,13 @@ struct Packing {
   Dtype value_dtype = Dtype::kFloat32;      // of bitmaps; the values must be numbers of it
   int64_t num_values = 0;                   // of codebooks; the weight must have no more, and no zero; 0: any
   int64_t gap_bits = 4;                     // of codebooks, whose blocks have block_rows too
+  int64_t planes = 0;                       // of bit planes; the values must be those of with_signs()
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Packing& packing) {
   return out << packing.block_rows << "x" << packing.panel_cols << "/" << packing.csr_block_rows << " "
-             << dtype_name(packing.value_dtype) << " " << packing.num_values << " values, gaps of " << packing.gap_bits;
+             << dtype_name(packing.value_dtype) << " " << packing.num_values << " values, gaps of " << packing.gap_bits
+             << ", planes " << packing.planes;
 }
 
 template <class View>
@@ -225,6 +228,65 @@ class PackedWeight<BitmapView> {
  private:
   int64_t rows_, cols_, nnz_;
   Dtype dtype_;
+};
+
+// The same entries with one magnitude per row, or two, of which negative ones have the second.
+inline Csr<float> with_signs(Csr<float> csr, int64_t planes, Random& random) {
+  for (int64_t n = 0; n < csr.rows; ++n) {
+    const float positive = std::fabs(random.number()) + 0.1f;
+    const float negative = planes == 1 ? positive : std::fabs(random.number()) + 0.1f;
+    for (auto i = static_cast<size_t>(csr.row_ptr[size_t(n)]); i < static_cast<size_t>(csr.row_ptr[size_t(n) + 1]);
+         ++i) {
+      csr.values[i] = csr.values[i] < 0.0f ? -negative : positive;
+    }
+  }
+  return csr;
+}
+
+// Bits and scales of positions past N and K are set, so that a kernel that takes them shows it.
+template <>
+class PackedWeight<PlanesView> {
+ public:
+  PackedWeight(const Csr<float>& csr, Packing packing, Guard guard)
+      : sizes_{.rows = csr.rows, .cols = csr.cols, .planes = packing.planes},
+        words_(sizes_.num_blocks() * sizes_.num_words() * sizes_.planes * kPlaneBlockRows, guard),
+        scale_(sizes_.planes * sizes_.num_blocks() * kPlaneBlockRows, guard) {
+    const int64_t padded_rows = sizes_.num_blocks() * kPlaneBlockRows;
+    std::fill(words_.begin(), words_.end(), 0u);
+    std::fill(scale_.begin(), scale_.end(), 0.0f);
+    for (int64_t n = 0; n < padded_rows; ++n) {
+      for (int64_t p = 0; p < sizes_.planes; ++p) {
+        const int64_t first = n < csr.rows ? csr.cols : 0;
+        for (int64_t k = first; k < sizes_.num_words() * kPlaneWordBits; ++k) set(p, n, k);
+        if (n >= csr.rows) scale_[p * padded_rows + n] = std::nanf("");
+      }
+      if (n >= csr.rows) continue;
+      for_each_entry(csr, n, [&](int64_t k, float value) {
+        const bool is_negative = value < 0.0f;
+        const int64_t plane = sizes_.planes == 2 && is_negative ? 1 : 0;
+        scale_[plane * padded_rows + n] = sizes_.planes == 2 ? value : std::fabs(value);
+        if (sizes_.planes == 2 || is_negative) set(plane, n, k);
+      });
+    }
+  }
+
+  PlanesView view() const {
+    PlanesView view = sizes_;
+    view.words = words_.data();
+    view.scale = scale_.data();
+    return view;
+  }
+  int64_t num_rows() const { return sizes_.num_blocks(); }
+
+ private:
+  void set(int64_t plane, int64_t n, int64_t k) {
+    const int64_t word = (n / kPlaneBlockRows * sizes_.num_words() + k / kPlaneWordBits) * sizes_.planes + plane;
+    words_[word * kPlaneBlockRows + n % kPlaneBlockRows] |= 1u << (k % kPlaneWordBits);
+  }
+
+  PlanesView sizes_;
+  Buffer<uint32_t> words_;
+  Buffer<float> scale_;
 };
 
 // One bit after another, by hand.

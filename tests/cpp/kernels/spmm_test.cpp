@@ -17,7 +17,7 @@
 namespace sparsecore::test {
 namespace {
 
-using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmCodebookArgs>;
+using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -139,6 +139,7 @@ class Problem {
       value = static_cast<float>(round_to(shape.packing.value_dtype, double(value)));
       if (shape.packing.num_values > 0) value = one_of(value, shape.packing.num_values);
     }
+    if (shape.packing.planes > 0) weight_ = with_signs(weight_, shape.packing.planes, random);
   }
 
   // Of so many numbers, none of them zero.
@@ -169,7 +170,8 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmCodebookArgs> {
+class SpmmTest
+    : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -184,7 +186,7 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
   }
 
   // Block CSR has whole blocks of rows; bitmaps and codebooks have one layout, bitmaps values of any dtype, codebooks
-  // few different ones.
+  // few different ones; one bit plane has no zeros.
   Shape fitted(Shape shape) const {
     Random random(shape.seed);
     if (is_of<SpmmBitmapArgs>() || is_of<SpmmCodebookArgs>()) {
@@ -197,6 +199,7 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
       shape.packing.num_values = random.pick<int64_t>({1, 3, 15, 255});
       shape.packing.gap_bits = random.integer(1, 8);
     }
+    if (is_of<SpmmPlanesArgs>()) shape.packing.planes = shape.fill == Fill::kFull && random.chance(0.8) ? 1 : 2;
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
     shape.N = (shape.N + R - 1) / R * R;
@@ -209,7 +212,7 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
   }
 };
 SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(), spmm_bitmap_kernels(),
-                            spmm_codebook_kernels());
+                            spmm_planes_kernels(), spmm_codebook_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,
