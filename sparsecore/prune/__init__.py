@@ -9,6 +9,7 @@ from sparsecore.prune.layerwise import prune_block
 from sparsecore.prune.masks import Masks, MaskStatistics
 from sparsecore.prune.oneshot import prune
 from sparsecore.prune.patterns import fits_pattern
+from sparsecore.prune.pretrained import PrunedBlock, PrunedModel, prune_pretrained
 from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
 from sparsecore.prune.sparsegpt import SparseGPT
 from sparsecore.prune.taylor import Taylor
@@ -23,6 +24,8 @@ __all__ = [
     "GradualPruner",
     "MaskStatistics",
     "Masks",
+    "PrunedBlock",
+    "PrunedModel",
     "SparseGPT",
     "Taylor",
     "Wanda",
@@ -31,4 +34,5 @@ __all__ = [
     "fold_torch_pruning",
     "prune",
     "prune_block",
+    "prune_pretrained",
 ]

@@ -100,13 +100,13 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in outermost):
             outermost[name] = module
     if not outermost:
-        raise UnsupportedError(f"{type(model).__name__} has no nn.ModuleList of blocks; use sparsecore.prune.prune()")
+        raise UnsupportedError(f"{type(model).__name__} has no nn.ModuleList of blocks; use sparsecore.prune()")
     name, blocks = max(outermost.items(), key=lambda item: sum(weight.numel() for weight in item[1].parameters()))
     num_parameters = sum(len(list(block.parameters())) for block in blocks)
     if num_parameters != len(list(blocks.parameters())):
         raise UnsupportedError(
             f"{type(model).__name__} cannot be pruned block by block: blocks of {name} share parameters; load it and "
-            "use sparsecore.prune.prune()"
+            "use sparsecore.prune()"
         )
     return name, blocks
 
@@ -137,7 +137,7 @@ def trace_chain(skeleton: Skeleton, sample: Tensor) -> Chain:
         return Chain(recorder.calls, recorder.first_input)
     raise UnsupportedError(
         f"{type(skeleton.model).__name__} cannot be pruned block by block: expected {name} to be called one after "
-        f"another, but {reasons[0]}; load it and use sparsecore.prune.prune()"
+        f"another, but {reasons[0]}; load it and use sparsecore.prune()"
     )
 
 
@@ -154,7 +154,7 @@ def first_inputs(skeleton: Skeleton, chain: Chain, samples: Tensor) -> Iterator[
         if recorder.first_input is None or not _is_same(recorder.calls[0], chain.calls[0]):
             raise UnsupportedError(
                 f"{type(skeleton.model).__name__} cannot be pruned block by block: its blocks have arguments that "
-                "depend on the tokens; load it and use sparsecore.prune.prune()"
+                "depend on the tokens; load it and use sparsecore.prune()"
             )
         yield recorder.first_input
 
