@@ -42,7 +42,7 @@ def make_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) 
     import transformers
 
     tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, f"{family}Config")(**tokens, **FAMILIES[family], **changes)
+    config = getattr(transformers, f"{family}Config")(**tokens | FAMILIES[family] | changes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
