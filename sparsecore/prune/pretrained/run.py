@@ -133,7 +133,8 @@ class Run:
 
     def write_others(self) -> None:
         """Write the tensors that are in no block, as they are but for their type."""
-        dtypes = {self.skeleton.stored_name(name): p.dtype for name, p in self.skeleton.model.named_parameters()}
+        parameters = self.skeleton.model.named_parameters(remove_duplicate=False)
+        dtypes = {self.skeleton.stored_name(name): parameter.dtype for name, parameter in parameters}
         shard = len(self.blocks)
         checkpoint = self.skeleton.checkpoint
         tensors = {name: checkpoint.read(name, dtypes.get(name)) for name in self.output.shards[shard]}
