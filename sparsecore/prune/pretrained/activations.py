@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsecore.atomic import replacing
-from sparsecore.errors import ModelError
+from sparsecore.errors import ModelError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class Activations(Sequence[Tensor]):
         """Write the states of all samples, atomically.
 
         Raises:
-            ModelError: A state has another shape or type.
+            UnsupportedError: A state has another shape or type.
         """
         with replacing(self.path) as new, new.open("wb") as file:
             for state in states:
                 if tuple(state.shape) != self.shape or state.dtype != self.dtype:
-                    raise ModelError(
+                    raise UnsupportedError(
                         f"expected hidden states {list(self.shape)} {self.dtype} from every block, got "
                         f"{list(state.shape)} {state.dtype}"
                     )
                 file.write(_bytes(state.contiguous()))
 
     def require_complete(self) -> None:
-        """Check that the file is there, as long as it must be."""
+        """Raise ModelError unless the file is there, as long as it must be."""
         expected = self.num_samples * torch.empty(self.shape, device="meta").numel() * self.dtype.itemsize
         found = self.path.stat().st_size if self.path.is_file() else 0
         if found != expected:
