@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import SparsecoreError, UnsupportedError
 from sparsecore.prune.pretrained.activations import Activations
 from sparsecore.prune.pretrained.skeleton import Skeleton
 
@@ -44,10 +44,12 @@ class Chain:
     Attributes:
         calls: How each is called.
         first_input: What enters the first block on the sample that was traced, ``[1, length, features]``.
+        returns_tuple: Blocks return a tuple that begins with the hidden states.
     """
 
     calls: list[Call]
     first_input: Tensor
+    returns_tuple: bool
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,8 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if not outermost:
         raise UnsupportedError(f"{type(model).__name__} has no nn.ModuleList of blocks; use sparsecore.prune()")
     name, blocks = max(outermost.items(), key=lambda item: sum(weight.numel() for weight in item[1].parameters()))
-    num_parameters = sum(len(list(block.parameters())) for block in blocks)
-    if num_parameters != len(list(blocks.parameters())):
-        raise UnsupportedError(
-            f"{type(model).__name__} cannot be pruned block by block: blocks of {name} share parameters; load it and "
-            "use sparsecore.prune()"
-        )
+    if sum(len(list(block.parameters())) for block in blocks) != len(list(blocks.parameters())):
+        raise _unsupported(model, f"blocks of {name} share parameters")
     return name, blocks
 
 
@@ -125,38 +123,43 @@ def trace_chain(skeleton: Skeleton, sample: Tensor) -> Chain:
     _fill_before_calls(skeleton, name)
     reasons: list[str] = []
     for returns_tuple in (False, True):
-        recorder = _Recorder(len(blocks), returns_tuple)
         try:
-            recorder.record(skeleton.model, blocks, sample)
+            return _record(skeleton.model, blocks, sample, returns_tuple)
+        except SparsecoreError:
+            raise
         except Exception as error:  # of anybody's code
-            if isinstance(error, UnsupportedError):
-                raise
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-            continue
-        assert recorder.first_input is not None
-        return Chain(recorder.calls, recorder.first_input)
-    raise UnsupportedError(
-        f"{type(skeleton.model).__name__} cannot be pruned block by block: expected {name} to be called one after "
-        f"another, but {reasons[0]}; load it and use sparsecore.prune()"
-    )
+    raise _unsupported(skeleton.model, f"expected {name} to be called one after another, but {reasons[0]}")
 
 
 def first_inputs(skeleton: Skeleton, chain: Chain, samples: Tensor) -> Iterator[Tensor]:
     """Yield what enters the first block on every sample; :func:`trace_chain` was called before.
 
     Raises:
-        UnsupportedError: The first block's other arguments depend on the tokens.
+        UnsupportedError: Other arguments of the blocks depend on the tokens.
     """
     _, blocks = find_blocks(skeleton.model)
     for sample in samples:
-        recorder = _Recorder(1, False)
-        recorder.record(skeleton.model, blocks, sample)
-        if recorder.first_input is None or not _is_same(recorder.calls[0], chain.calls[0]):
-            raise UnsupportedError(
-                f"{type(skeleton.model).__name__} cannot be pruned block by block: its blocks have arguments that "
-                "depend on the tokens; load it and use sparsecore.prune()"
-            )
-        yield recorder.first_input
+        found = _record(skeleton.model, blocks, sample, chain.returns_tuple)
+        if not _is_same(found.calls, chain.calls):
+            raise _unsupported(skeleton.model, "its blocks have arguments that depend on the tokens")
+        yield found.first_input
+
+
+def _unsupported(model: nn.Module, reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{type(model).__name__} cannot be pruned block by block: {reason}; load it and use sparsecore.prune()"
+    )
+
+
+def _record(model: nn.Module, blocks: nn.ModuleList, sample: Tensor, returns_tuple: bool) -> Chain:
+    """Run a model on a sample until its last block."""
+    recorder = _Recorder(len(blocks), returns_tuple)
+    with _forward_replaced(blocks, recorder.forward), torch.no_grad(), suppress(_EndOfTraceError):
+        model(input_ids=sample[None])
+    if len(recorder.hidden) < len(blocks):
+        raise ValueError(f"only {len(recorder.hidden)} of {len(blocks)} blocks are called")
+    return Chain(recorder.calls, recorder.hidden[0], returns_tuple)
 
 
 class _EndOfTraceError(Exception):
@@ -164,33 +167,21 @@ class _EndOfTraceError(Exception):
 
 
 class _Recorder:
-    """Stands in the place of blocks, notes their arguments and returns what it got."""
+    """Stands in the place of blocks, notes what they get, and returns the hidden states as they are."""
 
     def __init__(self, num_blocks: int, returns_tuple: bool) -> None:
         self.calls: list[Call] = []
-        self.first_input: Tensor | None = None
+        self.hidden: list[Tensor] = []
         self._num_blocks = num_blocks
         self._returns_tuple = returns_tuple
-        self._hidden: Tensor | None = None
 
-    def record(self, model: nn.Module, blocks: nn.ModuleList, sample: Tensor) -> None:
-        """Run the model until the last block that is to be recorded."""
-        with _forward_replaced(blocks, self._forward), torch.no_grad():
-            try:
-                model(input_ids=sample[None])
-            except _EndOfTraceError:
-                return
-        raise ValueError(f"only {len(self.calls)} of {self._num_blocks} blocks are called")
-
-    def _forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
         hidden, call = _split(args, kwargs)
         if index != len(self.calls):
             raise ValueError(f"block {index} is called as number {len(self.calls)}")
-        if self._hidden is None:
-            self.first_input = hidden.detach()
-        elif hidden is not self._hidden:
+        if self.hidden and hidden is not self.hidden[-1]:
             raise ValueError(f"what enters block {index} is not what block {index - 1} returned")
-        self._hidden = hidden
+        self.hidden.append(hidden)
         self.calls.append(call)
         if len(self.calls) == self._num_blocks:
             raise _EndOfTraceError
@@ -234,7 +225,7 @@ def _fill_before_calls(skeleton: Skeleton, blocks: str) -> None:
 def _is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal, tensors inside compared by their entries."""
     if isinstance(a, Call) and isinstance(b, Call):
-        return _is_same((a.args, a.kwargs), (b.args, b.kwargs))
+        return _is_same((a.args, a.kwargs, a.by_keyword), (b.args, b.kwargs, b.by_keyword))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):

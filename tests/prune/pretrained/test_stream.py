@@ -375,9 +375,9 @@ def test_blocks_that_are_no_chain_are_refused_with_the_reason(tmp_path: Path, mo
             x = layer(x) + 1
 
     def looks_at_tokens(self: Any, input_ids: Tensor, **options: Any) -> None:
-        x = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x = layer(x, input_ids=input_ids)
+        x = self.layers[0](self.embed_tokens(input_ids))
+        for layer in self.layers[1:]:
+            x = layer(x, ids=(input_ids,))
 
     def calls_none(self: Any, input_ids: Tensor, **options: Any) -> Any:
         return BaseModelOutputWithPast(last_hidden_state=self.embed_tokens(input_ids))
