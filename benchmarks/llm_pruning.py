@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from stdlib_text import stdlib_text
@@ -36,7 +37,8 @@ from sparsecore.bench.timing import interleave, speedup
 from sparsecore.prune import prune_pretrained
 
 VOCABULARY, LENGTH, BATCH = 2048, 128, 8
-STEPS, WARMUP_STEPS, LEARNING_RATE = 1600, 80, 2e-3
+WARMUP_STEPS, LEARNING_RATE = 80, 2e-3
+TRAINING, TRAIN_IDS, VALIDATION_IDS = "training.json", "train.npy", "validation.npy"
 CONFIG: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
@@ -56,38 +58,47 @@ CALIBRATION_SAMPLES = 128
 EVALUATION_WINDOWS, EVALUATION_BATCH = 256, 16
 
 
-def train_model(folder: Path, seed: int) -> None:
-    """Train the tokenizer and the model, and leave both in a folder that transformers loads, with the texts."""
+def train_model(folder: Path, steps: int, seed: int) -> None:
+    """Train the tokenizer and the model, and leave both in a folder that transformers loads, with the texts' tokens."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     train_text, validation_text = stdlib_text()
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(train_text.split("\n\n"), vocab_size=VOCABULARY, show_progress=False)
+    train_ids, validation_ids = (torch.tensor(bpe.encode(text).ids) for text in (train_text, validation_text))
 
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG))
-    train(model, torch.tensor(bpe.encode(train_text).ids))
+    start = time.monotonic()
+    loss = train(model, train_ids, steps)
+    training = {"steps": steps, "tokens": steps * BATCH * LENGTH, "seconds": time.monotonic() - start, "loss": loss}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.txt").write_text(train_text, encoding="utf-8")
-    (folder / "validation.txt").write_text(validation_text, encoding="utf-8")
+    np.save(folder / TRAIN_IDS, train_ids.numpy())
+    np.save(folder / VALIDATION_IDS, validation_ids.numpy())
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer).save_pretrained(folder / "model")
     model.save_pretrained(folder / "model")
+    (folder / TRAINING).write_text(json.dumps(training) + "\n")
 
 
-def train(model: Any, ids: Tensor) -> None:
-    """Train on random windows of the text: AdamW, a linear warm-up, then a cosine down to a tenth."""
+def train(model: Any, ids: Tensor, steps: int) -> float:
+    """Train on random windows of the text: AdamW, a linear warm-up, then a cosine down to a tenth.
+
+    Returns:
+        Mean loss of the last 100 steps.
+    """
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
     def learning_rate(step: int) -> float:
         if step < WARMUP_STEPS:
             return (step + 1) / WARMUP_STEPS
-        return 0.55 + 0.45 * math.cos(math.pi * (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS))
+        return 0.55 + 0.45 * math.cos(math.pi * (step - WARMUP_STEPS) / (steps - WARMUP_STEPS))
 
     schedule = LambdaLR(optimizer, learning_rate)
     start = time.monotonic()
     model.train()
-    for step in range(STEPS):
+    losses: list[float] = []
+    for step in range(steps):
         begins = torch.randint(len(ids) - LENGTH, (BATCH,)).tolist()
         batch = torch.stack([ids[begin : begin + LENGTH] for begin in begins])
         with torch.autocast("cpu", torch.bfloat16):
@@ -97,9 +108,11 @@ def train(model: Any, ids: Tensor) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
         if step % 50 == 0:
             seconds = time.monotonic() - start
-            print(f"step {step} of {STEPS}, loss {loss.item():.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"step {step} of {steps}, loss {losses[-1]:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return mean(losses[-100:])
 
 
 class Logits(nn.Module):
@@ -135,7 +148,7 @@ def unigram_perplexity(train_ids: Tensor, ids: Tensor) -> float:
 def pruned_folder(folder: Path, method: str, sparsity: float, seed: int) -> Path:
     """Prune the model, unless that was done before."""
     out = folder / f"{method}-{sparsity}-seed{seed}"
-    data = None if method == "magnitude" else folder / "train.txt"
+    data = None if method == "magnitude" else folder / TRAIN_IDS
     prune_pretrained(
         folder / "model",
         out,
@@ -233,7 +246,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"`benchmarks/llm_pruning.py`: torch {found['torch']}, sparsecore {found['sparsecore']}, Python "
             f"{found['python']}. A Llama of {report['parameters'] / 1e6:.1f} million weights "
             f"({CONFIG['num_hidden_layers']} blocks, hidden size {CONFIG['hidden_size']}, vocabulary {VOCABULARY}), "
-            f"trained on {STEPS * BATCH * LENGTH / 1e6:.1f} million tokens of docstrings and comments.",
+            f"trained on {report['training']['tokens'] / 1e6:.1f} million tokens of docstrings and comments in "
+            f"{report['training']['steps']} steps.",
             "",
             "## Perplexity",
             "",
@@ -262,6 +276,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="keeps the trained model and the pruned ones")
+    parser.add_argument("--steps", type=int, default=3000, help=f"of training, {BATCH} x {LENGTH} tokens each")
     parser.add_argument("--seeds", type=int, default=5, help="choices of calibration windows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -269,16 +284,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder: Path = arguments.folder
-    if not (folder / "model" / "config.json").is_file():
-        train_model(folder, seed=0)
+    if not (folder / TRAINING).is_file():
+        train_model(folder, arguments.steps, seed=0)
 
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
-    train_ids, validation_ids = (
-        torch.tensor(tokenizer((folder / f"{part}.txt").read_text(encoding="utf-8"), verbose=False)["input_ids"])
-        for part in ("train", "validation")
-    )
+    train_ids, validation_ids = (torch.from_numpy(np.load(folder / name)) for name in (TRAIN_IDS, VALIDATION_IDS))
     windows = validation_ids[: len(validation_ids) // LENGTH * LENGTH].view(-1, LENGTH)
     windows = windows[:: len(windows) // EVALUATION_WINDOWS][:EVALUATION_WINDOWS]
     dense = Logits(folder / "model")
@@ -286,6 +295,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": machine(),
         "seeds": seeds,
+        "training": json.loads((folder / TRAINING).read_text()),
         "parameters": sum(parameter.numel() for parameter in dense.parameters()),
         "train_tokens": len(train_ids),
         "validation_tokens": windows.numel(),

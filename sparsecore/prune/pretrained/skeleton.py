@@ -53,7 +53,7 @@ class Skeleton:
         """Return a copy of a module, with all that is inside, and with values."""
         module = copy.deepcopy(self.model.get_submodule(name))
         for path, inner in module.named_modules():
-            self.fill(inner, ".".join(filter(None, (name, path))))
+            self.fill(inner, _join(name, path))
         return module
 
     def fill(self, module: nn.Module, name: str) -> None:
@@ -65,16 +65,16 @@ class Skeleton:
         """
         for leaf, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
-                value = self._value(f"{name}.{leaf}", parameter)
+                value = self._value(_join(name, leaf), parameter)
                 if value is None:
                     raise UnsupportedError(
-                        f"{self.checkpoint.folder} has no tensor {name}.{leaf}; {self.model.config.model_type} "
+                        f"{self.checkpoint.folder} has no tensor {_join(name, leaf)}; {self.model.config.model_type} "
                         "models are stored in another form than they run in"
                     )
                 module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         for leaf, buffer in module._buffers.items():
             if buffer is not None and leaf not in module._non_persistent_buffers_set:
-                value = self._value(f"{name}.{leaf}", buffer)
+                value = self._value(_join(name, leaf), buffer)
                 module._buffers[leaf] = buffer if value is None else value
 
     def _value(self, name: str, like: Tensor) -> Tensor | None:
@@ -94,3 +94,7 @@ def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn
     if parameter is None or parameter.is_meta:
         return None
     return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def _join(module: str, leaf: str) -> str:
+    return ".".join(filter(None, (module, leaf)))
