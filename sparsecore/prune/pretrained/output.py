@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class OutputFolder:
         now = json.loads(json.dumps(self.arguments))
         others = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if others:
-            differences = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in others)
+            differences = ", ".join(f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in others)
             raise FileExistsError(f"{self.folder} holds a run with other arguments: {differences}; give another folder")
         return blocks
 
@@ -149,3 +150,7 @@ def _tensor_bytes(path: Path) -> int:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as new:
         new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    return shorten(str(value), width=40, placeholder="...")

@@ -96,6 +96,8 @@ def test_dtype(own: str, asked: str | None, tmp_path: Path) -> None:
     expected = prune_in_memory(load(folder, dtype=getattr(torch, computed)), "Llama", ids, 0.5, criterion="sparsegpt")
     assert_same_model(load(tmp_path / "out", dtype="auto"), expected)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == computed
+    stored = [load_file(shard) for shard in (tmp_path / "out").glob("*.safetensors")]
+    assert {tensor.dtype for tensors in stored for tensor in tensors.values()} == {getattr(torch, computed)}
 
 
 def test_magnitude_needs_no_data(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_other_arguments_or_another_model_do_not_continue(tmp_path: Path) -> Non
     before = contents(out)
     for model, sparsity, changes, reason in (
         (other, 0.5, {}, "model was"),
-        (folder, 0.6, {}, "sparsity was 0.5 and is 0.6"),
+        (folder, 0.6, {}, "sparsity was 0.5, is 0.6"),
         (folder, 0.5, {"seed": 1}, "samples was"),
         (folder, 0.5, {"criterion": "wanda"}, "criterion was sparsegpt"),
         (folder, 0.5, {"exclude": "*.q_proj"}, "weights was"),
