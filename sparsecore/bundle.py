@@ -28,8 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +38,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsecore.atomic import replacing
 from sparsecore.errors import BundleError
 
 FORMAT = "sparsecore-bundle"
@@ -107,18 +106,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: On the CPU, contiguous, and each alone in its memory.
         metadata: With a format and its version.
     """
-    metadata = {**metadata, "sha256": _digest(metadata, tensors)}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(dict(tensors), temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors writes files that only their owner can read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as new:
+        save_file(dict(tensors), new, metadata={**metadata, "sha256": _digest(metadata, tensors)})
 
 
 def read(path: Path) -> Bundle:

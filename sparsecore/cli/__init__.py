@@ -19,6 +19,7 @@ from sparsecore.cli.common import (
 from sparsecore.cli.kernels import kernels
 from sparsecore.cli.methods import methods
 from sparsecore.cli.models import bench, explain
+from sparsecore.cli.prune import prune
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,3 +82,4 @@ cli.add_command(bench)
 cli.add_command(explain)
 cli.add_command(kernels)
 cli.add_command(methods)
+cli.add_command(prune)

@@ -10,6 +10,7 @@ from sparsecore.prune.layerwise import prune_block
 from sparsecore.prune.masks import Masks, MaskStatistics
 from sparsecore.prune.oneshot import prune
 from sparsecore.prune.patterns import fits_pattern
+from sparsecore.prune.pretrained import PrunedBlock, PrunedModel, prune_pretrained
 from sparsecore.prune.ranks import averaged_over_ranks
 from sparsecore.prune.schedule import GradualPruner, cubic_sparsity
 from sparsecore.prune.sensitivity import PruningSensitivity, pruning_sensitivity
@@ -27,6 +28,8 @@ __all__ = [
     "IterativePruner",
     "MaskStatistics",
     "Masks",
+    "PrunedBlock",
+    "PrunedModel",
     "PruningSensitivity",
     "SparseGPT",
     "Taylor",
@@ -37,6 +40,7 @@ __all__ = [
     "fold_torch_pruning",
     "prune",
     "prune_block",
+    "prune_pretrained",
     "pruning_sensitivity",
     "round_sparsity",
 ]

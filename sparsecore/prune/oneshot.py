@@ -180,8 +180,7 @@ def prune(
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
     weights = prunable_weights(model, exclude)
-    contests = _contests(weights, _sparsity_of(chosen, sparsity), scope)
-    require_fit(chosen, [weight for together, _ in contests for weight in together])
+    contests = find_contests(weights, sparsity, chosen, scope)
     keeps: dict[str, Tensor] = dict(masks or {})
     if isinstance(found, CalibratedCriterion):
         if scope == "global":
@@ -214,6 +213,15 @@ def _prune_by_score(
         for weight, keep in zip(together, pattern.select(ranks, share), strict=True):
             keeps[weight.name] = weight.from_rows(keep)
     return keeps
+
+
+def find_contests(
+    weights: list[PrunableWeight], sparsity: Sparsity | None, pattern: Pattern, scope: str = "layer"
+) -> list[tuple[list[PrunableWeight], float]]:
+    """Split the weights into those that compete with each other, each with its sparsity, and check that all fit."""
+    contests = _contests(weights, _sparsity_of(pattern, sparsity), scope)
+    require_fit(pattern, [weight for together, _ in contests for weight in together])
+    return contests
 
 
 def _contests(

@@ -141,13 +141,7 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     """
     model = unwrapped(model)
     reshard(model)
-    selectors = as_selectors(exclude)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    found = _discover(modules)
-    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
-    known.update(*(weight.names for weight in found))  # without torch's "_orig"
-    _require_known(selectors, known)
-    weights = [weight for weight in found if not any(weight.matches(selector) for selector in selectors)]
+    weights = find_weights(model, exclude)
     for weight in weights:
         _require_plain(weight)
     weights = [weight for weight in weights if weight.stored.numel() > 0]
@@ -181,6 +175,25 @@ def first_match(
         for weight in weights
         if (matching := [selector for selector in settings if weight.matches(selector)])
     ]
+
+
+def find_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
+    """List the weights of layers that can be pruned; whether they can be zeroed as they are is not looked at.
+
+    Args:
+        model: Any module, also one without values on the meta device.
+        exclude: As in :func:`prunable_weights`.
+
+    Raises:
+        ValueError: A name in ``exclude`` matches nothing in the model.
+    """
+    selectors = as_selectors(exclude)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = _discover(modules)
+    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
+    known.update(*(weight.names for weight in found))  # without torch's "_orig"
+    _require_known(selectors, known)
+    return [weight for weight in found if not any(weight.matches(selector) for selector in selectors)]
 
 
 def fold_torch_pruning(model: nn.Module) -> None:

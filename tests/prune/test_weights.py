@@ -8,7 +8,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune import fold_torch_pruning
-from sparsecore.prune.weights import prunable_weights
+from sparsecore.prune.weights import find_weights, prunable_weights
 
 
 class Everything(nn.Module):
@@ -161,3 +161,11 @@ def test_fold_torch_pruning() -> None:
     assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert model[0].weight is originals[0]
     assert all(torch.equal(a, b) for a, b in zip(expected, [model[0](x), model[1](x)], strict=True))
+
+
+def test_weights_without_values_are_found_but_not_prunable() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    assert [(weight.name, weight.matrix_shape) for weight in find_weights(model, exclude="2")] == [("0.weight", (2, 3))]
+    with pytest.raises(UnsupportedError, match=r"0\.weight has no values yet"):
+        prunable_weights(model)
