@@ -116,11 +116,23 @@ class Masks(Mapping[str, Tensor]):
         )
 
     def __and__(self, other: Masks) -> Masks:
-        """Keep what both keep. A weight without a mask keeps everything."""
-        return self._merged(other, operator.and_)
+        """Keep what both keep. A weight without a mask keeps everything.
+
+        Raises:
+            FormatError: Nothing of a weight is kept by both.
+        """
+        if not isinstance(other, Masks):
+            return NotImplemented
+        both = self._merged(other, operator.and_)
+        for name in self.keys() & other.keys():
+            if self[name].any() and other[name].any() and not both[name].any():
+                raise FormatError(f"{name}: the two masks have no entry in common, so the layer would be emptied")
+        return both
 
     def __or__(self, other: Masks) -> Masks:
         """Keep what either keeps. A weight without a mask keeps everything."""
+        if not isinstance(other, Masks):
+            return NotImplemented
         return self._merged(other, operator.or_)
 
     def __repr__(self) -> str:
@@ -138,10 +150,20 @@ class Masks(Mapping[str, Tensor]):
         Args:
             optimizer: Also clear these entries in its state (momentum, Adam's moments, ...): every
                 state tensor that has the shape of its weight.
+
+        Raises:
+            FormatError: A weight is gone or has another shape, since its layer was replaced; nothing is changed.
         """
         reshard(self._model)
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for name, mask in self._masks.items():
-            parameter = self._model.get_parameter(name)
+            if name not in parameters or parameters[name].shape != mask.shape:
+                raise FormatError(
+                    f"{name}: the masked parameter of shape {list(mask.shape)} is no longer in the model; after layers "
+                    "are replaced, remove() the handle of attach() and make new masks, such as Masks.from_model(model)"
+                )
+        for name, mask in self._masks.items():
+            parameter = parameters[name]
             self._masks[name] = mask = mask.to(parameter.device)
             pruned = ~mask
             state = optimizer.state.get(parameter, {}) if optimizer else {}
@@ -232,21 +254,24 @@ class Masks(Mapping[str, Tensor]):
         require_same_masks(self.hash(), group)
 
     def _checked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return contiguous masks on the devices of their parameters, or raise FormatError."""
+        """Return copies, contiguous and on the devices of their parameters, or raise FormatError."""
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
             if name not in parameters:
                 raise FormatError(f"the model has no parameter {name!r}")
             shape = parameters[name].shape
+            if not isinstance(mask, Tensor):
+                raise FormatError(f"{name}: expected a bool mask, got {type(mask).__name__}")
             if mask.dtype != torch.bool or mask.shape != shape:
                 raise FormatError(
                     f"{name}: expected a bool mask of shape {list(shape)}, got {mask.dtype} of shape {list(mask.shape)}"
                 )
-        return {name: mask.to(parameters[name].device).contiguous() for name, mask in masks.items()}
+        return {
+            name: mask.to(parameters[name].device, copy=True, memory_format=torch.contiguous_format)
+            for name, mask in masks.items()
+        }
 
     def _merged(self, other: Masks, merge: Callable[[Tensor, Tensor], Tensor]) -> Masks:
-        if not isinstance(other, Masks):
-            return NotImplemented
         everything = torch.ones((), dtype=torch.bool)  # broadcasts, on any device
         return Masks(
             self._model,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsecore.errors import FormatError
 from sparsecore.prune.criteria import Criterion
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.oneshot import Sparsity
@@ -112,8 +113,9 @@ class GradualPruner(TrainingPruner):
         exclude: Selector | Iterable[Selector] = (),
         masks: Masks | None = None,
     ) -> None:
-        if frequency < 1:
-            raise ValueError(f"expected a frequency of at least 1 step, got {frequency}")
+        for name, count, least in (("begin", begin, 0), ("end", end, 1), ("frequency", frequency, 1)):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"expected {name} as a number of steps, {least} or more, got {count!r}")
         self._sparsity = sparsity
         self._begin, self._end, self._frequency = begin, end, frequency
         self._initial = initial_sparsity
@@ -154,6 +156,9 @@ class GradualPruner(TrainingPruner):
             FormatError: The state is another one's, or the masks are not those of this model's
                 weights; nothing is changed.
         """
+        step = state.get("step") if isinstance(state, Mapping) else None
+        if step is not None and not (isinstance(step, int) and step >= 0):
+            raise FormatError(f"expected a count of steps, got {step!r}")
         self._load_masks(state, "step")
         self._step = state["step"]
 

@@ -322,8 +322,9 @@ def test_copy_of_the_model_gets_masks_of_its_own() -> None:
         {"3.weight": torch.ones(5, 16, dtype=torch.bool)},
         {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool), "3.weight": torch.ones(5, 16)},
         {name: torch.ones(5, 16, dtype=torch.bool) for name in ("0.weight", "3.weight")},
+        {"0.weight": None, "3.weight": None},
     ],
-    ids=["empty", "one missing", "not bool", "wrong shape"],
+    ids=["empty", "one missing", "not bool", "wrong shape", "no tensors"],
 )
 def test_bad_state_changes_nothing(state: dict[str, Tensor]) -> None:
     masks = prune(small_net(), 0.5)
@@ -331,6 +332,31 @@ def test_bad_state_changes_nothing(state: dict[str, Tensor]) -> None:
     with pytest.raises(FormatError):
         masks.load_state_dict(state)
     assert masks.hash() == before
+
+
+def test_masks_do_not_hold_on_to_the_tensors_they_are_made_from() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    state = {name: mask.clone() for name, mask in masks.items()}
+    masks.load_state_dict(state)
+    before = masks.hash()
+    state["3.weight"].logical_not_()
+    assert masks.hash() == before
+
+
+def test_a_layer_that_was_replaced_is_named() -> None:
+    model = small_net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    masks = prune(model, 0.5)
+    masks.attach(optimizer)
+    before = model[0].weight.detach().clone()
+    for layer in (nn.Linear(16, 7), nn.Identity()):
+        model[3] = layer
+        with pytest.raises(FormatError, match=r"3\.weight: .* no longer in the model"):
+            masks.apply()
+        with pytest.raises(FormatError, match=r"3\.weight"):
+            optimizer.step()
+        assert torch.equal(model[0].weight, before)
 
 
 def test_mask_of_an_unknown_weight() -> None:
@@ -346,7 +372,12 @@ BITS = st.lists(st.booleans(), min_size=6, max_size=6)
 def test_merge_bit_by_bit(left: list[bool], right: list[bool]) -> None:
     layer = nn.Linear(6, 1)
     a, b = (Masks(layer, {"weight": torch.tensor([bits])}) for bits in (left, right))
-    assert (a & b)["weight"].tolist() == [[x and y for x, y in zip(left, right, strict=True)]]
+    both = [x and y for x, y in zip(left, right, strict=True)]
+    if any(left) and any(right) and not any(both):
+        with pytest.raises(FormatError, match="weight: the two masks have no entry in common"):
+            a & b
+    else:
+        assert (a & b)["weight"].tolist() == [both]
     assert (a | b)["weight"].tolist() == [[x or y for x, y in zip(left, right, strict=True)]]
     assert (a == b) == (left == right) == (a.hash() == b.hash())
 

@@ -181,7 +181,9 @@ def test_remove_lets_weights_free() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"frequency": 0}, "frequency of at least 1"),
+        ({"frequency": 0}, "frequency as a number of steps, 1 or more, got 0"),
+        ({"frequency": 2.5}, "frequency as a number of steps"),
+        ({"end": "10"}, "end as a number of steps"),
         ({"begin": 9, "end": 9}, "begin < end"),
         ({"sparsity": 1.5}, "final < 1"),
         ({"sparsity": {"0": 0.9, "1": 0.5}}, "'1' matches no weight"),
