@@ -29,6 +29,7 @@ from sparsecore.deep_compression.record import pack_best, read_record, write_rec
 from sparsecore.deep_compression.report import CompressedReport, WeightBytes
 from sparsecore.errors import BundleError, FormatError, UnsupportedError, require_extra
 from sparsecore.formats import CodebookWeight
+from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.formats.codebook import find_entries
 from sparsecore.io import built
 from sparsecore.io_compiled import WRONG_MODEL
@@ -146,13 +147,13 @@ def load_compressed(
         tensors |= {name: weight.to_dense().view(shapes[name]) for name, weight in codebooks.items()}
         aliases = bundle.parse(metadata, "aliases", bundle.is_object_of(str))
         model = built(model_fn)
+        codebooks |= {name: codebooks[target] for name, target in aliases.items() if target in codebooks}
+        if run_compressed:
+            _require_layer_dtypes(_coded_linears(model, codebooks))
         _fill(model, bundle.resolve_aliases(tensors, aliases))
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from error.__cause__
-    if run_compressed:
-        codebooks |= {name: codebooks[target] for name, target in aliases.items() if target in codebooks}
-        return _run_from_codes(model, codebooks)
-    return model
+    return _run_from_codes(model, codebooks) if run_compressed else model
 
 
 # --- saving ---
@@ -253,15 +254,30 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"expected {name!r} as {tensor.dtype} {list(tensor.shape)}, "
                 f"got {came.dtype} {list(came.shape)}; {WRONG_MODEL}"
             )
+        if tensor.is_meta:
+            raise BundleError(f"expected a model with memory to fill, got {name!r} on the meta device; use the CPU")
     model.load_state_dict(dict(tensors))
 
 
-def _run_from_codes(model: nn.Module, codebooks: Mapping[str, CodebookWeight]) -> nn.Module:
-    linears = {
+def _coded_linears(model: nn.Module, codebooks: Mapping[str, CodebookWeight]) -> dict[str, nn.Linear]:
+    return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if type(module) is nn.Linear and _weight_name(name) in codebooks
     }
+
+
+def _require_layer_dtypes(linears: Mapping[str, nn.Linear]) -> None:
+    for name, linear in linears.items():
+        if linear.weight.dtype not in FLOAT_DTYPES:
+            raise BundleError(
+                f"{name}: layers run from codes in float32, bfloat16 or float16, got {linear.weight.dtype}; build the "
+                "model in one of these or leave out run_compressed"
+            )
+
+
+def _run_from_codes(model: nn.Module, codebooks: Mapping[str, CodebookWeight]) -> nn.Module:
+    linears = _coded_linears(model, codebooks)
     layers: dict[nn.Module, CodebookLinear] = {}  # a layer with several names stays one
     for name, linear in linears.items():
         if linear not in layers:

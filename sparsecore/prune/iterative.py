@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sparsecore.errors import FormatError
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.oneshot import require_share
 from sparsecore.prune.sensitivity import PruningSensitivity
@@ -100,8 +102,10 @@ class IterativePruner(TrainingPruner, Iterator[int]):
         exclude: Selector | Iterable[Selector] = (),
         masks: Masks | None = None,
     ) -> None:
-        if rounds < 1:
-            raise ValueError(f"expected at least 1 round, got {rounds}")
+        if not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"expected a number of rounds, 1 or more, got {rounds!r}")
+        if not isinstance(sensitivity, PruningSensitivity | None):
+            raise TypeError(f"expected what pruning_sensitivity() returned, got {type(sensitivity).__name__}")
         require_share(sparsity)
         exclude = as_selectors(exclude)
         self._sparsity, self._rounds, self.round = sparsity, rounds, 0
@@ -143,8 +147,19 @@ class IterativePruner(TrainingPruner, Iterator[int]):
             FormatError: The state is another one's, or the masks are not those of this model's weights; nothing is
                 changed.
         """
-        self._load_masks(state, "round", "qualities")
-        self.round, self.qualities = state["round"], dict(state["qualities"])
+        self._require_state(state, "round", "qualities")
+        round, qualities = state["round"], state["qualities"]
+        if not isinstance(round, int) or not 0 <= round <= self._rounds:
+            raise FormatError(
+                f"expected a round from 0 to {self._rounds}, got {round!r}; give the same rounds as before"
+            )
+        if not isinstance(qualities, Mapping) or (qualities and qualities.keys() != self.masks.keys()):
+            raise FormatError(f"expected a quality for each of {sorted(self.masks)}, or none, got {qualities!r}")
+        for name, quality in qualities.items():
+            if not isinstance(quality, float) or not 0 < quality < math.inf:
+                raise FormatError(f"{name}: expected a quality above 0, got {quality!r}")
+        self.masks.load_state_dict(state["masks"])
+        self.round, self.qualities = round, dict(qualities)
 
     def _score(self, name: str, weight: Tensor) -> Tensor:
         """The overall quality at which an entry falls below its weight's threshold."""

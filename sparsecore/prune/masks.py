@@ -266,6 +266,11 @@ class Masks(Mapping[str, Tensor]):
                 raise FormatError(
                     f"{name}: expected a bool mask of shape {list(shape)}, got {mask.dtype} of shape {list(mask.shape)}"
                 )
+        by_parameter: dict[int, str] = {}
+        for name, mask in masks.items():
+            first = by_parameter.setdefault(id(parameters[name]), name)
+            if not torch.equal(mask, masks[first].to(mask.device)):
+                raise FormatError(f"{first} and {name} are one parameter, and cannot have two different masks")
         return {
             name: mask.to(parameters[name].device, copy=True, memory_format=torch.contiguous_format)
             for name, mask in masks.items()

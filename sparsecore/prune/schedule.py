@@ -156,11 +156,12 @@ class GradualPruner(TrainingPruner):
             FormatError: The state is another one's, or the masks are not those of this model's
                 weights; nothing is changed.
         """
-        step = state.get("step") if isinstance(state, Mapping) else None
-        if step is not None and not (isinstance(step, int) and step >= 0):
+        self._require_state(state, "step")
+        step = state["step"]
+        if not isinstance(step, int) or step < 0:
             raise FormatError(f"expected a count of steps, got {step!r}")
-        self._load_masks(state, "step")
-        self._step = state["step"]
+        self.masks.load_state_dict(state["masks"])
+        self._step = step
 
     def _is_due(self, step: int) -> bool:
         is_multiple = (step - self._begin) % self._frequency == 0

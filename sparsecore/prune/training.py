@@ -55,20 +55,27 @@ class TrainingPruner:
         self._arguments = {"pattern": pattern, "exclude": exclude, **arguments}
         self.masks = prune(model, sparsity, masks=masks, **self._arguments)
         self._handle = self.masks.attach(optimizer)
+        self._is_removed = False
 
     def remove(self) -> None:
-        """Let the weights free again: the optimizer no longer keeps them zero."""
+        """Let the weights free again: the optimizer no longer keeps them zero, and this prunes no more."""
         self._handle.remove()
+        self._is_removed = True
 
     def _prune_to(self, sparsity: Sparsity) -> None:
+        if self._is_removed:
+            raise RuntimeError(
+                "this pruner was removed from its optimizer, nothing would hold the zeros; make a new one"
+            )
         self.masks.load_state_dict(prune(self.masks.model, sparsity, masks=self.masks, **self._arguments))
         self.masks.apply(self._optimizer)
 
-    def _load_masks(self, state: Mapping[str, Any], *others: str) -> None:
-        """Take the masks from a state that has the other keys too."""
+    def _require_state(self, state: Mapping[str, Any], *others: str) -> None:
+        """Check that a state holds masks and the other keys."""
         if not isinstance(state, Mapping) or state.keys() != {"masks", *others}:
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise FormatError(
                 f"expected what {type(self).__name__}.state_dict() returned, with {['masks', *others]}, got {got}"
             )
-        self.masks.load_state_dict(state["masks"])
+        if not isinstance(state["masks"], Mapping):
+            raise FormatError(f"expected masks by name, got {type(state['masks']).__name__}")

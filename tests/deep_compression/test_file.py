@@ -246,3 +246,23 @@ def test_other_files_are_refused(path: Path) -> None:
         sc.load(path, net)
     with pytest.raises(BundleError, match="model_fn must build"):
         sc.load_compressed(path, lambda: nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("move", "options", "message"),
+    [
+        (lambda model: model.to("meta"), {}, "on the meta device"),
+        (lambda model: model.double(), {"run_compressed": True}, r"in float32, bfloat16 or float16, got torch.float64"),
+    ],
+    ids=["meta", "float64"],
+)
+def test_models_that_cannot_be_filled_stay_as_they_are(
+    path: Path, move: Any, options: dict[str, bool], message: str
+) -> None:
+    sc.save_compressed(share(net()), path)
+    model = move(share(net()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BundleError, match=message):
+        sc.load_compressed(path, lambda: model, **options)
+    if "run_compressed" in options:
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

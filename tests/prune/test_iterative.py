@@ -211,8 +211,13 @@ def test_nan_begins_no_round() -> None:
         ),
         (lambda state: {"step": 1, "masks": state["masks"]}, r"IterativePruner\.state_dict\(\) returned"),
         (lambda state: None, "got NoneType"),
+        (lambda state: {**state, "round": 99}, "expected a round from 0 to"),
+        (lambda state: {**state, "round": 1.5}, "expected a round from 0 to"),
+        (lambda state: {**state, "masks": None}, "expected masks by name"),
+        (lambda state: {**state, "qualities": None}, "expected a quality for each"),
+        (lambda state: {**state, "qualities": {"zz": 1.0}}, "expected a quality for each"),
+        (lambda state: {**state, "qualities": dict.fromkeys(state["masks"], "x")}, "expected a quality above 0"),
     ],
-    ids=["names", "shapes", "schedule", "none"],
 )
 def test_state_of_another_changes_nothing(change: Any, text: str) -> None:
     model, _, pruner = start()
@@ -229,7 +234,8 @@ def test_state_of_another_changes_nothing(change: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"rounds": 0}, "at least 1 round"),
+        ({"rounds": 0}, "a number of rounds, 1 or more"),
+        ({"rounds": 1.5}, "a number of rounds, 1 or more"),
         ({"sparsity": 1.0}, r"in \[0, 1\)"),
         ({"pattern": "2:4"}, "2:4 has one sparsity"),
         ({"pattern": "30x1"}, "30x1 does not fit 0.weight"),

@@ -344,6 +344,15 @@ def test_masks_do_not_hold_on_to_the_tensors_they_are_made_from() -> None:
     assert masks.hash() == before
 
 
+def test_one_parameter_has_one_mask() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    mask = torch.tensor([[True, False], [False, True]])
+    assert Masks(model, {"0.weight": mask, "1.weight": mask}).sparsity() == 0.5
+    with pytest.raises(FormatError, match=r"0\.weight and 1\.weight are one parameter"):
+        Masks(model, {"0.weight": mask, "1.weight": ~mask})
+
+
 def test_a_layer_that_was_replaced_is_named() -> None:
     model = small_net()
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -178,6 +178,13 @@ def test_remove_lets_weights_free() -> None:
     assert training.model[0].weight[~mask].any()
 
 
+def test_a_removed_pruner_prunes_no_more() -> None:
+    pruner = GradualPruner(model := nn.Linear(4, 4), torch.optim.SGD(model.parameters(), lr=0.1), 0.5, end=1)
+    pruner.remove()
+    with pytest.raises(RuntimeError, match="this pruner was removed"):
+        pruner.step()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsecore.errors import UnsupportedError
 from sparsecore.prune import prune
 from sparsecore.quantize import fold_qat, prepare_ternary
 
@@ -87,3 +88,14 @@ def test_bad_arguments() -> None:
         with pytest.raises(ValueError, match="expected a threshold"):
             prepare_ternary(model, method=method, threshold=threshold)
     assert type(model[0]) is nn.Linear
+
+
+def test_trained_values_of_a_shared_weight_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(UnsupportedError, match="0 and 1 share a weight"):
+        prepare_ternary(model, method="ttq")
+    assert type(model[0]) is nn.Linear
+    x = torch.randn(3, 4)
+    expected = prepare_ternary(model, method="twn").eval()(x)
+    assert torch.equal(fold_qat(model)(x), expected)

@@ -353,3 +353,14 @@ def test_binary_and_ternary_weights(form: str, is_conv: bool, times: dict[str, f
     loaded = sc.load(tmp_path / "m.safetensors", lambda: copy.deepcopy(model))
     assert formats(loaded) == {"0": form}
     assert torch.equal(loaded(x), fast(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_int8_models_in_16_bits(dtype: torch.dtype) -> None:
+    x = torch.randn(8, 64).to(dtype)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).to(dtype).eval()
+    model = sc.quantize(model, [x], activations="static", progress=False)
+    for fast in (sc.convert(model, x), sc.compile(model, x)):
+        got = fast(x)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, model(x), rtol=0.1, atol=0.05)

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -70,8 +71,23 @@ class OutputFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do; the index is written last."""
-        return (self.folder / INDEX).is_file()
+        """Whether nothing is left to do; the index is written last.
+
+        Raises:
+            ModelError: A file of the result has been damaged since.
+        """
+        if not (self.folder / INDEX).is_file():
+            return False
+        for shard, names in enumerate(self.shards):
+            path = self.folder / self._shard_name(shard)
+            try:
+                with safe_open(path, "pt") as file:
+                    is_whole = set(file.keys()) == set(names)
+            except (OSError, SafetensorError):
+                is_whole = False
+            if not is_whole:
+                raise ModelError(f"{path} is damaged; delete {self.folder} and run again")
+        return True
 
     @property
     def calibration(self) -> Path:

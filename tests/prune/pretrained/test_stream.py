@@ -241,6 +241,10 @@ def test_a_stopped_run_continues_wherever_it_was(
     num_pruned = 0
     assert prune("whole") == report  # complete: nothing to do
     assert num_pruned == 0
+    shard = sorted((tmp_path / "whole").glob("*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:300])
+    with pytest.raises(ModelError, match=rf"{shard.name} is damaged"):
+        prune("whole")
 
 
 def test_other_arguments_or_another_model_do_not_continue(tmp_path: Path) -> None:
