@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+NO_LABEL = -100  # as in PyTorch
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy H(y, p), the mean over the batch.
+    """Cross entropy H(y, p), the mean over the samples that have a label; 0 if none has.
 
     Args:
         logits: ``[..., C]`` float.
@@ -27,7 +30,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"expected labels as integers, the numbers of classes, got {labels.dtype}")
-    return F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.long().flatten())
+    total = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.long().flatten(), reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp_min(1)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
