@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 NO_LABEL = -100  # as in PyTorch
 
 

@@ -131,9 +131,9 @@ def test_wrong_calls() -> None:
     student, (x, labels, _) = net(), batch()
     with pytest.raises(ValueError, match=r"one shape, got \[7, 3\] and \[7, 8\]"):
         Apprentice(student, net()[:1])(student(x), labels, x)
-    with pytest.raises(ValueError, match="loss is not finite.*labels: nan"):
+    with pytest.raises(ValueError, match=r"loss is not finite.*labels: nan"):
         Apprentice(student, net())(student(x) * math.nan, labels, x)
-    with pytest.raises(ValueError, match="weight above zero for labels or soft"):
+    with pytest.raises(ValueError, match=r"weight above zero for labels or soft"):
         Apprentice(student, net(), beta=0.0, gamma=0.0)(student(x), labels, x)
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(ValueError, match=r"share"):
         Apprentice(student, student)

@@ -227,9 +227,9 @@ def test_wrong_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_wrong_feature_losses() -> None:
-    with pytest.raises(ValueError, match="weight of at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"weight of at least 0, got -1"):
         L2Features("0", weight=-1)
-    with pytest.raises(ValueError, match="names of two layers, got '0'"):
+    with pytest.raises(ValueError, match=r"names of two layers, got '0'"):
         FSPFeatures("0")
 
 
@@ -247,14 +247,15 @@ def test_wrong_shapes() -> None:
     distillation = Distillation(student, nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"labels \[...\], got \[2, 3\] and \[3\]"):
         distillation(student(x), torch.tensor([0, 1, 2]), x)
-    with pytest.raises(ValueError, match="labels as integers"):
+    with pytest.raises(ValueError, match=r"labels as integers"):
         distillation(student(x), torch.tensor([0.0, 1.0]), x)
-    with pytest.raises(ValueError, match="logits from the student.*got tuple"):
+    with pytest.raises(ValueError, match=r"logits from the student.*got tuple"):
         distillation((student(x),), labels, x)
+    student, teacher = nets()
+    distillation = Distillation(student, teacher, features=[L2Features("0")])
+    x = torch.randn(2, 1, 4, 4)
     with pytest.raises(ValueError, match=r"features '0' and '0'.*\[2, 4, 4, 4\] and \[2, 6, 4, 4\]"):
-        student, teacher = nets()
-        x = torch.randn(2, 1, 4, 4)
-        Distillation(student, teacher, features=[L2Features("0")])(student(x), labels, x)
+        distillation(student(x), labels, x)
 
 
 def test_features_need_a_call_of_the_student() -> None:
@@ -263,7 +264,7 @@ def test_features_need_a_call_of_the_student() -> None:
     x, labels = torch.randn(2, 4), torch.tensor([0, 1])
     output = student(x)
     distillation(output, labels, x)
-    with pytest.raises(ValueError, match="layer '0' has not run; call the student first"):
+    with pytest.raises(ValueError, match=r"layer '0' has not run; call the student first"):
         distillation(output, labels, x)
 
 
@@ -273,10 +274,10 @@ def test_loss_that_is_not_finite(value: float) -> None:
     x, labels = torch.randn(2, 4), torch.tensor([0, 1])
     output = student(x).detach()
     output[0, 0] = value
-    with pytest.raises(ValueError, match="loss is not finite.*hard: nan"):
+    with pytest.raises(ValueError, match=r"loss is not finite.*hard: nan"):
         Distillation(student, teacher, alpha=0.0)(output, labels, x)
-    with pytest.raises(ValueError, match="loss is not finite.*soft: "):
-        nn.init.constant_(teacher.bias, math.nan)
+    nn.init.constant_(teacher.bias, math.nan)
+    with pytest.raises(ValueError, match=r"loss is not finite.*soft: "):
         Distillation(student, teacher)(student(x), labels, x)
 
 
@@ -285,5 +286,5 @@ def test_schedule_out_of_range() -> None:
     distillation = Distillation(student, nn.Linear(4, 3), alpha=lambda step: 2.0)
     with pytest.raises(ValueError, match=r"alpha in \[0, 1\], got 2.0"):
         distillation(student(x), torch.tensor([0, 1]), x)
-    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+    with pytest.raises(ValueError, match=r"at least 1 step, got 0"):
         linear_schedule(0.0, 1.0, steps=0)

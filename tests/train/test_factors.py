@@ -150,14 +150,14 @@ def test_wrong_arguments() -> None:
 
 def test_layers_that_are_not_taken() -> None:
     for layer in (nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, groups=2)):
-        with pytest.raises(UnsupportedError, match="one group, larger than 1x1"):
+        with pytest.raises(UnsupportedError, match=r"one group, larger than 1x1"):
             separable(layer)
-    with pytest.raises(UnsupportedError, match="one group"):
+    with pytest.raises(UnsupportedError, match=r"one group"):
         low_rank(nn.Conv2d(4, 8, 3, groups=2), rank=1)
-    with pytest.raises(UnsupportedError, match="nn.Linear or nn.Conv2d, got Conv1d"):
+    with pytest.raises(UnsupportedError, match=r"nn.Linear or nn.Conv2d, got Conv1d"):
         low_rank(nn.Conv1d(4, 8, 3), rank=1)
     conv = nn.Conv2d(4, 8, 3)
     nn.init.constant_(conv.weight, math.nan)
     for replace in (separable, lambda layer: low_rank(layer, rank=1)):
-        with pytest.raises(FormatError, match="NaN or infinite in 288 of 288"):
+        with pytest.raises(FormatError, match=r"NaN or infinite in 288 of 288"):
             replace(conv)

@@ -65,10 +65,10 @@ def test_the_first_of_a_tuple_is_the_feature() -> None:
 
 
 def test_a_layer_that_gives_no_tensor() -> None:
-    with pytest.raises(ValueError, match="expected a tensor from layer 'number', got float"):
+    with pytest.raises(ValueError, match=r"expected a tensor from layer 'number', got float"):
         Teacher(Stack(), ["number"])(torch.randn(2, 5, 4))
 
 
 def test_close_names_are_named() -> None:
-    with pytest.raises(ValueError, match="no layer 'recurent', perhaps you meant recurrent"):
+    with pytest.raises(ValueError, match=r"no layer 'recurent', perhaps you meant recurrent"):
         Teacher(Stack(), ["recurent"])
