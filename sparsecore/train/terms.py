@@ -29,6 +29,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"expected labels as integers, the numbers of classes, got {labels.dtype}")
+    classes = logits.shape[-1]
+    is_wrong = (labels != NO_LABEL) & ((labels < 0) | (labels >= classes))
+    if is_wrong.any():
+        raise ValueError(
+            f"expected labels from 0 to {classes - 1}, or {NO_LABEL} for none, got {int(labels[is_wrong][0])}"
+        )
     total = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.long().flatten(), reduction="sum")
     return total / (labels != NO_LABEL).sum().clamp_min(1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore.quantize import fold_qat, prepare_ternary
-from sparsecore.train import Apprentice
+from sparsecore.train import Apprentice, soft_cross_entropy
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -71,6 +71,12 @@ def test_fixed_teacher_stays_bit_identical(scheme: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(module.training for module in teacher.modules())
     assert not torch.equal(student[0].weight, first["0.weight"])
+
+
+def test_soft_targets_at_a_temperature() -> None:
+    student, teacher = torch.randn(7, 3), torch.randn(7, 3)
+    expected = 4.0 * entropy(log_probabilities(teacher / 2).exp(), student / 2)
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, 2.0).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_temperature_keeps_the_size_of_the_gradient() -> None:

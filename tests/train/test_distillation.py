@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsecore.train import Distillation, FSPFeatures, L2Features, linear_schedule, soft_loss
+from sparsecore.train import Distillation, FSPFeatures, L2Features, fsp_matrix, linear_schedule, soft_loss
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -152,7 +152,9 @@ def test_fsp_in_the_loss() -> None:
     distillation = Distillation(student, teacher, features=[FSPFeatures(("0", "1"))])
     distillation(student(x), labels, x).backward()
     assert student[0].weight.grad is not None
-    assert distillation.terms["0 1"] > 0
+    ours, theirs = (fsp_matrix(model[0](x), model[:2](x)).double() for model in (student, teacher))
+    expected = ((ours - theirs) ** 2).sum() / 2  # Frobenius norms, the mean over two images
+    torch.testing.assert_close(distillation.terms["0 1"].double(), expected.detach(), rtol=1e-5, atol=1e-7)
 
 
 def test_schedule() -> None:
@@ -249,6 +251,9 @@ def test_wrong_shapes() -> None:
         distillation(student(x), torch.tensor([0, 1, 2]), x)
     with pytest.raises(ValueError, match=r"labels as integers"):
         distillation(student(x), torch.tensor([0.0, 1.0]), x)
+    for label in (3, -1):
+        with pytest.raises(ValueError, match=f"labels from 0 to 2, or -100 for none, got {label}"):
+            distillation(student(x), torch.tensor([0, label]), x)
     with pytest.raises(ValueError, match=r"logits from the student.*got tuple"):
         distillation((student(x),), labels, x)
     student, teacher = nets()
