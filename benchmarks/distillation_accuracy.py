@@ -10,9 +10,10 @@ same weights:
 - alone: cross entropy on the 150.
 - distilled: temperature 4, alpha 0.9, on the same 150 images; or on all training images, where the teacher's outputs
   are all there is for the others.
-- ternary: weights of three values per layer (TWN) in training, folded to them at the end; alone, and as an Apprentice
-  (weights 1, 0.5, 0.5) in the schemes A (a net like the teacher is trained beside it, on the 150), B (the teacher
-  stays) and C (from the trained student of full precision, learning rate 1e-3, compared with the same tuning alone).
+- ternary: weights of three values per layer (TWN) in training, folded to them at the end, but for the first and the
+  last layer; alone, and as an Apprentice (weights 1, 0.5, 0.5; temperature 1 or 4) in the schemes A (a net like the
+  teacher is trained beside it, on the 150), B (the teacher stays) and C (from the trained student of full precision,
+  learning rate 1e-3, compared with the same tuning alone).
 
 The size of the gradient is the norm of that of the soft loss with respect to the student's logits, on the test images,
 for the student that was trained alone.
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +50,11 @@ TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 ALONE, DISTILLED, DISTILLED_ALL = "student, alone", "student, distilled", "student, distilled on all images"
 TERNARY, TUNED = "ternary, alone", "ternary, tuned alone"
-APPRENTICES = {f"ternary, Apprentice {scheme}": scheme for scheme in "ABC"}
+APPRENTICES = {
+    f"ternary, Apprentice {scheme}, T = {temperature:g}": (scheme, temperature)
+    for scheme in "ABC"
+    for temperature in (1.0, TEMPERATURE)
+}
 
 # Turns the student's logits, labels and inputs into a loss.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -88,10 +94,12 @@ def alone(logits: Tensor, labels: Tensor, x: Tensor) -> Tensor:
     return cross_entropy(logits, labels)
 
 
-def apprentice(student: nn.Module, teacher: nn.Module, scheme: str, images: Images, rate: float) -> nn.Module:
+def apprentice(
+    student: nn.Module, teacher: nn.Module, scheme: str, temperature: float, images: Images, rate: float
+) -> nn.Module:
     if scheme == "A":
         teacher = digits_net()
-    loss = Apprentice(student, teacher, scheme=scheme)
+    loss = Apprentice(student, teacher, scheme=scheme, temperature=temperature)
     return fit(student, images, loss, *[teacher] * loss.trains_teacher, rate=rate)
 
 
@@ -127,7 +135,7 @@ def digits_results(seed: int) -> dict[str, dict[str, float]]:
         return fit(student, images, Distillation(student, teacher, temperature=TEMPERATURE, alpha=ALPHA))
 
     def ternary(weights: nn.Module, run: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        return fold_qat(run(prepare_ternary(copy.deepcopy(weights))))
+        return fold_qat(run(prepare_ternary(copy.deepcopy(weights), skip_ends=True)))
 
     def of_seed(run: Callable[[], nn.Module]) -> nn.Module:
         torch.manual_seed(seed)  # every version sees the same batches
@@ -142,13 +150,10 @@ def digits_results(seed: int) -> dict[str, dict[str, float]]:
         TERNARY: of_seed(lambda: ternary(start, lambda net: fit(net, few, alone))),
         TUNED: of_seed(lambda: ternary(plain, lambda net: fit(net, few, alone, rate=TUNING_RATE))),
     }
-    for name, scheme in APPRENTICES.items():
+    for name, (scheme, temperature) in APPRENTICES.items():
         weights, rate = (plain, TUNING_RATE) if scheme == "C" else (start, LEARNING_RATE)
-        models[name] = of_seed(
-            lambda weights=weights, rate=rate, scheme=scheme: ternary(
-                weights, lambda net: apprentice(net, teacher, scheme, few, rate)
-            )
-        )
+        learn = partial(apprentice, teacher=teacher, scheme=scheme, temperature=temperature, images=few, rate=rate)
+        models[name] = of_seed(partial(ternary, weights, learn))
     return {
         "accuracy": {name: accuracy(model.eval(), data.test_x, data.test_y) for name, model in models.items()},
         "gradient_norm": gradient_norms(plain, teacher, data.test_x),
@@ -168,7 +173,7 @@ def goals(accuracies: Mapping[str, Sequence[float]], norms: Mapping[str, Sequenc
         [
             better(DISTILLED, ALONE),
             better(DISTILLED_ALL, ALONE),
-            *(better(name, TUNED if scheme == "C" else TERNARY) for name, scheme in APPRENTICES.items()),
+            *(better(name, TUNED if scheme == "C" else TERNARY) for name, (scheme, _) in APPRENTICES.items()),
             ("norm of the soft loss's gradient for T = 4 to 32 within a factor of 2 (64 without T^2)", constant),
         ]
     )
