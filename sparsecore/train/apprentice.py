@@ -85,6 +85,7 @@ class Apprentice:
         check_temperature(temperature)
         check_separate(student, teacher)
         self.student, self.teacher, self.scheme = student, teacher, scheme
+        self._fixed = Teacher(teacher)
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
         self.terms: dict[str, Tensor] = {}
 
@@ -115,7 +116,7 @@ class Apprentice:
         if self.trains_teacher:
             teacher = logits_of("teacher", call_model(self.teacher, inputs))
         else:
-            teacher = Teacher(self.teacher)(inputs)
+            teacher = self._fixed(inputs)
         check_same_shape("logits", student, teacher)
         terms = [
             Term("labels", self.beta, cross_entropy(student, labels)),

@@ -98,7 +98,10 @@ class EarlyExit(nn.Module):
                 raise ValueError(f"exits: {name!r} {problem}; the model has {', '.join(names)}")
         ends = [index + 1 for index, name in enumerate(names) if name in exits] + [len(names)]
         stages = [nn.Sequential(OrderedDict(layers[begin:end])) for begin, end in pairwise([0, *ends])]
-        return cls(stages, [*(exits[name] for name in names if name in exits), nn.Identity()]).train(model.training)
+        early = cls(stages, [*(exits[name] for name in names if name in exits), nn.Identity()])
+        for module in (early, early.stages, *early.stages, *early.exits.modules()):  # not the layers of the model
+            module.training = model.training
+        return early
 
     def forward(self, x: Any) -> list[Tensor]:
         """Return the logits ``[B, C]`` of every exit, for all samples."""

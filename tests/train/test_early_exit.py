@@ -130,6 +130,10 @@ def test_from_sequential_takes_the_layers_over() -> None:
     assert [classifier[2].in_features for classifier in model.exits[:2]] == [6, 8]
     assert model.stages[0][0] is layers[0]
     assert len(layers) == 8
+    layers[1].eval()  # a frozen BatchNorm stays frozen
+    model = EarlyExit.from_sequential(layers, {"2": head(6).eval()})
+    assert not layers[1].training
+    assert all(module.training for module in model.modules() if module is not layers[1])
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3))
     assert [len(stage) for stage in EarlyExit.from_sequential(twice, {"1": nn.Linear(4, 3)}).stages] == [2, 3]
