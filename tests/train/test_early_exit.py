@@ -167,6 +167,13 @@ def test_empty_batch() -> None:
     assert output.exits.shape == (0,)
 
 
+def test_who_is_at_the_threshold_leaves() -> None:
+    model = EarlyExit([nn.Identity(), nn.Identity()], [nn.Identity(), nn.Identity()]).eval()
+    x = torch.zeros(1, 2)  # probabilities of 0.5
+    assert model.infer(x, [0.5]).exits.tolist() == [0]
+    assert model.infer(x, [math.nextafter(0.5, 1.0) + 1e-7]).exits.tolist() == [1]
+
+
 def test_nan_is_never_sure() -> None:
     model, x = model_of(backbone()), torch.randn(3, 1, 4, 4)
     x[1] = math.nan
