@@ -113,10 +113,7 @@ class Apprentice:
             ValueError: Shapes do not fit, or a term is NaN or infinite.
         """
         student = logits_of("student", output)
-        if self.trains_teacher:
-            teacher = logits_of("teacher", call_model(self.teacher, inputs))
-        else:
-            teacher = self._fixed(inputs)
+        teacher = self._teach(inputs)
         check_same_shape("logits", student, teacher)
         terms = [
             Term("labels", self.beta, cross_entropy(student, labels)),
@@ -126,3 +123,9 @@ class Apprentice:
             terms.append(Term("teacher", self.alpha, cross_entropy(teacher, labels)))
         self.terms = {term.name: term.value.detach() for term in terms}
         return weighted_sum(terms)
+
+    def _teach(self, inputs: Any) -> Tensor:
+        """The teacher's logits, with a gradient if it is trained."""
+        if self.trains_teacher:
+            return logits_of("teacher", call_model(self.teacher, inputs))
+        return self._fixed(inputs)

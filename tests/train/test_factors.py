@@ -120,6 +120,7 @@ def test_dtype_flags_and_the_layer_itself_stay(dtype: torch.dtype) -> None:
         assert not any(module.training for module in pair.modules())
         assert pair[1].bias is not conv.bias
         assert torch.equal(pair[1].bias, conv.bias)
+        assert pair[1].bias.data_ptr() != conv.bias.data_ptr()
     assert torch.equal(conv.weight, before)
 
 
