@@ -18,8 +18,8 @@ same weights:
 The size of the gradient is the norm of that of the soft loss with respect to the student's logits, on the test images,
 for the student that was trained alone.
 
-Accuracy is that of the 360 test images. Seeds choose the data split, the weights and the order of training; the settings
-were fixed before, on seeds 10 and 11. Nothing is timed.
+Accuracy is that of the 360 test images. Seeds choose the data split, the weights and the order of training; the
+settings were fixed before, on seeds 10 and 11. Nothing is timed.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from sparsecore.train import low_rank, separable
 
 # Channels in and out, kernel, stride and image size of convolutions; features in and out and rows of linear layers.
 CONVOLUTIONS = ((64, 64, 3, 1, 56), (128, 128, 3, 2, 56), (256, 256, 3, 1, 14), (512, 512, 3, 1, 7), (32, 64, 5, 1, 28))
-LINEARS = ((768, 3072, 128), (3072, 768, 128), (4096, 4096, 1))
+LINEARS = ((768, 3072, 128), (1024, 1024, 1))
 RANK_SHARES = (4, 16)  # ranks are a 4th and a 16th of the smaller side
 
 
