@@ -50,23 +50,31 @@ def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     Raises:
         ValueError: there are none.
     """
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
     is_empty = True
-    try:
+    with evaluation_mode(model):
         for batch in batches:
             is_empty = False
-            with torch.no_grad(), _every_layer_called():
-                output = _call(model, batch)
+            with torch.no_grad(), every_layer_called():
+                output = call_model(model, batch)
             yield output
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     if is_empty:
         raise ValueError("expected at least one calibration batch, got none")
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and all its training flags back at the end."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a batch: a tensor, a tuple or list of positional, a dict of keyword arguments, or Call."""
     if isinstance(batch, Call):
         return model(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
@@ -77,7 +85,7 @@ def _call(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def _every_layer_called() -> Iterator[None]:
+def every_layer_called() -> Iterator[None]:
     """Keep nn.TransformerEncoder from its fast path, which packs padded batches as nested tensors."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -49,7 +49,7 @@ def find_layers(
     if "" in layers:
         raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
     if not layers:
-        raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
+        raise UnsupportedError(f"nothing to quantize or replace in {kind}: no Linear or Conv2d is left")
     return layers
 
 
