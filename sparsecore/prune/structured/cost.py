@@ -70,7 +70,8 @@ class Costs:
             edits: A cut of the model that was counted.
         """
         shapes = edits.shapes_after({**self.shapes, **self.buffers})
-        return replace(self, shapes={name: shapes[name] for name in self.shapes})
+        parameters = {name: shapes[name] for name in self.shapes}
+        return replace(self, shapes=parameters, buffers={name: shapes[name] for name in self.buffers})
 
     def compare(self, after: Costs) -> str:
         """Return a table of these costs and those after a cut, ``before -> after`` where they differ."""

@@ -86,7 +86,7 @@ def test_activation_is_what_the_next_layers_get():
     model, x = build(Flattened)
     group = prunable_channels(model, x)["3"]
     scores = score_groups(model, [group], "activation", [x[:1], x[1:]])["3"]
-    hidden = model[:5](x).double()
+    hidden = nn.Sequential(*list(model)[:5])(x).double()
     torch.testing.assert_close(scores, hidden.abs().sum((0, 2, 3)) / len(x), rtol=1e-6, atol=1e-6)
 
 
