@@ -15,7 +15,7 @@ from sparsecore.errors import (
 )
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.io import load, save
-from sparsecore.prune import GradualPruner, Masks, prune
+from sparsecore.prune import GradualPruner, IterativePruner, Masks, prune, pruning_sensitivity
 from sparsecore.quantize import Percentile, quantization_report, quantize, sensitivity
 from sparsecore.tune import compile, convert, explain
 
@@ -27,6 +27,7 @@ __all__ = [
     "FormatError",
     "GradualPruner",
     "Int8Weight",
+    "IterativePruner",
     "Masks",
     "MissingExtraError",
     "Percentile",
@@ -40,6 +41,7 @@ __all__ = [
     "nn",
     "ops",
     "prune",
+    "pruning_sensitivity",
     "quantization_report",
     "quantize",
     "save",

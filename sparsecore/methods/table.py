@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from sparsecore.methods.method import REQUIRED, Method
 
+_HAN = "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015"
+_MOCANU = (
+    "Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity inspired by "
+    "network science, Nature Communications 2018; with the sizes of filters: Evci et al., Rigging the Lottery: Making "
+    "All Tickets Winners, ICML 2020"
+)
 _ZHU_GUPTA = "Zhu & Gupta, To prune, or not to prune: exploring the efficacy of pruning, arXiv 1710.01878, 2017"
 _NARANG = (
     "Narang et al., Block-Sparse Recurrent Neural Networks, arXiv 1711.02782, 2017, where a block's largest weight "
@@ -19,7 +25,7 @@ TABLE = (
         "magnitude",
         "pruning",
         "Zero the weights of smallest magnitude: per layer, over the whole model, or a share for each layer",
-        "Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015",
+        _HAN,
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         fixed={"criterion": "magnitude"},
@@ -62,6 +68,33 @@ TABLE = (
         "sparsecore.prune:GradualPruner",
         inputs=("model", "optimizer", "masks"),
         needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "erdos-renyi",
+        "pruning",
+        "Zero the weights of smallest magnitude, each layer's share from its shape: small layers stay denser",
+        _MOCANU,
+        "sparsecore.prune:prune",
+        inputs=("model", "masks"),
+        fixed={"criterion": "magnitude", "scope": "erdos-renyi"},
+    ),
+    Method(
+        "iterative",
+        "pruning",
+        "Prune a part, train what is left, prune more; thresholds from the layers' sensitivity and standard deviation",
+        _HAN,
+        "sparsecore.prune:IterativePruner",
+        inputs=("model", "optimizer", "sensitivity", "masks"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "pruning-sensitivity",
+        "pruning",
+        "Prune each layer alone, at several sparsities, and evaluate: what sparsity of each adds up to a target",
+        _HAN,
+        "sparsecore.prune:pruning_sensitivity",
+        inputs=("model", "evaluate", "progress"),
+        needs=("data", "labels"),
     ),
     Method(
         "int8-dynamic",

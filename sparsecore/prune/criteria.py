@@ -71,10 +71,12 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
         Contiguous float32 or float64 tensor of the weight's shape, on its device.
 
     Raises:
-        FormatError: The weight or its scores are not finite, or the scores have another shape.
+        FormatError: The weight or its scores are not finite, the scores have another shape, or no entry is allowed.
     """
     value = weight.value()
     _require_finite(f"{weight.name}: the weight", value)
+    if allowed is not None and not allowed.any():
+        raise FormatError(f"{weight.name}: the earlier masks leave none of its entries; leave it out with exclude")
     is_zero = value == 0
     scores = criterion(weight.name, value)
     if not isinstance(scores, Tensor) or scores.shape != is_zero.shape:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.distributed import ProcessGroup
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparsecore.errors import FormatError
-from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.ranks import require_same_masks
+from sparsecore.prune.sharding import reshard, zero_where
+from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights, unwrapped
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Masks(Mapping[str, Tensor]):
     model ``Masks(copy, masks)``.
 
     Args:
-        model: The model that the names refer to.
+        model: The model that the names refer to; DistributedDataParallel and torch.compile's wrapper
+            stand for the model inside.
         masks: For each parameter name a bool tensor of that parameter's shape.
 
     Raises:
@@ -60,7 +64,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        self._model = model
+        self._model = unwrapped(model)
         self._masks = self._checked(masks)
 
     @classmethod
@@ -92,7 +96,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def model(self) -> nn.Module:
-        """The model whose weights are masked."""
+        """The model whose weights are masked, without a wrapper."""
         return self._model
 
     def __getitem__(self, name: str) -> Tensor:
@@ -135,6 +139,7 @@ class Masks(Mapping[str, Tensor]):
             optimizer: Also clear these entries in its state (momentum, Adam's moments, ...): every
                 state tensor that has the shape of its weight.
         """
+        reshard(self._model)
         for name, mask in self._masks.items():
             parameter = self._model.get_parameter(name)
             self._masks[name] = mask = mask.to(parameter.device)
@@ -142,7 +147,7 @@ class Masks(Mapping[str, Tensor]):
             state = optimizer.state.get(parameter, {}) if optimizer else {}
             for tensor in (parameter, *state.values()):
                 if isinstance(tensor, Tensor) and tensor.shape == mask.shape:
-                    tensor.masked_fill_(pruned, 0)  # not a product: NaN * 0 is NaN
+                    zero_where(tensor, pruned)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Keep zeros zero from now on: :meth:`apply` runs after every ``optimizer.step()``.
@@ -157,6 +162,7 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             ValueError: The optimizer holds none of the masked weights.
+            UnsupportedError: The optimizer is LBFGS.
 
         Example:
             >>> layer = nn.Linear(2, 1)
@@ -168,6 +174,7 @@ class Masks(Mapping[str, Tensor]):
             >>> layer.weight[0, 1].item()
             0.0
         """
+        reshard(self._model)
         require_updates(optimizer, map(self._model.get_parameter, self))
         return optimizer.register_step_post_hook(lambda stepped, args, kwargs: self.apply(stepped))
 
@@ -213,6 +220,17 @@ class Masks(Mapping[str, Tensor]):
             digest.update(np.packbits(mask.cpu().numpy()).tobytes())
         return digest.hexdigest()
 
+    def require_same_on_all_ranks(self, group: ProcessGroup | None = None) -> None:
+        """Check that all processes of ``torch.distributed`` hold the same masks; every rank has to call it.
+
+        Args:
+            group: The ranks to compare; None is all of them. In a single process nothing happens.
+
+        Raises:
+            FormatError: On every rank, if the masks differ; it says which ranks hold which.
+        """
+        require_same_masks(self.hash(), group)
+
     def _checked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return contiguous masks on the devices of their parameters, or raise FormatError."""
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
@@ -237,7 +255,12 @@ class Masks(Mapping[str, Tensor]):
 
 
 def require_updates(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
-    """Raise ValueError if the optimizer updates none of the weights: it is another model's."""
+    """Raise an error if masks cannot hold under the optimizer, or it updates none of the weights: it is another's."""
+    if isinstance(optimizer, LBFGS):
+        raise UnsupportedError(
+            "LBFGS evaluates the model within a step, where pruned weights are not zero; use another optimizer, or "
+            "torch.nn.utils.prune and fold_torch_pruning()"
+        )
     updated = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     if not any(id(weight) in updated for weight in weights):
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecore.errors import FormatError
 from sparsecore.prune.criteria import Criterion, find_criterion, rank
+from sparsecore.prune.erdos_renyi import erdos_renyi_kept
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.patterns import Pattern, parse_pattern
 from sparsecore.prune.weights import (
@@ -17,9 +18,11 @@ from sparsecore.prune.weights import (
     Selector,
     fold_torch_pruning,
     prunable_weights,
+    unwrapped,
 )
 
 Sparsity = float | Mapping[Selector, float]
+SCOPES = ("layer", "global", "erdos-renyi")
 
 
 @torch.no_grad()
@@ -51,16 +54,24 @@ def prune(
     have one size, the order is that of the sums. Every weight keeps at least one block.
 
     Args:
-        model: Any module.
+        model: Any module. DistributedDataParallel and torch.compile's wrapper stand for the model
+            inside, whose names count. Weights sharded by ``fully_shard`` (FSDP2) are gathered one
+            at a time; every rank has to take part, and all come to the same masks as long as they
+            hold the same weights and scores: ``masks.require_same_on_all_ranks()`` checks it.
         sparsity: Share of entries to prune, in [0, 1). Or a share for each layer,
             ``{"conv1": 0.5, "blocks.*": 0.9, nn.Linear: 0.8}``: keys as in ``exclude``, the first
             that matches counts, and layers without a match stay as they are. A keep:group pattern
             has its own, ``1 - keep / group``; leave it None.
         criterion: ``"magnitude"``, or a function ``(name, weight) -> scores`` (or its name,
             ``"my_module:my_function"``) that gets a copy of the weight with its ``grad``, under
-            ``torch.no_grad()``, and returns finite scores of its shape, low ones to go.
+            ``torch.no_grad()``, and returns finite scores of its shape, low ones to go. If ranks
+            see different scores, :func:`~sparsecore.prune.averaged_over_ranks` makes them one.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
-            together. No difference for a keep:group pattern.
+            together. ``"erdos-renyi"`` too, but each weight's share comes from its shape, not from
+            its scores: small layers stay denser than large ones, with exactly
+            ``round(sparsity * numel)`` entries gone over all
+            (:func:`~sparsecore.prune.erdos_renyi.erdos_renyi_kept`). No difference for a
+            keep:group pattern.
         pattern: What goes together, the weight seen as ``[N, K]`` (a convolution's is flattened
             behind the output channels). ``"unstructured"``: every entry by itself. ``"4x1"`` and
             the like: blocks of 4 neighbouring outputs and 1 input are kept or removed as a whole;
@@ -80,9 +91,9 @@ def prune(
     Raises:
         ValueError: An argument is out of range, or a name in ``exclude`` or ``sparsity`` matches
             nothing.
-        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, or the
-            pattern does not fit a weight: K is not a multiple of the group, a block is larger than
-            the weight or would cross the groups of a convolution.
+        FormatError: A weight or a score is NaN or infinite, scores have a wrong shape, the earlier
+            masks leave no entry of a weight, or the pattern does not fit one: K is not a multiple of
+            the group, a block is larger than the weight or would cross the groups of a convolution.
         UnsupportedError: Nothing is prunable, or a weight is computed by a parametrization.
 
     Example:
@@ -105,6 +116,14 @@ def prune(
         >>> prune(nn.Linear(64, 32), 0.75, pattern="4x1").sparsity()
         0.75
 
+        Small layers denser than large ones:
+
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
+        >>> print(prune(model, 0.9, scope="erdos-renyi"))
+        Masks(2 weights, 90.0% sparse)
+          0.weight   91.9% of [32, 64]
+          1.weight   77.5% of [10, 32]
+
         Two of every four neighbouring inputs:
 
         >>> prune(nn.Linear(64, 32), pattern="2:4").sparsity()
@@ -116,13 +135,13 @@ def prune(
         with its default ``block_pooling_type="AVG"``.
     """
     score, chosen = find_criterion(criterion), parse_pattern(pattern)
-    if scope not in ("layer", "global"):
-        raise ValueError(f'expected scope "layer" or "global", got {scope!r}')
-    if masks is not None and masks.model is not model:
+    if scope not in SCOPES:
+        raise ValueError(f"expected one of {SCOPES} as scope, got {scope!r}")
+    if masks is not None and masks.model is not unwrapped(model):
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
     batches = _batches(prunable_weights(model, exclude), _sparsity_of(chosen, sparsity), scope)
-    _require_fit(chosen, [weight for together, _ in batches for weight in together])
+    require_fit(chosen, [weight for together, _ in batches for weight in together])
     earlier: Mapping[str, Tensor] = masks or {}
     keeps: dict[str, Tensor] = dict(earlier)
     for together, share in batches:
@@ -145,19 +164,23 @@ def _batches(
     if isinstance(sparsity, Mapping):
         if not sparsity:
             raise ValueError("expected a sparsity for at least one layer, got an empty dict")
-        if scope == "global":
-            raise ValueError('scope "global" takes one sparsity for all layers, got one for each')
+        if scope != "layer":
+            raise ValueError(f'scope "{scope}" takes one sparsity for all layers, got one for each')
         return [([weight], share) for weight, share in _shares(weights, sparsity)]
-    _require_share(sparsity)
+    require_share(sparsity)
     if scope == "global":
         return [(weights, sparsity)]
+    if scope == "erdos-renyi":
+        numel = sum(weight.stored.numel() for weight in weights)
+        kept = erdos_renyi_kept([weight.stored.shape for weight in weights], numel - round(sparsity * numel))
+        return [([weight], 1 - count / weight.stored.numel()) for weight, count in zip(weights, kept, strict=True)]
     return [([weight], sparsity) for weight in weights]
 
 
 def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -> list[tuple[PrunableWeight, float]]:
     """Give each weight the sparsity of the first key that matches it."""
     for selector, share in sparsity.items():
-        _require_share(share)
+        require_share(share)
         if not any(weight.matches(selector) for weight in weights):
             raise ValueError(f"sparsity: {selector!r} matches no weight that may be pruned")
     return [
@@ -167,7 +190,7 @@ def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -
     ]
 
 
-def _require_share(sparsity: float) -> None:
+def require_share(sparsity: float) -> None:
     if not isinstance(sparsity, float | int):
         raise TypeError(f"expected a number in [0, 1), got {type(sparsity).__name__} {sparsity!r}; 0.9 prunes 90%")
     if not 0 <= sparsity < 1:
@@ -184,7 +207,7 @@ def _sparsity_of(pattern: Pattern, sparsity: Sparsity | None) -> Sparsity | None
     return own
 
 
-def _require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
+def require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
     """Name every weight that the pattern cannot prune."""
     misfits = {weight.name: reason for weight in weights if (reason := pattern.misfit(weight))}
     if misfits:

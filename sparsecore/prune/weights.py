@@ -8,10 +8,12 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.sharding import reshard, whole
 
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
@@ -31,6 +33,7 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
+_PARALLEL = (DataParallel, DistributedDataParallel)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
@@ -74,11 +77,11 @@ class PrunableWeight:
         return any(isinstance(owner, selector) for owner in self.owners.values())
 
     def value(self) -> Tensor:
-        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``."""
-        value = self.stored.detach().clone()
+        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``; whole if it is sharded."""
+        value = whole(self.stored.detach()).clone()
         if self.torch_mask is not None:
             value *= self.torch_mask
-        value.grad = self.stored.grad
+        value.grad = None if self.stored.grad is None else whole(self.stored.grad)
         return value
 
     @property
@@ -96,6 +99,25 @@ class PrunableWeight:
         return rows.t() if self.is_transposed else rows.reshape(self.stored.shape)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile, whose names are the plain ones.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(4, 2)))
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    while True:
+        inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def as_selectors(exclude: Selector | Iterable[Selector]) -> tuple[Selector, ...]:
+    """Return what to exclude so that it can be read more than once."""
+    return (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+
+
 def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
     """List the prunable weights in the order of the model; nothing is changed.
 
@@ -103,7 +125,8 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     Hugging Face's ``Conv1D``. A weight shared with an embedding counts as the embedding's.
 
     Args:
-        model: Any module, also one pruned by ``torch.nn.utils.prune``.
+        model: Any module, also one pruned by ``torch.nn.utils.prune``; a wrapper stands for the model inside, see
+            :func:`unwrapped`.
         exclude: Weights and modules to leave out, by name, fnmatch pattern or module type.
 
     Returns:
@@ -114,7 +137,9 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
         UnsupportedError: Nothing is left to prune, or a weight is computed or not initialised.
         FormatError: A weight is not floating point.
     """
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    model = unwrapped(model)
+    reshard(model)
+    selectors = as_selectors(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     found = _discover(modules)
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}

@@ -305,6 +305,18 @@ def _foreign_masks(model: nn.Sequential) -> dict[str, Any]:
     return {"sparsity": 0.5, "masks": Masks.from_model(small_net())}
 
 
+def _masks_that_empty_a_layer(model: nn.Sequential) -> dict[str, Any]:
+    masks = {**Masks.from_model(model), "3.weight": torch.zeros(11, 16, dtype=torch.bool)}
+    return {"sparsity": 0.5, "masks": Masks(model, masks)}
+
+
+def _nan_gradient(model: nn.Sequential) -> dict[str, Any]:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model[3].weight.grad[0, 0] = float("nan")
+    return {"sparsity": 0.5, "criterion": lambda name, weight: (weight * weight.grad).abs()}
+
+
 BAD: list[tuple[str, type[Exception], str, Callable[[nn.Sequential], dict[str, Any]]]] = [
     ("none", ValueError, "got None", lambda m: {}),
     ("one", ValueError, "got 1.0", lambda m: {"sparsity": 1.0}),
@@ -327,7 +339,9 @@ BAD: list[tuple[str, type[Exception], str, Callable[[nn.Sequential], dict[str, A
     ("score shape", FormatError, r"shape \[11, 16\]", _bad_scores(lambda w: w.abs().sum(1))),
     ("score type", FormatError, "got NoneType", _bad_scores(lambda w: None)),
     ("raises", ZeroDivisionError, "division", _bad_scores(lambda w: 1 / 0)),
+    ("nan gradient", FormatError, r"3\.weight: the score is NaN or infinite in 1 of 176", _nan_gradient),
     ("masks", ValueError, "another model", _foreign_masks),
+    ("masks of nothing", FormatError, r"3\.weight: the earlier masks leave none", _masks_that_empty_a_layer),
 ]
 
 
