@@ -6,6 +6,7 @@ The way through: ``prune`` -> ``quantize`` -> ``convert`` -> ``explain``, ``save
 from importlib.metadata import version as _version
 
 from sparsecore import formats, nn, ops
+from sparsecore.deep_compression import CompressedReport, load_compressed, save_compressed
 from sparsecore.errors import (
     BundleError,
     FormatError,
@@ -23,6 +24,7 @@ __version__ = _version("sparsecore")
 
 __all__ = [
     "BundleError",
+    "CompressedReport",
     "CsrWeight",
     "FormatError",
     "GradualPruner",
@@ -38,6 +40,7 @@ __all__ = [
     "explain",
     "formats",
     "load",
+    "load_compressed",
     "nn",
     "ops",
     "prune",
@@ -45,5 +48,6 @@ __all__ = [
     "quantization_report",
     "quantize",
     "save",
+    "save_compressed",
     "sensitivity",
 ]

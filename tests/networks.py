@@ -134,6 +134,18 @@ class Classifier(nn.Module):
         return {"logits": logits, "all": (features, pooled)}
 
 
+class Conv1D(nn.Module):
+    """Looks like transformers' layer of that name: weight stored [K, N]."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
 class DataDependent(nn.Module):
     """What export cannot capture."""
 

@@ -16,7 +16,7 @@ from sparsecore import methods
 from sparsecore.lookup import import_by_name
 from sparsecore.methods import NEEDS, REQUIRED, Method, find_method, register
 from sparsecore.methods.table import TABLE
-from sparsecore.prune import CRITERIA, GradualPruner, prune
+from sparsecore.prune import CALIBRATED, CRITERIA, GradualPruner, prune
 from sparsecore.quantize import Percentile
 
 ROWS = methods.methods()
@@ -98,6 +98,8 @@ def test_parts_are_built_from_their_defaults(row: Method) -> None:
 
 def test_every_criterion_has_a_row() -> None:
     assert CRITERIA.keys() <= {row.fixed.get("criterion") for row in ROWS}
+    kinds = {f"sparsecore.prune:{kind.__name__}" for kind in CALIBRATED.values()}
+    assert kinds <= {row.parts.get("criterion") for row in ROWS}
 
 
 # ---- finding and listing ----

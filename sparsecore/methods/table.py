@@ -20,6 +20,13 @@ _JACOB = (
     "CVPR 2018"
 )
 
+# What prune() takes for criteria that look at the inputs of a layer.
+_CALIBRATION = ("batches", "sequential", "progress")
+_DEEP_COMPRESSION = (
+    "Han et al., Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman "
+    "Coding, ICLR 2016"
+)
+
 TABLE = (
     Method(
         "magnitude",
@@ -29,6 +36,7 @@ TABLE = (
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         fixed={"criterion": "magnitude"},
+        unused=_CALIBRATION,
     ),
     Method(
         "criterion",
@@ -37,7 +45,39 @@ TABLE = (
         "own",
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
+        unused=_CALIBRATION,
         defaults={"criterion": REQUIRED},
+    ),
+    Method(
+        "taylor",
+        "pruning",
+        "Zero the weights whose loss would change least, by weight times gradient, at once or added up over batches",
+        "Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017",
+        "sparsecore.prune:prune",
+        inputs=("model", "masks"),
+        needs=("data", "loss"),
+        fixed={"criterion": "taylor"},
+        unused=_CALIBRATION,
+    ),
+    Method(
+        "wanda",
+        "pruning",
+        "Zero the weights of smallest magnitude times norm of their input, row by row; no training",
+        "Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024",
+        "sparsecore.prune:prune",
+        inputs=("model", "masks", "batches"),
+        needs=("data",),
+        parts={"criterion": "sparsecore.prune:Wanda"},
+    ),
+    Method(
+        "sparsegpt",
+        "pruning",
+        "Zero weights column after column and let those that stay make up for it, by second derivatives; no training",
+        "Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023",
+        "sparsecore.prune:prune",
+        inputs=("model", "masks", "batches"),
+        needs=("data",),
+        parts={"criterion": "sparsecore.prune:SparseGPT"},
     ),
     Method(
         "n:m",
@@ -47,7 +87,7 @@ TABLE = (
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         fixed={"criterion": "magnitude"},
-        unused=("sparsity", "scope"),
+        unused=("sparsity", "scope", *_CALIBRATION),
         defaults={"pattern": "2:4"},
     ),
     Method(
@@ -58,6 +98,7 @@ TABLE = (
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         fixed={"criterion": "magnitude"},
+        unused=_CALIBRATION,
         defaults={"pattern": "4x1"},
     ),
     Method(
@@ -77,6 +118,7 @@ TABLE = (
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         fixed={"criterion": "magnitude", "scope": "erdos-renyi"},
+        unused=_CALIBRATION,
     ),
     Method(
         "iterative",
@@ -115,5 +157,58 @@ TABLE = (
         inputs=("model", "batches"),
         needs=("data",),
         fixed={"activations": "static"},
+    ),
+    Method(
+        "qat",
+        "quantization",
+        "Train with weights and activations rounded to 8 bits or fewer; convert_qat() then gives int8 layers",
+        _JACOB,
+        "sparsecore.quantize:prepare_qat",
+        inputs=("model", "batches"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "weight-sharing",
+        "quantization",
+        "Replace the weights of each layer by at most 2^bits values, by k-means; attach() trains these",
+        _DEEP_COMPRESSION,
+        "sparsecore.quantize:share_weights",
+        inputs=("model", "generator"),
+    ),
+    Method(
+        "binaryconnect",
+        "quantization",
+        "Train with weights of one bit, signs alone or times a scale; fold_qat() then gives plain layers",
+        "Courbariaux et al., BinaryConnect: Training Deep Neural Networks with binary weights during propagations, "
+        "NeurIPS 2015; scale: Rastegari et al., XNOR-Net, ECCV 2016",
+        "sparsecore.quantize:prepare_binary",
+        inputs=("model", "generator"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "ternary",
+        "quantization",
+        "Train with weights -a, 0 and +b, computed or trained; fold_qat() then gives plain layers",
+        "Li & Liu, Ternary Weight Networks, arXiv 1605.04711, 2016; trained: Zhu et al., Trained Ternary Quantization, "
+        "ICLR 2017",
+        "sparsecore.quantize:prepare_ternary",
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "deep-compression",
+        "file",
+        "Write a pruned model with shared weights as codes and gaps, Huffman coded, to one small file",
+        _DEEP_COMPRESSION,
+        "sparsecore.deep_compression:save_compressed",
+        inputs=("model", "path"),
+    ),
+    Method(
+        "eie",
+        "execution",
+        "Run linear layers straight from codes and gaps, skipping zero activations",
+        "Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, ISCA 2016",
+        "sparsecore.deep_compression:load_compressed",
+        inputs=("path", "model_fn"),
+        fixed={"run_compressed": True},
     ),
 )

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from sparsecore.bench.progress import Progress, silent, stage
 from sparsecore.errors import BundleError
-from sparsecore.prune.criteria import Criterion, find_criterion, rank
-from sparsecore.prune.oneshot import require_fit, require_share
-from sparsecore.prune.patterns import parse_pattern
+from sparsecore.prune.calibrated import find_score
+from sparsecore.prune.criteria import Criterion, rank
+from sparsecore.prune.oneshot import require_share
+from sparsecore.prune.patterns import parse_pattern, require_fit
 from sparsecore.prune.sharding import reshard, zero_where
 from sparsecore.prune.weights import PrunableWeight, Selector, prunable_weights
 
@@ -168,7 +169,7 @@ def pruning_sensitivity(
         Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 5 and
         figure 6.
     """
-    score, chosen = find_criterion(criterion), parse_pattern(pattern)
+    score, chosen = find_score(criterion), parse_pattern(pattern)
     shares = sorted({*sparsities})
     for share in shares:
         require_share(share)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from sparsecore.prune.sharding import reshard, whole
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
 Selector = str | type[nn.Module]
+Setting = TypeVar("Setting")
 
 _remove_torch_pruning: Callable[[nn.Module, str], nn.Module] = torch_prune.remove
 
@@ -34,11 +36,11 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
 
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
 _LAYERS: tuple[tuple[Callable[[nn.Module], bool], tuple[str, ...], bool], ...] = (
-    (_is_a(nn.Linear, *_CONVOLUTIONS), ("weight",), False),
+    (_is_a(nn.Linear, *CONVOLUTIONS), ("weight",), False),
     (
         _is_a(nn.MultiheadAttention),  # its out_proj is an nn.Linear of its own
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -157,6 +159,30 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     return weights
 
 
+def first_match(
+    weights: Iterable[PrunableWeight], settings: Mapping[Selector, Setting], what: str
+) -> list[tuple[PrunableWeight, Setting]]:
+    """Give each weight the setting of the first key that matches it; weights without a match are left out.
+
+    Args:
+        weights: From :func:`prunable_weights`.
+        settings: By name, fnmatch pattern or module type.
+        what: The name of the argument, for the error.
+
+    Raises:
+        ValueError: A key matches none of the weights.
+    """
+    weights = list(weights)
+    for selector in settings:
+        if not any(weight.matches(selector) for weight in weights):
+            raise ValueError(f"{what}: {selector!r} matches no weight that may be pruned")
+    return [
+        (weight, settings[matching[0]])
+        for weight in weights
+        if (matching := [selector for selector in settings if weight.matches(selector)])
+    ]
+
+
 def fold_torch_pruning(model: nn.Module) -> None:
     """Turn what ``torch.nn.utils.prune`` made of a model back into plain weights, in place.
 
@@ -185,7 +211,7 @@ def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
-        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
         for attribute, is_transposed in _weight_attributes(module):
             stored, torch_mask = _stored(module, attribute)
             if stored is None or id(stored) in embeddings:
@@ -203,6 +229,11 @@ def _weight_attributes(module: nn.Module) -> Iterator[tuple[str, bool]]:
         if is_layer(module):
             yield from ((attribute, is_transposed) for attribute in attributes)
             return
+
+
+def is_stored_transposed(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight as ``[K, N]``."""
+    return any(is_transposed for _, is_transposed in _weight_attributes(layer))
 
 
 def _stored(module: nn.Module, attribute: str) -> tuple[Tensor | None, Tensor | None]:

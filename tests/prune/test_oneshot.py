@@ -8,20 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Conv1D
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, SparsecoreError, UnsupportedError
 from sparsecore.prune import CRITERIA, Masks, prune
-
-
-class Conv1D(nn.Module):
-    """Looks like transformers' layer of that name: weight stored [K, N]."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
 
 
 def small_net() -> nn.Sequential:
@@ -226,7 +218,7 @@ def test_criterion_is_one_function() -> None:
 
 
 def test_criterion_by_name() -> None:
-    assert list(CRITERIA) == ["magnitude"]
+    assert list(CRITERIA) == ["magnitude", "taylor"]
     a, b = small_net(), small_net()
     assert prune(a, 0.5) == prune(b, 0.5, criterion=CRITERIA["magnitude"])
 

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsecore.quantize.layers import first_names
+
+def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
+    """Return batches that can be run that often, the same ones each time (a loader may shuffle).
+
+    Raises:
+        ValueError: there are none, they are one tensor, or they can be read once and that is not enough.
+    """
+    if isinstance(batches, Tensor):
+        raise ValueError("expected batches as an iterable of inputs, got one tensor; put it in a list")
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"expected calibration batches as an iterable of inputs, got {type(batches).__name__}")
+    if passes == 1:
+        return batches
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"expected a list of batches, for they are run more than once; got a {type(batches).__name__}, "
+            "put list() around it"
+        )
+    return list(batches)
+
+
+class Call(NamedTuple):
+    """A batch of positional and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
@@ -19,7 +45,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
 
     Args:
         model: any module; it runs in evaluation mode.
-        batches: tensors, tuples or lists of positional or dicts of keyword arguments.
+        batches: tensors, tuples or lists of positional, dicts of keyword arguments, or Call for both.
 
     Raises:
         ValueError: there are none.
@@ -41,6 +67,8 @@ def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Call):
+        return model(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, tuple | list):
@@ -59,21 +87,30 @@ def _every_layer_called() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def first_names(layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
+    """Return the first name of each layer, in the order of the model."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        names.setdefault(layer, name)
+    return names
+
+
 @contextmanager
 def watching(
     layers: Mapping[str, nn.Module], see: Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 ) -> Iterator[None]:
     """Call see(layer, inputs, y) after every call of a layer; a tensor that it returns takes the place of y.
 
-    The layers stay in their places. What they call ``ValueError`` gets the name of the layer.
+    The inputs are in the order of the layer's signature, those given by name too. The layers stay in their places.
+    What they call ``ValueError`` gets the name of the layer.
     """
 
     def watch(name: str, layer: nn.Module) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             try:
-                return see(layer, (*args, *kwargs.values()), y)
+                return see(layer, _positional(layer, args, kwargs) if kwargs else args, y)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise ValueError(f"{name or type(layer).__name__}: {error}") from error
 
         return layer.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
@@ -83,6 +120,13 @@ def watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _positional(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of a call in the order of the layer's signature, with defaults."""
+    bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args
 
 
 @contextmanager
