@@ -10,19 +10,26 @@ from sparsecore.prune.structured.cut import cut
 from sparsecore.prune.structured.edits import AttributeEdit, Edits, TensorEdit
 from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.groups import ChannelGroup, ChannelGroups, prunable_channels
+from sparsecore.prune.structured.sensitivity import ChannelSensitivity, channel_sensitivity
+from sparsecore.prune.structured.target import latency_us, prune_to_target, step_reduction
 
 __all__ = [
     "FILTER_CRITERIA",
     "AttributeEdit",
     "ChannelGroup",
     "ChannelGroups",
+    "ChannelSensitivity",
     "Costs",
     "Edits",
     "FilterCriterion",
     "TensorEdit",
     "Unit",
+    "channel_sensitivity",
     "count_costs",
     "cut",
+    "latency_us",
     "prunable_channels",
     "prune_channels",
+    "prune_to_target",
+    "step_reduction",
 ]

@@ -196,8 +196,7 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
     """
     shares = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
     for share in shares.values():
-        if isinstance(share, bool) or not isinstance(share, float | int) or not 0 <= share < 1:
-            raise ValueError(f"expected a ratio in [0, 1), got {share!r}")
+        require_ratio(share)
     found: dict[str, float] = {}
     for pattern in shares:
         matched = [group for group in groups if any(fnmatchcase(name, pattern) for name in group.layers)]
@@ -208,6 +207,12 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
         for group in matched:
             found.setdefault(group.name, float(shares[pattern]))
     return found
+
+
+def require_ratio(ratio: object) -> None:
+    """Raise ValueError if a share of channels is out of range."""
+    if isinstance(ratio, bool) or not isinstance(ratio, float | int) or not 0 <= ratio < 1:
+        raise ValueError(f"expected a ratio in [0, 1), got {ratio!r}")
 
 
 def _greedy(model: nn.Module, groups: Sequence[ChannelGroup], shares: Mapping[str, float], round_to: int) -> list[Unit]:
