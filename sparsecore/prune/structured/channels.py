@@ -84,13 +84,8 @@ def prune_channels(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> edits = prune_channels(model, torch.randn(1, 3, 8, 8), 0.5)
-        >>> model
-        Sequential(
-          (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
-          (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (2): ReLU()
-          (3): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
-        )
+        >>> [model[0].out_channels, model[1].num_features, model[3].in_channels]
+        [4, 4, 4]
 
     Reference:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Molchanov et al., Pruning Convolutional Neural
