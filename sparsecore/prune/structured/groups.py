@@ -30,7 +30,8 @@ class ChannelGroup:
         layers: The convolutions and linear layers that make the channels, in the order of the model: all that are
             added to each other, and depthwise ones between them.
         units: What can be removed one by one, in the order of the first layer's channels: usually a channel of each
-            of the layers, a whole group of channels around a grouped convolution.
+            of the layers, a whole group of channels around a grouped convolution. Each has channels of the first
+            layer; where that is added to several layers side by side, each unit has channels of one of these.
         reason: Why nothing of it can be cut, empty if it can.
     """
 
@@ -120,19 +121,22 @@ def prunable_channels(
     for find in (find_misfit, find_difference):
         candidates = [group for group in groups if not group.reason]
         reasons = _refused(candidates, partial(find, model, example_inputs), model)
-        groups = [replace(group, reason=reasons.get(group.layers, group.reason)) for group in groups]
+        groups = [replace(group, reason=reasons.get(group.name, group.reason)) for group in groups]
     return ChannelGroups(tuple(groups))
 
 
 def _groups(model: nn.Module, units: Sequence[Unit]) -> list[ChannelGroup]:
-    """Put together the units of the same layers; layers that the trace did not meet make groups of their own."""
+    """Put together the units of the same first layer; layers that the trace did not meet make groups of their own."""
     order = {name: number for number, name in enumerate(dict(model.named_modules()))}
-    found: dict[tuple[str, ...], list[Unit]] = {}
+    found: dict[str, list[Unit]] = {}
     for unit in units:
         if unit.channels:
-            found.setdefault(tuple(sorted(unit.channels, key=lambda name: order[name])), []).append(unit)
-    seen = {name for layers in found for name in layers}
-    groups = [ChannelGroup(layers, tuple(members)) for layers, members in found.items()]
+            found.setdefault(min(unit.channels, key=order.__getitem__), []).append(unit)
+    groups = []
+    for members in found.values():
+        layers = sorted({name for unit in members for name in unit.channels}, key=order.__getitem__)
+        groups.append(ChannelGroup(tuple(layers), tuple(members)))
+    seen = {name for group in groups for name in group.layers}
     for name, module in model.named_modules():
         if is_producer(module) and name not in seen:
             groups.append(ChannelGroup((name,), (), UNSEEN))
@@ -165,16 +169,14 @@ def _excluded(model: nn.Module, exclude: Selector | Iterable[Selector]) -> set[s
     return excluded
 
 
-def _refused(
-    groups: Sequence[ChannelGroup], find: Callable[[Edits], str], model: nn.Module
-) -> dict[tuple[str, ...], str]:
-    """Try groups all together, and where that fails by halves: the layers of those that fail -> the reason."""
+def _refused(groups: Sequence[ChannelGroup], find: Callable[[Edits], str], model: nn.Module) -> dict[str, str]:
+    """Try groups all together, and where that fails by halves: the name of each that fails -> the reason."""
     if not groups:
         return {}
     reason = find(edits_without(model, [unit for group in groups for unit in group.units[1::_TRIAL_STEP]]))
     if not reason:
         return {}
     if len(groups) == 1:
-        return {groups[0].layers: reason}
+        return {groups[0].name: reason}
     middle = len(groups) // 2
     return _refused(groups[:middle], find, model) | _refused(groups[middle:], find, model)

@@ -47,6 +47,20 @@ class Concat(nn.Module):
         return self.out(torch.cat([x, torch.sigmoid(self.conv(x))], 1))
 
 
+class SideBySide(nn.Module):
+    """A layer that is added to two others side by side, each of which has a part of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 10, 1)
+        self.left = nn.Conv2d(3, 4, 3, padding=1)
+        self.right = nn.Conv2d(3, 6, 3, padding=1)
+        self.out = nn.Conv2d(10, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.wide(x) + torch.cat([self.left(x), self.right(x)], 1)))
+
+
 class Grouped(nn.Module):
     """A grouped, a depthwise, a transposed convolution, GroupNorm, PReLU and squeeze-and-excitation."""
 
@@ -109,7 +123,7 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
-NETS = (Residual, Concat, Grouped, Flattened, Attention)
+NETS = (Residual, Concat, SideBySide, Grouped, Flattened, Attention)
 
 
 def build(kind: type[nn.Module]) -> tuple[nn.Module, Tensor]:

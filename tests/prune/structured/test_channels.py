@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from structured_nets import Attention, Concat, Flattened, Grouped, Residual, build
+from structured_nets import Attention, Concat, Flattened, Grouped, Residual, SideBySide, build
 from torch import nn
 
 from sparsecore.errors import FormatError, UnsupportedError
@@ -46,6 +46,17 @@ def test_l1_of_grouped_and_transposed_filters():
         torch.testing.assert_close(scores["reduce"][unit], expected)
     up = weights["up.weight"]  # [in, out, 2, 2], normalised two by two
     torch.testing.assert_close(scores["up"], up.abs().sum((0, 2, 3)).view(3, 2).sum(1))
+
+
+def test_l1_of_layers_side_by_side():
+    model, x = build(SideBySide)
+    (group,) = prunable_channels(model, x).prunable
+    assert group.layers == ("wide", "left", "right")
+    weights = [model.get_submodule(name).weight.detach().double() for name in group.layers]
+    wide, left, right = (weight.abs().sum((1, 2, 3)) for weight in weights)
+    torch.testing.assert_close(score_groups(model, [group], "l1")["wide"], wide + torch.cat([left, right]))
+    prune_channels(model, x, 0.5)
+    assert model.wide.out_channels == model.left.out_channels + model.right.out_channels == 5
 
 
 def test_lowest_scores_go_and_ties_keep_the_earlier():
@@ -106,11 +117,16 @@ def test_taylor_is_the_first_order_change_of_each_sample():
     model, x = build(Residual)
     model, x = model.double(), x.double()
     group = prunable_channels(model, x)["conv1"]
-    scores = score_groups(model, [group], "taylor", [x], mean_square)["conv1"]
+    signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)  # samples whose changes would cancel
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (signs * model(batch)).mean()
+
+    scores = score_groups(model, [group], "taylor", [x], loss)["conv1"]
     hidden = torch.relu(model.conv1(torch.relu(model.bn(model.stem(x))))).detach().requires_grad_()
     y = torch.relu(torch.relu(model.bn(model.stem(x))) + model.bn2(model.conv2(hidden)))
     y = model.fc(torch.relu(model.conv3(y) + model.projection(y)).mean((2, 3)))
-    (grad,) = torch.autograd.grad(y.square().mean(1).sum(), hidden)
+    (grad,) = torch.autograd.grad((signs * y).mean(1).sum(), hidden)
     expected = (grad * hidden).mean((2, 3)).abs().mean(0)
     torch.testing.assert_close(scores, expected / expected.norm())
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from structured_nets import NETS, Attention, Concat, Flattened, Grouped, Residual, build
+from structured_nets import NETS, Attention, Concat, Flattened, Grouped, Residual, SideBySide, build
 from torch import nn
 
 from sparsecore.errors import ModelError, UnsupportedError
@@ -54,6 +54,7 @@ def test_every_group_cut_equals_masked(kind):
         (Residual, {"stem": [0, 5]}, {"bn": [0, 5], "bn2": [0, 5]}),
         (Residual, {"projection": [2, 11]}, {"conv3": [2, 11], "projection": [2, 11]}),
         (Concat, {"left": [1], "right": [0, 5]}, {"bn": [1, 4, 9]}),
+        (SideBySide, {"left": [1], "right": [0]}, {"wide": [1, 4], "left": [1], "right": [0]}),
         (Grouped, {"squeeze": [3]}, {"squeeze": [3]}),
         (Grouped, {"grouped": [5]}, {"grouped": [4, 5, 6, 7], "depthwise": [4, 5, 6, 7]}),
         (Grouped, {"up": [2]}, {"norm": [2, 3]}),
