@@ -48,6 +48,7 @@ class Unit:
         others: Layer of another kind, such as BatchNorm -> its channels in the unit.
         slices: (parameter or buffer, dimension) -> indices that go with the unit.
         reason: Why it cannot be cut; empty if nothing is known against it.
+        doubt: Why it can hardly go alone, though perhaps with others, as a whole attention head can.
     """
 
     channels: Mapping[str, Indices]
@@ -55,6 +56,7 @@ class Unit:
     others: Mapping[str, Indices]
     slices: Mapping[tuple[str, int], Indices]
     reason: str = ""
+    doubt: str = ""
 
 
 class _Place(NamedTuple):
@@ -268,6 +270,7 @@ class _Side(NamedTuple):
     layer: str | None
     tensors: list[tuple[str, int]]
     reason: str
+    doubt: str = ""
 
 
 class _Namer:
@@ -283,10 +286,11 @@ class _Namer:
         """Describe channels that go together."""
         layers: dict[str, dict[str, set[int]]] = {kind: defaultdict(set) for kind in (OUT, IN, BOTH)}
         slices: dict[tuple[str, int], set[int]] = defaultdict(set)
-        reason = ""
+        reason = doubt = ""
         for node, space, index in places:
             side = self._side(node, space)
             reason = reason or side.reason
+            doubt = doubt or side.doubt
             for tensor in side.tensors:
                 slices[tensor].add(index)
             if side.layer is not None and is_producer(node.module):
@@ -294,7 +298,8 @@ class _Namer:
                     layers[kind][side.layer].add(index)
             elif side.layer is not None:
                 layers[BOTH][side.layer].add(index)
-        return Unit(_frozen(layers[OUT]), _frozen(layers[IN]), _frozen(layers[BOTH]), _frozen(slices), reason)
+        outputs, inputs, others = (_frozen(layers[kind]) for kind in (OUT, IN, BOTH))
+        return Unit(outputs, inputs, others, _frozen(slices), reason, doubt)
 
     def _side(self, node: Any, space: str) -> _Side:
         if (node, space) not in self._sides:
@@ -305,7 +310,7 @@ class _Namer:
         name = self._names.get(node.module)
         reason = _reason(node, space, name or "")
         if name is None:
-            return _Side(None, [], reason)
+            return _Side(None, [], reason, _doubt(node))
         if isinstance(node.module, nn.Parameter):
             tensors = [(name, node.pruning_dim)]
         else:
@@ -334,4 +339,12 @@ def _reason(node: Any, space: str, name: str) -> str:
         return "" if module.in_channels == module.groups else f"{name} takes several inputs per group"
     if getattr(module, "parametrizations", None):
         return f"the weight of {name} is computed from other parameters"
+    return ""
+
+
+def _doubt(node: Any) -> str:
+    """Say whether an operation multiplies activations with each other, as attention does."""
+    name = node.grad_fn.name() if hasattr(node.grad_fn, "name") else ""
+    if any(product in name for product in ("Bmm", "Baddbmm", "ScaledDotProduct", "Softmax")):
+        return "a product of activations or a softmax mixes them, as in attention; cut() can remove whole heads"
     return ""

@@ -95,7 +95,8 @@ def prunable_channels(
 
     A group can be cut if the model still runs, and computes what it computes with the same channels zero: a trial
     cuts a quarter of all groups in a copy, and compares. So LayerNorm's channels cannot go, nor those that a view
-    splits by a number in the code, such as attention heads.
+    splits by a number in the code. Channels of an attention are left out, since only whole heads can go: :func:`cut`
+    removes these where the code allows it.
 
     Args:
         model: Any module in any mode; it is not changed.
@@ -145,7 +146,7 @@ def _groups(model: nn.Module, units: Sequence[Unit]) -> list[ChannelGroup]:
 
 def _with_reason(group: ChannelGroup, excluded: set[str]) -> ChannelGroup:
     """Add what is known without a trial."""
-    reason = group.reason or next((unit.reason for unit in group.units if unit.reason), "")
+    reason = group.reason or next((unit.reason or unit.doubt for unit in group.units if unit.reason or unit.doubt), "")
     if not reason and excluded & set(group.layers):
         reason = f"{', '.join(name for name in group.layers if name in excluded)} excluded"
     if not reason and len(group.units) < 2:

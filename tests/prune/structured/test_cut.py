@@ -90,7 +90,9 @@ def test_what_cannot_be_cut_has_a_reason():
     assert [group.name for group in groups.prunable] == ["up"]
     assert "LayerNorm norm" in groups["embed"].reason
     assert groups["project"] is groups["embed"] is groups["down"]
-    assert "does not run without them" in groups["qkv.0"].reason
+    assert "as in attention" in groups["qkv.0"].reason
+    with pytest.raises(UnsupportedError, match="does not run without them"):  # the number of heads is in the code
+        cut(model, x, {"qkv.0": range(4)})
     assert groups["head"].reason == "they are an output of the model"
     with pytest.raises(UnsupportedError, match=r"cannot cut channels of embed.*LayerNorm"):
         cut(model, x, {"embed": [0]})
