@@ -17,6 +17,7 @@ from sparsecore.errors import (
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.io import load, save
 from sparsecore.prune import GradualPruner, IterativePruner, Masks, prune, pruning_sensitivity
+from sparsecore.prune.structured import prune_channels, prune_to_target
 from sparsecore.quantize import Percentile, quantization_report, quantize, sensitivity
 from sparsecore.tune import compile, convert, explain
 
@@ -44,6 +45,8 @@ __all__ = [
     "nn",
     "ops",
     "prune",
+    "prune_channels",
+    "prune_to_target",
     "pruning_sensitivity",
     "quantization_report",
     "quantize",
