@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from sparsecore.calls import ExampleInputs, as_arguments
 from sparsecore.errors import UnsupportedError
-from sparsecore.graph.observe import ExampleInputs, as_arguments
 
 aten = torch.ops.aten
 

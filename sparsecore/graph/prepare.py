@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from sparsecore.calls import ExampleInputs
 from sparsecore.graph.capture import Captured, capture
 from sparsecore.graph.copy import copy_graph
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
-from sparsecore.graph.observe import ExampleInputs
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
 
 

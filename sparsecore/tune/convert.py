@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from sparsecore.calls import ExampleInputs, cloned
 from sparsecore.graph import copy_model, observe
 from sparsecore.graph.fold import fold_batchnorm_, foldable_layers
-from sparsecore.graph.observe import ExampleInputs, cloned, unchanged_buffers
+from sparsecore.graph.observe import unchanged_buffers
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
