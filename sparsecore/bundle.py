@@ -16,6 +16,8 @@ then the bytes of the tensors at the offsets that the header gives. They are tho
     channels_last  JSON list: 4-d tensors in that memory format, on which torch's rounding depends
     compiled       JSON object: how a model of compile() is called and what its graph is, see io_compiled.py; absent
                    for other models
+    edits          JSON object: what was cut out of the model's tensors, see prune/structured/edits.py; absent for a
+                   model that was not cut
     sha256         hex digest over lines and tensors: for each other metadata key, sorted, the JSON
                    list [key, value]; for each tensor, sorted by name, the JSON list [name, dtype,
                    shape], and its bytes. Lines are ASCII and end with a newline.
@@ -54,6 +56,7 @@ class Bundle:
         tensors: all tensors by name; tied ones are the same object.
         modules: see above, like identities and training.
         compiled: see above; None for a model that is not compiled.
+        edits: see above; None for a model that was not cut.
     """
 
     tensors: dict[str, Tensor]
@@ -61,6 +64,7 @@ class Bundle:
     identities: list[str]
     training: list[str]
     compiled: dict[str, Any] | None = None
+    edits: dict[str, Any] | None = None
 
 
 def _is_names(value: Any) -> bool:
@@ -78,22 +82,23 @@ _JSON_FIELDS: dict[str, Callable[[Any], bool]] = {
     "aliases": _is_object_of(str),
     "channels_last": _is_names,
     "compiled": lambda value: isinstance(value, dict),
+    "edits": lambda value: isinstance(value, dict),
 }
-_OPTIONAL_FIELDS = {"compiled"}
+_OPTIONAL_FIELDS = ("compiled", "edits")
 
 
 def write(path: Path, bundle: Bundle) -> None:
     """Write a file atomically: a reader sees the old file or the new one."""
     tensors, aliases = _stored_once(bundle.tensors)
-    described = {
+    described: dict[str, Any] = {
         "modules": bundle.modules,
         "identities": bundle.identities,
         "training": bundle.training,
         "aliases": aliases,
         "channels_last": [name for name, tensor in tensors.items() if _is_channels_last(tensor)],
     }
-    if bundle.compiled is not None:
-        described["compiled"] = bundle.compiled
+    optional = {name: getattr(bundle, name) for name in _OPTIONAL_FIELDS}
+    described |= {name: value for name, value in optional.items() if value is not None}
     stored = {name: _plain(tensor) for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in described.items()}
     metadata |= {"format": FORMAT, "version": VERSION}
@@ -139,7 +144,8 @@ def read(path: Path) -> Bundle:
         if name in tensors or target not in tensors:
             raise BundleError(f"expected {name!r} to be an alias of a stored tensor")
     tensors |= {name: tensors[target] for name, target in fields["aliases"].items()}
-    return Bundle(tensors, fields["modules"], fields["identities"], fields["training"], fields.get("compiled"))
+    optional = (fields.get(name) for name in _OPTIONAL_FIELDS)
+    return Bundle(tensors, fields["modules"], fields["identities"], fields["training"], *optional)
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:

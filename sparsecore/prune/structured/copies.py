@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,18 @@ def copy_to(model: nn.Module, device: str | None) -> nn.Module:
     if device:
         memo.update({id(buffer): torch.empty_like(buffer, device=device) for buffer in model.buffers()})
     return copy.deepcopy(model, memo).eval()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back in its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def inputs_to(example_inputs: ExampleInputs, device: str | None) -> ExampleInputs:

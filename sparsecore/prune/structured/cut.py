@@ -10,8 +10,8 @@ from sparsecore.calls import ExampleInputs
 from sparsecore.errors import UnsupportedError
 from sparsecore.lookup import close_matches
 from sparsecore.prune.structured.edits import Edits
-from sparsecore.prune.structured.graph import Unit, find_units
-from sparsecore.prune.structured.layers import num_channels
+from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units
+from sparsecore.prune.structured.layers import is_producer, num_channels
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.verify import find_difference
 
@@ -58,7 +58,15 @@ def cut(
     _require_known(units, wanted)
     for unit in units:
         if unit.reason:
-            raise UnsupportedError(f"cannot cut channels of {', '.join(unit.channels)}: {unit.reason}")
+            asked = [name for name in unit.channels if name in wanted]
+            raise UnsupportedError(f"cannot cut channels of {', '.join(asked)}: {unit.reason}")
+    return remove_units(model, example_inputs, units, dry_run=dry_run)
+
+
+def remove_units(
+    model: nn.Module, example_inputs: ExampleInputs, units: Sequence[Unit], *, dry_run: bool = False
+) -> Edits:
+    """Remove units that :func:`prunable_channels` found, in place, after a trial; otherwise as :func:`cut`."""
     edits = edits_without(model, units)
     if edits and (difference := find_difference(model, example_inputs, edits)):
         layers = list(dict.fromkeys(name for unit in units for name in unit.channels))
@@ -74,6 +82,9 @@ def _wanted(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> dict[str
     for name, indices in channels.items():
         if name not in modules:
             raise ValueError(f"no layer is called {name!r}{close_matches(name, modules)}")
+        if not is_producer(modules[name]):
+            kind = type(modules[name]).__name__
+            raise ValueError(f"{name} is a {kind}: expected a convolution or linear layer; its channels follow theirs")
         count = num_channels(modules[name])
         if bad := [index for index in indices if type(index) is not int or not 0 <= index < count]:
             raise ValueError(f"expected channels of {name} in 0..{count - 1}, got {bad[0]!r}")
@@ -88,4 +99,4 @@ def _require_known(units: Sequence[Unit], wanted: Mapping[str, set[int]]) -> Non
     met = {name for unit in units for name in unit.channels}
     for name in wanted:
         if name not in met:
-            raise UnsupportedError(f"cannot cut channels of {name}: no output depends on it, or it is of no kind known")
+            raise UnsupportedError(f"cannot cut channels of {name}: {UNSEEN}")

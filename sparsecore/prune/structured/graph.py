@@ -34,6 +34,9 @@ from sparsecore.prune.structured.layers import (
 
 Indices = tuple[int, ...]
 
+# Why a layer is in no unit.
+UNSEEN = "no output depends on it in a run on the example inputs"
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -12,7 +12,7 @@ from torch import nn
 from sparsecore.calls import ExampleInputs
 from sparsecore.lookup import close_matches
 from sparsecore.prune.structured.edits import Edits
-from sparsecore.prune.structured.graph import Unit, find_units
+from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units
 from sparsecore.prune.structured.layers import is_producer
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.verify import find_difference, find_misfit
@@ -135,7 +135,7 @@ def _groups(model: nn.Module, units: Sequence[Unit]) -> list[ChannelGroup]:
     groups = [ChannelGroup(layers, tuple(members)) for layers, members in found.items()]
     for name, module in model.named_modules():
         if is_producer(module) and name not in seen:
-            groups.append(ChannelGroup((name,), (), "no output depends on it in a run on the example inputs"))
+            groups.append(ChannelGroup((name,), (), UNSEEN))
     return sorted(groups, key=lambda group: order[group.name])
 
 

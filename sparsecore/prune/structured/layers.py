@@ -103,3 +103,17 @@ def tied_channels(module: nn.Module, space: str, index: int) -> list[tuple[str, 
         width = module.num_channels // module.num_groups
         return [(space, index // width * width, (index // width + 1) * width)]
     return []
+
+
+def output_dim(module: nn.Module) -> int:
+    """Return the dimension of a layer's weight that is its output channels, or that of its groups' outputs."""
+    return 1 if isinstance(module, _ConvTransposeNd) or is_conv1d_of_transformers(module) else 0
+
+
+def filters(module: nn.Module, weight: Tensor) -> Tensor:
+    """Bring a tensor of the shape of a layer's weight to ``[N, K]``: a row for each output channel."""
+    if isinstance(module, _ConvTransposeNd):
+        # [in, out / groups, ...]: each group's inputs belong to its own outputs.
+        grouped = weight.reshape(module.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).reshape(module.out_channels, -1)
+    return weight.t() if is_conv1d_of_transformers(module) else weight.flatten(1)

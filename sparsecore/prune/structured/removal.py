@@ -25,12 +25,10 @@ def edits_without(model: nn.Module, units: Iterable[Unit]) -> Edits:
     Raises:
         ValueError: Nothing of a layer would stay.
     """
-    removed: dict[tuple[str, int], set[int]] = defaultdict(set)
+    units = tuple(units)
     removed_out: Counter[str] = Counter()
     removed_in: Counter[str] = Counter()
     for unit in units:
-        for place, indices in unit.slices.items():
-            removed[place].update(indices)
         for counts, channels in (
             (removed_out, unit.channels),
             (removed_in, unit.inputs),
@@ -40,7 +38,7 @@ def edits_without(model: nn.Module, units: Iterable[Unit]) -> Edits:
     shapes = shapes_of(model)
     kept = {
         (name, dim): tuple(index for index in range(shapes[name][dim]) if index not in gone)
-        for (name, dim), gone in sorted(removed.items())
+        for (name, dim), gone in sorted(removed_slices(units).items())
     }
     for (name, _), indices in kept.items():
         if not indices:
@@ -51,3 +49,12 @@ def edits_without(model: nn.Module, units: Iterable[Unit]) -> Edits:
         for attribute, size in sizes_after(model.get_submodule(name), removed_out[name], removed_in[name]).items()
     }
     return edit(model, kept, attributes)
+
+
+def removed_slices(units: Iterable[Unit]) -> dict[tuple[str, int], set[int]]:
+    """Return (tensor, dimension) -> the indices that go with units."""
+    removed: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for unit in units:
+        for place, indices in unit.slices.items():
+            removed[place].update(indices)
+    return removed
