@@ -3,6 +3,7 @@
 ``graph`` finds which channels go together, ``groups`` what can be cut, ``cut`` cuts, ``edits`` remembers what was cut.
 """
 
+from sparsecore.prune.structured.attention import Attention, SplitAttention, find_attention, split_attention
 from sparsecore.prune.structured.channels import prune_channels
 from sparsecore.prune.structured.cost import Costs, count_costs
 from sparsecore.prune.structured.criteria import FILTER_CRITERIA, FilterCriterion
@@ -10,19 +11,40 @@ from sparsecore.prune.structured.cut import cut
 from sparsecore.prune.structured.edits import AttributeEdit, Edits, TensorEdit
 from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.groups import ChannelGroup, ChannelGroups, prunable_channels
+from sparsecore.prune.structured.heads import head_importance, prune_heads, remove_heads
+from sparsecore.prune.structured.layer_drop import RemovedLayers, drop_layers, prune_layers, remove_layers
+from sparsecore.prune.structured.resrep import Compactor, ResRep
+from sparsecore.prune.structured.slimming import Slimmed, penalize_scales, slim, slim_in_passes
 
 __all__ = [
     "FILTER_CRITERIA",
+    "Attention",
     "AttributeEdit",
     "ChannelGroup",
     "ChannelGroups",
+    "Compactor",
     "Costs",
     "Edits",
     "FilterCriterion",
+    "RemovedLayers",
+    "ResRep",
+    "Slimmed",
+    "SplitAttention",
     "TensorEdit",
     "Unit",
     "count_costs",
     "cut",
+    "drop_layers",
+    "find_attention",
+    "head_importance",
+    "penalize_scales",
     "prunable_channels",
     "prune_channels",
+    "prune_heads",
+    "prune_layers",
+    "remove_heads",
+    "remove_layers",
+    "slim",
+    "slim_in_passes",
+    "split_attention",
 ]

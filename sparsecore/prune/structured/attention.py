@@ -36,7 +36,7 @@ class SplitAttention(nn.Module):
         True
     """
 
-    # nn.TransformerEncoderLayer looks at these to decide whether its fused kernel, which reads torch's weights, may run.
+    # By these nn.TransformerEncoderLayer knows that its fused kernel, which reads torch's weights, may not run.
     in_proj_bias = None
     _qkv_same_embed_dim = False
 

@@ -27,16 +27,20 @@ def largest_difference(one: nn.Module, other: nn.Module, example_inputs: Example
         >>> largest_difference(nn.ReLU(), nn.Identity(), torch.tensor([2.0, -1.0]))
         0.5
     """
-    expected, got = (_outputs(copy.deepcopy(model).double(), example_inputs) for model in (one, other))
+    inputs = to_double(example_inputs)
+    expected, got = (_outputs(copy.deepcopy(model).double(), inputs) for model in (one, other))
     largest = max((float(output.abs().max()) for output in expected), default=0.0)
     difference = max((float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)), default=0.0)
     return difference / largest if largest else difference
 
 
-def _outputs(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
-    inputs = pytree.tree_map(
-        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
-        cloned(example_inputs),
+def to_double(example_inputs: ExampleInputs) -> ExampleInputs:
+    """Return inputs whose floating-point tensors are float64."""
+    return pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, example_inputs
     )
-    leaves = pytree.tree_leaves(call_model(model, inputs))
+
+
+def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    leaves = pytree.tree_leaves(call_model(model, cloned(inputs)))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]

@@ -90,9 +90,7 @@ def head_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> dic
     return {name: total / (total.norm() or 1) for name, total in totals.items()}
 
 
-def _changes(
-    loss: Tensor, flows: Sequence[tuple[str, Tensor]], layers: Mapping[str, Attention]
-) -> dict[str, Tensor]:
+def _changes(loss: Tensor, flows: Sequence[tuple[str, Tensor]], layers: Mapping[str, Attention]) -> dict[str, Tensor]:
     """First-order change of each sample's loss without each head, ``[samples, heads]``, by layer."""
     if not flows or not loss.requires_grad:
         raise UnsupportedError("the loss does not depend on the attention layers; it must come from the model's output")
@@ -197,7 +195,8 @@ def prune_heads(
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, batch_first=True), 2)
         >>> _ = split_attention(model)
         >>> x = torch.randn(8, 5, 16)
-        >>> edits = prune_heads(model, x, 0.5, batches=[x], loss=lambda model, x: model(x)[:, 0].sum(1).mean(), rounds=2)
+        >>> loss = lambda model, x: model(x)[:, 0].sum(1).mean()
+        >>> edits = prune_heads(model, x, 0.5, batches=[x], loss=loss, rounds=2)
         >>> sum(attention.num_heads for attention in find_attention(model).values())
         4
 
@@ -264,9 +263,7 @@ def _features(attention: Attention, heads: Sequence[int]) -> list[int]:
     return [feature for head in heads for feature in range(head * size, (head + 1) * size)]
 
 
-def _tensors_of(
-    model: nn.Module, attention: Attention, staying: Sequence[int]
-) -> dict[tuple[str, int], list[int]]:
+def _tensors_of(model: nn.Module, attention: Attention, staying: Sequence[int]) -> dict[tuple[str, int], list[int]]:
     features = _features(attention, staying)
     tensors = {(f"{layer}.weight", 0): features for layer in attention.inputs}
     biased = [layer for layer in attention.inputs if model.get_submodule(layer).bias is not None]

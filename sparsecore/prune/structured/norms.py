@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sparsecore.prune.structured.copies import copy_to
 from sparsecore.prune.structured.layers import is_producer
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+Scale = tuple[str, int]  # BatchNorm, channel
 
 
 @torch.no_grad()
@@ -52,3 +54,15 @@ def norms_after(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, st
             module.register_forward_pre_hook(lambda _, inputs, name=name: before_norm(name, inputs[0]))
     call_model(watched, cloned(example_inputs))
     return {layer: norm for layer, norm in pairs.items() if runs[layer] == runs[norm] == 1}
+
+
+@torch.no_grad()
+def without_scales(model: nn.Module, scales: Iterable[Scale], *, keep_shifts: bool = False) -> nn.Module:
+    """Return a copy in evaluation mode in which some of BatchNorm's gammas are zero, and betas too if not kept."""
+    masked = copy_to(model, None)
+    for name, channel in scales:
+        norm = masked.get_submodule(name)
+        norm.get_parameter("weight")[channel] = 0
+        if norm.bias is not None and not keep_shifts:
+            norm.get_parameter("bias")[channel] = 0
+    return masked

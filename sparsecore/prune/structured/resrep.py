@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,16 @@ from sparsecore.calls import ExampleInputs
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.oneshot import require_share
-from sparsecore.prune.structured.compare import largest_difference
+from sparsecore.prune.structured.compare import largest_difference, to_double
 from sparsecore.prune.structured.copies import copy_to
 from sparsecore.prune.structured.cost import count_costs
-from sparsecore.prune.structured.cut import cut
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.gradients import before_steps
 from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
-from sparsecore.prune.structured.norms import norms_after
+from sparsecore.prune.structured.layers import output_dim
+from sparsecore.prune.structured.norms import norms_after, without_scales
 from sparsecore.prune.structured.removal import edits_without
+from sparsecore.prune.structured.shifts import carry_shifts
 from sparsecore.prune.weights import Selector
 
 # Relative, in float64, where 1e-12 is usual.
@@ -219,7 +220,8 @@ class ResRep:
         In evaluation mode the result computes what the model with compactors computes. The architecture is the
         original one but for its channels, so the edits can be replayed on a fresh model. The BatchNorm that is left
         only adds a constant, with statistics that suit further training: its variance is what it would be were the
-        channels uncorrelated.
+        channels uncorrelated. What a zero channel becomes behind an activation such as sigmoid goes into the bias of
+        the next layer.
 
         Args:
             threshold: Rows shorter than this go; the longest of each compactor stays.
@@ -236,15 +238,10 @@ class ResRep:
         going = {}
         for layer, compactor in self.compactors.items():
             require_finite(f"{layer}: the compactor", compactor.weight)
-            norms = compactor.row_norms()
-            norms[norms.argmax()] = torch.inf
-            going[layer] = (norms < threshold).nonzero().flatten().tolist()
-        merged = copy_to(self._model, None)
-        _merge(merged, self._targets)
-        edits = cut(merged, self._example_inputs, going, dry_run=True)
-        _merge(self._model, self._targets)
-        edits.apply(self._model)
-        return edits
+            lengths = compactor.row_norms()
+            lengths[lengths.argmax()] = torch.inf
+            going[layer] = (lengths < threshold).nonzero().flatten().tolist()
+        return _merge_and_cut(self._model, self._example_inputs, self._targets, going)
 
     def _require_reachable(self) -> None:
         everything = [(layer, row) for layer, group in self._groups.items() for row in range(1, len(group.units))]
@@ -295,7 +292,7 @@ def _find_targets(
     targets = [
         _Target(group.name, norms[group.name], group)
         for group in groups
-        if len(group.layers) == 1 and group.name in norms and _has_own_channels(group, norms[group.name])
+        if len(group.layers) == 1 and group.name in norms and _can_compact(model, group, norms[group.name])
     ]
     if not targets:
         raise UnsupportedError(
@@ -305,30 +302,51 @@ def _find_targets(
     return targets
 
 
-def _has_own_channels(group: ChannelGroup, norm: str) -> bool:
-    """Whether channel i of the layer is channel i of the BatchNorm and goes alone."""
+def _can_compact(model: nn.Module, group: ChannelGroup, norm: str) -> bool:
+    """Whether channel i of the layer is channel i of a BatchNorm with scale and shift, and goes alone."""
     rows = [((index,), (index,)) for index in range(len(group.units))]
-    return rows == [(unit.channels[group.name], unit.others.get(norm)) for unit in group.units]
+    module = model.get_submodule(norm)
+    return (
+        module.weight is not None
+        and module.bias is not None
+        and output_dim(model.get_submodule(group.name)) == 0
+        and rows == [(unit.channels[group.name], unit.others.get(norm)) for unit in group.units]
+    )
 
 
-def _require_exact(model: nn.Module, example_inputs: ExampleInputs, targets: Iterable[_Target]) -> None:
-    """Try the merge with compactors that are no identity: something else may read what is before them."""
+def _require_exact(model: nn.Module, example_inputs: ExampleInputs, targets: Sequence[_Target]) -> None:
+    """Try the merge with compactors that are no identity, every other row zero."""
     tried = copy_to(model, None).double()
     _insert(tried, targets)
     generator = torch.Generator().manual_seed(0)
     for target in targets:
-        weight = tried.get_submodule(target.norm).get_parameter("weight")
+        weight = tried.get_submodule(target.norm).get_parameter("weight").data
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
-        weight.data += noise.to(weight.device) / len(weight)
-    merged = copy.deepcopy(tried)
-    _merge(merged, targets)
-    difference = largest_difference(tried, merged, example_inputs)
+        weight += noise.to(weight.device) / len(weight)
+        weight[1::2] = 0
+    merged, inputs = copy.deepcopy(tried), to_double(example_inputs)
+    going = {target.layer: range(1, len(target.group.units), 2) for target in targets}
+    _merge_and_cut(merged, inputs, targets, going)
+    difference = largest_difference(tried, merged, inputs)
     if not difference <= _TOLERANCE:
         names = ", ".join(target.layer for target in targets)
         raise UnsupportedError(
-            f"the output of one of {names} is read by more than its BatchNorm (merged, the outputs would be "
-            f"{difference:.1e} off); exclude it"
+            f"a compactor cannot be merged into one of {names} (the outputs would be {difference:.1e} off): something "
+            "reads its output without the BatchNorm, or zero does not stay zero before zero padding; exclude it"
         )
+
+
+def _merge_and_cut(
+    model: nn.Module, example_inputs: ExampleInputs, targets: Sequence[_Target], going: Mapping[str, Sequence[int]]
+) -> Edits:
+    """Merge compactors and cut rows that are zero, in place."""
+    _merge(model, targets)
+    units = [target.group.units[row] for target in targets for row in going[target.layer]]
+    silent = without_scales(model, [(target.norm, row) for target in targets for row in going[target.layer]])
+    carry_shifts(model, silent, example_inputs, units, dry_run=False)
+    edits = edits_without(model, units)
+    edits.apply(model)
+    return edits
 
 
 def _insert(model: nn.Module, targets: Iterable[_Target]) -> None:
@@ -349,8 +367,7 @@ def _merge(model: nn.Module, targets: Iterable[_Target]) -> None:
 def _merge_into(layer: Any, norm: Any, Q: Tensor) -> None:
     """Q((Kx + b - mean) * g/sigma + beta) as K'x + b' - mean' + beta', each multiplied by the same matrix."""
     sigma = (norm.running_var.double() + norm.eps).sqrt()
-    scale = torch.ones_like(sigma) if norm.weight is None else norm.weight.double()
-    matrix = Q * (scale / sigma)
+    matrix = Q * (norm.weight.double() / sigma)
     variance = matrix.square() @ norm.running_var.double()
     layer.weight.copy_((matrix @ layer.weight.double().flatten(1)).reshape(layer.weight.shape))
     if layer.bias is not None:

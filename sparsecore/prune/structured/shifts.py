@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparsecore.calls import ExampleInputs, call_model, cloned
 from sparsecore.prune.structured.graph import Unit
@@ -30,8 +31,8 @@ def carry_shifts(
         dry_run: Carry nothing.
 
     Returns:
-        Layer -> largest absolute error of its outputs without these channels. What is carried is the median over all
-        positions, so zero padding leaves an error at the borders.
+        Layer -> largest absolute error of its outputs without these channels. A convolution's padding of zeros is no
+        part of what is carried, so it leaves an error at the borders.
     """
     readers: dict[str, set[int]] = defaultdict(set)
     for unit in units:
@@ -39,27 +40,30 @@ def carry_shifts(
             readers[name].update(channels)
     norms = norms_after(model, example_inputs)
     errors = {}
-    for name, passed_on in _passed_on(silent, example_inputs, readers).items():
-        constant = passed_on.median(dim=1).values
+    for name, (constant, passed_on) in _passed_on(silent, example_inputs, readers).items():
         carried = not dry_run and _carry(model, name, norms.get(name), constant)
         errors[name] = float((passed_on - constant[:, None] if carried else passed_on).abs().max())
     return errors
 
 
-def _passed_on(silent: nn.Module, example_inputs: ExampleInputs, readers: Mapping[str, set[int]]) -> dict[str, Tensor]:
-    """Run the copy: layer -> what these input channels add to its outputs, ``[out channels, positions]``."""
-    found: dict[str, Tensor] = {}
+def _passed_on(
+    silent: nn.Module, example_inputs: ExampleInputs, readers: Mapping[str, set[int]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Run the copy: layer -> what input channels add to its outputs, ``[out]`` inside and ``[out, positions]``."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str, layer: nn.Module, x: Tensor) -> None:
-        if name in found:  # runs again, on what nobody knows
-            found[name] = torch.full_like(found[name], torch.nan)
-            return
-        dim = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
+        dim = 1 if isinstance(layer, _ConvNd) else -1
         alone = torch.zeros_like(x)
         indices = torch.tensor(sorted(readers[name]), device=x.device)
         alone.index_copy_(dim, indices, x.index_select(dim, indices))
-        with_them, without = layer.forward(alone), layer.forward(torch.zeros_like(x))
-        found[name] = (with_them - without).movedim(dim, 0).flatten(1)
+        passed_on = (layer.forward(alone) - layer.forward(torch.zeros_like(x))).movedim(dim, 0).flatten(1)
+        if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
+            values = alone.movedim(1, 0).flatten(1).median(dim=1).values
+            constant = layer.weight.flatten(2).sum(2) @ values
+        else:
+            constant = passed_on.median(dim=1).values
+        found[name] = constant, passed_on
 
     for name in readers:
         layer = silent.get_submodule(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +18,18 @@ from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.iterative import round_sparsity
 from sparsecore.prune.oneshot import require_share
 from sparsecore.prune.structured.compare import largest_difference
-from sparsecore.prune.structured.copies import copy_to
 from sparsecore.prune.structured.cut import cut
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.gradients import before_steps
 from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
-from sparsecore.prune.structured.norms import BatchNorm
+from sparsecore.prune.structured.layers import output_dim
+from sparsecore.prune.structured.norms import BatchNorm, Scale, without_scales
 from sparsecore.prune.structured.shifts import carry_shifts
 from sparsecore.prune.weights import Selector
 
 # Relative, in float64, where 1e-12 is usual.
 _TOLERANCE = 1e-6
-
-Scale = tuple[str, int]  # BatchNorm, channel
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ def penalize_scales(model: nn.Module, optimizer: Optimizer, strength: float = 1e
     scales = [module.weight for module in model.modules() if _has_scale(module)]
     if not scales:
         raise UnsupportedError(f"{type(model).__name__} has no BatchNorm with a scale to penalize")
+
     def add_penalty() -> None:
         for scale in scales:
             if scale.grad is not None:
@@ -111,9 +111,9 @@ def slim(
     channel goes if all its scales are among the smallest: where layers are added to each other it has several. At
     least one channel of each layer stays, so less than ``ratio`` may go.
 
-    The model computes what it computes with gamma = beta = 0 in the removed channels. ``carry_shift`` keeps what
-    their beta gave to the next layers, in their bias or in the mean of the BatchNorm behind them, which is exact but
-    for the zero-padded borders of feature maps.
+    Behind ReLU and its like the model computes what it computes with gamma = beta = 0 in the removed channels.
+    ``carry_shift`` keeps what their beta gave to the next layers, in their bias or in the mean of the BatchNorm behind
+    them, which is exact but for the zero-padded borders of feature maps.
 
     Args:
         model: A model trained under :func:`penalize_scales`, in any mode.
@@ -149,6 +149,9 @@ def slim(
     require_share(ratio)
     if round_to < 1:
         raise ValueError(f"expected round_to of at least 1, got {round_to}")
+    for name, module in model.named_modules():
+        if _has_scale(module):
+            require_finite(f"{name}: the scale", module.get_parameter("weight"))
     groups = _groups_with_scales(model, prunable_channels(model, example_inputs, exclude).prunable)
     ranks, rising = _ranked(model, groups)
     num_small = round(ratio * len(rising))
@@ -156,8 +159,8 @@ def slim(
     units = [group.units[unit] for group in groups for unit in going[group.name]]
     channels = {group.name: group.channels_of(going[group.name]) for group in groups}
     edits = cut(model, example_inputs, channels, dry_run=True)
-    _require_same_as_masked(model, example_inputs, units, edits)
-    silent = without_scales(model, units, keep_shifts=True)
+    _require_read_by_norms_alone(model, example_inputs, units)
+    silent = without_scales(model, [scale for unit in units for scale in _scales(model, unit)], keep_shifts=True)
     errors = carry_shifts(model, silent, example_inputs, units, dry_run=dry_run or not carry_shift)
     if not dry_run:
         edits.apply(model)
@@ -207,19 +210,6 @@ def slim_in_passes(
     return edits
 
 
-@torch.no_grad()
-def without_scales(model: nn.Module, units: Iterable[Unit], *, keep_shifts: bool) -> nn.Module:
-    """Return a copy in evaluation mode with BatchNorm's gamma, and beta unless it is to be kept, zero in units."""
-    masked = copy_to(model, None)
-    for unit in units:
-        for name, channel in _scales(model, unit):
-            norm = masked.get_submodule(name)
-            norm.get_parameter("weight")[channel] = 0
-            if norm.bias is not None and not keep_shifts:
-                norm.get_parameter("bias")[channel] = 0
-    return masked
-
-
 def _has_scale(module: nn.Module) -> bool:
     return isinstance(module, BatchNorm) and module.weight is not None
 
@@ -248,9 +238,7 @@ def _ranked(model: nn.Module, groups: Iterable[ChannelGroup]) -> tuple[dict[str,
     scales = [scale for group in groups for unit in group.units for scale in _scales(model, unit)]
     values = {}
     for name in {name for name, _ in scales}:
-        weight = model.get_submodule(name).get_parameter("weight")
-        require_finite(f"{name}: the scale", weight)
-        values[name] = weight.detach().double().abs().tolist()
+        values[name] = model.get_submodule(name).get_parameter("weight").detach().double().abs().tolist()
     rising, order = torch.tensor([values[name][index] for name, index in scales], dtype=torch.float64).sort(stable=True)
     rank_of = {scales[place]: rank for rank, place in enumerate(order.tolist())}
     ranks = {
@@ -267,14 +255,19 @@ def _going(ranks: Sequence[int], num_small: int, round_to: int) -> list[int]:
     return sorted(unit for _, unit in small[: max(len(ranks) - kept, 0)])
 
 
-def _require_same_as_masked(model: nn.Module, example_inputs: ExampleInputs, units: Sequence[Unit], edits: Edits) -> None:
-    """A channel that something reads without its BatchNorm does not vanish with the scale."""
-    smaller = copy_to(model, None)
-    edits.apply(smaller)
-    difference = largest_difference(without_scales(model, units, keep_shifts=False), smaller, example_inputs)
+def _require_read_by_norms_alone(model: nn.Module, example_inputs: ExampleInputs, units: Sequence[Unit]) -> None:
+    """Without the scales nothing may depend on what the layers put into these channels."""
+    masked = without_scales(model, [scale for unit in units for scale in _scales(model, unit)], keep_shifts=True)
+    emptied = copy.deepcopy(masked)
+    for unit in units:
+        for name, channels in unit.channels.items():
+            layer = emptied.get_submodule(name)
+            weight, indices = layer.get_parameter("weight"), torch.tensor(channels)
+            weight.data.index_fill_(output_dim(layer), indices.to(weight.device), 0)
+    difference = largest_difference(masked, emptied, example_inputs)
     if not difference <= _TOLERANCE:
         layers = sorted({name for unit in units for name in unit.channels})
         raise UnsupportedError(
             f"some channels of {', '.join(layers)} are also read without their BatchNorm, so that its scale does not "
-            f"tell their worth: the outputs would be {difference:.1e} from those without the scales; exclude these layers"
+            f"tell their worth: without it they still change the outputs by {difference:.1e}; exclude these layers"
         )
