@@ -42,7 +42,7 @@ class SplitAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        if attention.bias_k is not None or attention.bias_v is not None or attention.add_zero_attn:
+        if attention.add_zero_attn or any(getattr(attention, name) is not None for name in ("bias_k", "bias_v")):
             raise UnsupportedError("attention with bias_k, bias_v or add_zero_attn cannot be split; leave it as it is")
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.batch_first, self.dropout = attention.batch_first, attention.dropout

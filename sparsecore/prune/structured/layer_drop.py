@@ -93,11 +93,8 @@ class RemovedLayers:
         model.set_submodule(self.container, plain)
         for new, (old, layer) in enumerate(zip(kept, layers, strict=True)):
             for module in layer.modules():
-                if getattr(module, "layer_idx", None) == old:
-                    module.layer_idx = new
-        owner = model.get_submodule(self.container.rpartition(".")[0])
-        if getattr(owner, "num_layers", None) == self.count:
-            owner.num_layers = len(layers)
+                _change(module, "layer_idx", old, new)
+        _change(model.get_submodule(self.container.rpartition(".")[0]), "num_layers", self.count, len(layers))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
@@ -244,3 +241,8 @@ def _checked(layers: Sequence[int], count: int) -> tuple[int, ...]:
     if len(removed) == count:
         raise ValueError(f"expected at least one layer to stay, got all {count} to go")
     return removed
+
+
+def _change(module: nn.Module, attribute: str, before: int, after: int) -> None:
+    if getattr(module, attribute, None) == before:
+        setattr(module, attribute, after)

@@ -40,6 +40,8 @@ class Slimmed:
         edits: What was removed.
         threshold: The largest abs(gamma) among those that were to go.
         channels: First layer of each group of channels -> how many it had, how many stay.
+        left_out: First layers of groups that stay as they are because something reads their channels without the
+            BatchNorm, so that its scale does not tell what they are worth, as shortcuts between preactivation blocks.
         shift_errors: Layer -> largest absolute error of its outputs on the example inputs, for what the removed
             channels gave it by their BatchNorm's shift (beta) alone: all of that if it was not carried over, what
             differs at zero-padded borders if it was.
@@ -48,6 +50,7 @@ class Slimmed:
     edits: Edits
     threshold: float
     channels: Mapping[str, tuple[int, int]]
+    left_out: tuple[str, ...]
     shift_errors: Mapping[str, float]
 
 
@@ -83,7 +86,7 @@ def penalize_scales(model: nn.Module, optimizer: Optimizer, strength: float = 1e
     """
     if not strength >= 0:
         raise ValueError(f"expected a strength of at least 0, got {strength}")
-    scales = [module.weight for module in model.modules() if _has_scale(module)]
+    scales = [module.get_parameter("weight") for module in model.modules() if _has_scale(module)]
     if not scales:
         raise UnsupportedError(f"{type(model).__name__} has no BatchNorm with a scale to penalize")
 
@@ -131,8 +134,7 @@ def slim(
         MissingExtraError: torch-pruning is not installed.
         ValueError: The ratio or ``round_to`` is out of range.
         FormatError: A scale is NaN or infinite.
-        UnsupportedError: No channel that can be cut has a BatchNorm scale, or a channel is also read without its
-            BatchNorm, so that its scale does not tell its worth; exclude it. The model is unchanged.
+        UnsupportedError: No channel that can be cut is read through a BatchNorm alone. The model is unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
@@ -152,20 +154,29 @@ def slim(
     for name, module in model.named_modules():
         if _has_scale(module):
             require_finite(f"{name}: the scale", module.get_parameter("weight"))
-    groups = _groups_with_scales(model, prunable_channels(model, example_inputs, exclude).prunable)
+    candidates = [
+        group
+        for group in prunable_channels(model, example_inputs, exclude).prunable
+        if all(_scales(model, unit) for unit in group.units)
+    ]
+    groups = _judged_by_norms_alone(model, example_inputs, candidates)
+    if not groups:
+        raise UnsupportedError(
+            f"nothing to slim in {type(model).__name__}: expected a layer whose channels can be cut and are read "
+            "through a BatchNorm with a scale; prunable_channels() says what cannot be cut and why"
+        )
     ranks, rising = _ranked(model, groups)
     num_small = round(ratio * len(rising))
     going = {group.name: _going(ranks[group.name], num_small, round_to) for group in groups}
     units = [group.units[unit] for group in groups for unit in going[group.name]]
     channels = {group.name: group.channels_of(going[group.name]) for group in groups}
     edits = cut(model, example_inputs, channels, dry_run=True)
-    _require_read_by_norms_alone(model, example_inputs, units)
-    silent = without_scales(model, [scale for unit in units for scale in _scales(model, unit)], keep_shifts=True)
-    errors = carry_shifts(model, silent, example_inputs, units, dry_run=dry_run or not carry_shift)
+    errors = carry_shifts(model, _silent(model, units), example_inputs, units, dry_run=dry_run or not carry_shift)
     if not dry_run:
         edits.apply(model)
     counts = {group.name: (len(group.units), len(group.units) - len(going[group.name])) for group in groups}
-    return Slimmed(edits, float(rising[num_small - 1]) if num_small else 0.0, counts, errors)
+    left_out = tuple(group.name for group in candidates if group.name not in counts)
+    return Slimmed(edits, float(rising[num_small - 1]) if num_small else 0.0, counts, left_out, errors)
 
 
 def slim_in_passes(
@@ -223,16 +234,6 @@ def _scales(model: nn.Module, unit: Unit) -> list[Scale]:
     ]
 
 
-def _groups_with_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    found = [group for group in groups if all(_scales(model, unit) for unit in group.units)]
-    if not found:
-        raise UnsupportedError(
-            f"nothing to slim in {type(model).__name__}: expected a layer whose channels can be cut and have a "
-            "BatchNorm scale; prunable_channels() says what cannot be cut and why"
-        )
-    return found
-
-
 def _ranked(model: nn.Module, groups: Iterable[ChannelGroup]) -> tuple[dict[str, list[int]], Tensor]:
     """Return the rank of every unit's largest scale among all scales, by group, and abs of all scales, rising."""
     scales = [scale for group in groups for unit in group.units for scale in _scales(model, unit)]
@@ -255,19 +256,31 @@ def _going(ranks: Sequence[int], num_small: int, round_to: int) -> list[int]:
     return sorted(unit for _, unit in small[: max(len(ranks) - kept, 0)])
 
 
-def _require_read_by_norms_alone(model: nn.Module, example_inputs: ExampleInputs, units: Sequence[Unit]) -> None:
-    """Without the scales nothing may depend on what the layers put into these channels."""
-    masked = without_scales(model, [scale for unit in units for scale in _scales(model, unit)], keep_shifts=True)
+def _judged_by_norms_alone(
+    model: nn.Module, example_inputs: ExampleInputs, groups: Sequence[ChannelGroup]
+) -> list[ChannelGroup]:
+    """Leave out groups whose channels are also read without their BatchNorm, found by halves."""
+    units = [unit for group in groups for unit in group.units[1::2]]
+    if _are_silent(model, example_inputs, units):
+        return list(groups)
+    if len(groups) == 1:
+        return []
+    halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    return [group for half in halves for group in _judged_by_norms_alone(model, example_inputs, half)]
+
+
+def _are_silent(model: nn.Module, example_inputs: ExampleInputs, units: Sequence[Unit]) -> bool:
+    """Whether without the scales nothing depends on what layers put into these channels."""
+    masked = _silent(model, units)
     emptied = copy.deepcopy(masked)
     for unit in units:
         for name, channels in unit.channels.items():
             layer = emptied.get_submodule(name)
             weight, indices = layer.get_parameter("weight"), torch.tensor(channels)
             weight.data.index_fill_(output_dim(layer), indices.to(weight.device), 0)
-    difference = largest_difference(masked, emptied, example_inputs)
-    if not difference <= _TOLERANCE:
-        layers = sorted({name for unit in units for name in unit.channels})
-        raise UnsupportedError(
-            f"some channels of {', '.join(layers)} are also read without their BatchNorm, so that its scale does not "
-            f"tell their worth: without it they still change the outputs by {difference:.1e}; exclude these layers"
-        )
+    return largest_difference(masked, emptied, example_inputs) <= _TOLERANCE
+
+
+def _silent(model: nn.Module, units: Iterable[Unit]) -> nn.Module:
+    """A copy in which units have no scale but still their shift."""
+    return without_scales(model, [scale for unit in units for scale in _scales(model, unit)], keep_shifts=True)

@@ -211,23 +211,26 @@ def test_dry_run_and_errors_leave_the_model_alone() -> None:
         slim(model, x, 0.4)
 
 
-def test_a_channel_read_without_its_batchnorm_is_refused() -> None:
+def test_channels_read_without_their_batchnorm_are_left_out() -> None:
     class Bypass(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 4, 1)
-            self.bn = nn.BatchNorm2d(4)
+            self.conv, self.good = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.bn, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
             self.one, self.two = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
-            return self.one(torch.relu(self.bn(x))) + self.two(x)
+            y = self.bn2(self.good(torch.relu(self.bn(x))))
+            return self.one(torch.relu(y)) + self.two(x)
 
     model, x = Bypass().eval(), torch.randn(1, 3, 4, 4)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UnsupportedError, match="conv are also read without their BatchNorm"):
-        slim(model, x, 0.5)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.bn.weight.data *= 0.01
+    with pytest.raises(UnsupportedError, match="nothing to slim"):
+        slim(model, x, 0.5, exclude="good")
+    result = slim(model, x, 0.5)
+    assert result.channels == {"good": (4, 2)}
+    assert result.left_out == ("conv",)
 
 
 @pytest.mark.slow
