@@ -46,15 +46,13 @@ class SplitAttention(nn.Module):
             raise UnsupportedError("attention with bias_k, bias_v or add_zero_attn cannot be split; leave it as it is")
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.batch_first, self.dropout = attention.batch_first, attention.dropout
-        if attention.in_proj_weight is not None:
-            weights = attention.in_proj_weight.detach().chunk(3)
-        else:
-            projections = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-            weights = tuple(weight.detach() for weight in projections if weight is not None)
-        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.detach().chunk(3)
+        parts = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        together, *apart = (getattr(attention, name) for name in parts)
+        weights = apart if together is None else together.chunk(3)
+        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
         out = attention.out_proj
         self.q_proj, self.k_proj, self.v_proj = (_linear(*pair) for pair in zip(weights, biases, strict=True))
-        self.out_proj = _linear(out.weight.detach(), None if out.bias is None else out.bias.detach())
+        self.out_proj = _linear(out.weight, out.bias)
         self.train(attention.training)
 
     def forward(
@@ -218,9 +216,9 @@ def _resolve(name: str, leaf: str) -> str:
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.clone())
+    layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
-        layer.bias = nn.Parameter(bias.clone())
+        layer.bias = nn.Parameter(bias.detach().clone())
     return layer
 
 

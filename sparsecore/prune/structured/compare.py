@@ -1,8 +1,6 @@
-"""How far the outputs of two models are apart, in float64."""
+"""How far the outputs of two models are apart."""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ def largest_difference(one: nn.Module, other: nn.Module, example_inputs: Example
     """Compare two models on the same inputs.
 
     Args:
-        one: Any module in evaluation mode, with floating-point tensors among its outputs; it is not changed.
+        one: Any module, with floating-point tensors among its outputs.
         other: As ``one``, with outputs of the same shapes.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
 
@@ -27,18 +25,10 @@ def largest_difference(one: nn.Module, other: nn.Module, example_inputs: Example
         >>> largest_difference(nn.ReLU(), nn.Identity(), torch.tensor([2.0, -1.0]))
         0.5
     """
-    inputs = to_double(example_inputs)
-    expected, got = (_outputs(copy.deepcopy(model).double(), inputs) for model in (one, other))
+    expected, got = (_outputs(model, example_inputs) for model in (one, other))
     largest = max((float(output.abs().max()) for output in expected), default=0.0)
     difference = max((float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)), default=0.0)
     return difference / largest if largest else difference
-
-
-def to_double(example_inputs: ExampleInputs) -> ExampleInputs:
-    """Return inputs whose floating-point tensors are float64."""
-    return pytree.tree_map(
-        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, example_inputs
-    )
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:

@@ -141,7 +141,7 @@ def drop_layers(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))))
         >>> stack = drop_layers(model, "1", 0.5, generator=torch.Generator().manual_seed(0))
         >>> [len(list(stack)) for _ in range(5)]
-        [1, 2, 2, 1, 3]
+        [1, 2, 1, 1, 2]
         >>> len(list(stack.eval()))
         4
 

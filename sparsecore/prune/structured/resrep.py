@@ -18,7 +18,7 @@ from sparsecore.calls import ExampleInputs
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.oneshot import require_share
-from sparsecore.prune.structured.compare import largest_difference, to_double
+from sparsecore.prune.structured.compare import largest_difference
 from sparsecore.prune.structured.copies import copy_to
 from sparsecore.prune.structured.cost import count_costs
 from sparsecore.prune.structured.edits import Edits
@@ -28,10 +28,9 @@ from sparsecore.prune.structured.layers import output_dim
 from sparsecore.prune.structured.norms import norms_after, without_scales
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.shifts import carry_shifts
+from sparsecore.prune.structured.verify import TOLERANCE, to_double
 from sparsecore.prune.weights import Selector
 
-# Relative, in float64, where 1e-12 is usual.
-_TOLERANCE = 1e-6
 _EPSILON = 1e-8
 
 _Row = tuple[str, int]  # layer, row of its compactor
@@ -120,17 +119,17 @@ class ResRep:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> resrep = ResRep(model, torch.randn(1, 3, 8, 8), 0.5, begin=0, frequency=1, strength=0.5)
-        >>> optimizer = torch.optim.SGD(resrep.parameter_groups(weight_decay=1e-4), lr=0.02, momentum=0.9)
+        >>> resrep = ResRep(model, torch.randn(1, 3, 8, 8), 0.5, begin=0, frequency=5, rows=2)
+        >>> optimizer = torch.optim.SGD(resrep.parameter_groups(weight_decay=1e-4), lr=0.01, momentum=0.9)
         >>> handle = resrep.attach(optimizer)
-        >>> for _ in range(100):
+        >>> for _ in range(20):
         ...     optimizer.zero_grad()
         ...     model(torch.randn(4, 3, 8, 8)).square().mean().backward()
         ...     optimizer.step()
         ...     resrep.step()
-        >>> edits = resrep.merge(threshold=0.1)
-        >>> model[0]
-        Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+        >>> resrep.masked()
+        {'0': 4}
+        >>> edits = resrep.merge()  # rows that are zero go; these few steps leave none
 
     Reference:
         Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021.
@@ -328,7 +327,7 @@ def _require_exact(model: nn.Module, example_inputs: ExampleInputs, targets: Seq
     going = {target.layer: range(1, len(target.group.units), 2) for target in targets}
     _merge_and_cut(merged, inputs, targets, going)
     difference = largest_difference(tried, merged, inputs)
-    if not difference <= _TOLERANCE:
+    if not difference <= TOLERANCE:
         names = ", ".join(target.layer for target in targets)
         raise UnsupportedError(
             f"a compactor cannot be merged into one of {names} (the outputs would be {difference:.1e} off): something "

@@ -26,10 +26,8 @@ from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
 from sparsecore.prune.structured.layers import output_dim
 from sparsecore.prune.structured.norms import BatchNorm, Scale, without_scales
 from sparsecore.prune.structured.shifts import carry_shifts
+from sparsecore.prune.structured.verify import TOLERANCE
 from sparsecore.prune.weights import Selector
-
-# Relative, in float64, where 1e-12 is usual.
-_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ def _are_silent(model: nn.Module, example_inputs: ExampleInputs, units: Sequence
             layer = emptied.get_submodule(name)
             weight, indices = layer.get_parameter("weight"), torch.tensor(channels)
             weight.data.index_fill_(output_dim(layer), indices.to(weight.device), 0)
-    return largest_difference(masked, emptied, example_inputs) <= _TOLERANCE
+    return largest_difference(masked, emptied, example_inputs) <= TOLERANCE
 
 
 def _silent(model: nn.Module, units: Iterable[Unit]) -> nn.Module:
