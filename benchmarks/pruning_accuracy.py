@@ -50,7 +50,7 @@ from torch.optim import AdamW
 import sparsecore as sc
 from sparsecore.bench.demo_digits import BATCH, accuracy, steps_per_epoch, train
 from sparsecore.bench.models import Digits, digits_data, digits_net
-from sparsecore.prune import Masks, PruningSensitivity
+from sparsecore.prune import Masks, PruningSensitivity, Taylor
 
 DENSE, TUNED = "dense", "dense, fine-tuned"
 TRAIN_EPOCHS, TUNE_EPOCHS = 12, 6
@@ -83,14 +83,13 @@ def by_sensitivity(model: nn.Module, data: Digits, scan: PruningSensitivity, spa
 
 
 def taylor(model: nn.Module, data: Digits, scan: PruningSensitivity, sparsity: float) -> None:
-    scores = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    scores = Taylor(model)
     for x, y in zip(data.train_x.split(BATCH), data.train_y.split(BATCH), strict=True):
         model.zero_grad()
         cross_entropy(model(x), y).backward()
-        for name, weight in model.named_parameters():
-            scores[name] += (weight.detach() * weight.grad).abs()
+        scores.update()
     model.zero_grad()
-    tune(model, data, sc.prune(model, sparsity, criterion=lambda name, weight: scores[name]))
+    tune(model, data, sc.prune(model, sparsity, criterion=scores))
 
 
 def gradual(model: nn.Module, data: Digits, scan: PruningSensitivity, sparsity: float) -> None:

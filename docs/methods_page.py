@@ -58,11 +58,13 @@ def _sections() -> Iterator[str]:
         yield f"## {kind.capitalize()}\n"
         for method in methods(kind):
             settings = ", ".join(f"`{setting}`" for setting in method.settings)
-            entry = _call(method.entry)
+            entry = f"`{_call(method.entry)}`"
+            if method.options:
+                entry = f"[{entry}](#{_anchor(_call(method.entry))})"
             yield f"### {method.name}\n\n{method.summary}.\n"
-            yield f"- Code: [`{entry}`](#{_anchor(entry)})" + (f" with {settings}" if settings else "")
+            yield f"- Code: {entry}" + (f" with {settings}" if settings else "")
             yield f"- Inputs: {', '.join(f'`{name}`' for name in method.inputs)}"
-            yield f"- Options: {', '.join(map(_option, method.options))}"
+            yield f"- Options: {', '.join(map(_option, method.options)) or 'none'}"
             yield f"- Needs: {_listed(method.needs)}\n- Reference: {method.reference}\n"
             yield _code(method.example)
 

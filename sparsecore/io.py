@@ -27,6 +27,7 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
     "BlockLinear": compressed.BlockLinear,
+    "CodebookLinear": compressed.CodebookLinear,
     "SparseLinear": compressed.SparseLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,
@@ -97,7 +98,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
     )
 
 
-def _built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+def built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model that a function builds.
+
+    Raises:
+        TypeError: It is no function, or returns something else.
+    """
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
         raise TypeError(f"expected a function that builds the model, got {type(model_fn).__name__}")
     model = model_fn()
@@ -125,7 +131,7 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
     path = Path(path)
     try:
         content = bundle.read(path)
-        model = _built(model_fn)
+        model = built(model_fn)
         if content.edits is not None:
             Edits.from_dict(content.edits).apply(model)
         if content.compiled is None:

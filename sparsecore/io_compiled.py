@@ -32,7 +32,7 @@ from sparsecore.nn import CompressedModule
 from sparsecore.nn.dense import dense_layer
 from sparsecore.prune import fold_torch_pruning
 
-WRONG_MODEL = "model_fn must build the model that was compressed"
+WRONG_MODEL = "model_fn must build the model that was compressed, and one that was cut is saved with its edits"
 
 # Where a CompiledModule has its graph.
 _GRAPH = "graph_module"

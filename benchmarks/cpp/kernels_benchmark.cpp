@@ -306,7 +306,7 @@ void add_spmm(const std::string& op, std::span<const Kernel<SpmmOf<Weight>>> tab
       for (const Linear& layer : kLinears) {
         add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity, block_rows);
       }
-      if constexpr (!std::is_same_v<Weight, BitmapView>) {  // rows layout only
+      if constexpr (!std::is_same_v<Weight, BitmapView> && !std::is_same_v<Weight, CodebookView>) {  // have rows only
         for (const Conv& layer : kPointwise) {
           add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
         }
@@ -344,6 +344,7 @@ void add_all() {
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
   add_spmm("spmm_bitmap", spmm_bitmap_kernels());
+  add_spmm("spmm_codebook", spmm_codebook_kernels());
   add_conv2d("conv2d", conv2d_kernels());
   for (const int64_t block_rows : {4, 8}) {  // weights that were pruned in such blocks
     const std::string suffix = "_block" + std::to_string(block_rows);

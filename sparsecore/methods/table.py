@@ -22,6 +22,10 @@ _JACOB = (
 
 # What prune() takes for criteria that look at the inputs of a layer.
 _CALIBRATION = ("batches", "sequential", "progress")
+_DEEP_COMPRESSION = (
+    "Han et al., Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman "
+    "Coding, ICLR 2016"
+)
 
 TABLE = (
     Method(
@@ -153,5 +157,58 @@ TABLE = (
         inputs=("model", "batches"),
         needs=("data",),
         fixed={"activations": "static"},
+    ),
+    Method(
+        "qat",
+        "quantization",
+        "Train with weights and activations rounded to 8 bits or fewer; convert_qat() then gives int8 layers",
+        _JACOB,
+        "sparsecore.quantize:prepare_qat",
+        inputs=("model", "batches"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "weight-sharing",
+        "quantization",
+        "Replace the weights of each layer by at most 2^bits values, by k-means; attach() trains these",
+        _DEEP_COMPRESSION,
+        "sparsecore.quantize:share_weights",
+        inputs=("model", "generator"),
+    ),
+    Method(
+        "binaryconnect",
+        "quantization",
+        "Train with weights of one bit, signs alone or times a scale; fold_qat() then gives plain layers",
+        "Courbariaux et al., BinaryConnect: Training Deep Neural Networks with binary weights during propagations, "
+        "NeurIPS 2015; scale: Rastegari et al., XNOR-Net, ECCV 2016",
+        "sparsecore.quantize:prepare_binary",
+        inputs=("model", "generator"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "ternary",
+        "quantization",
+        "Train with weights -a, 0 and +b, computed or trained; fold_qat() then gives plain layers",
+        "Li & Liu, Ternary Weight Networks, arXiv 1605.04711, 2016; trained: Zhu et al., Trained Ternary Quantization, "
+        "ICLR 2017",
+        "sparsecore.quantize:prepare_ternary",
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "deep-compression",
+        "file",
+        "Write a pruned model with shared weights as codes and gaps, Huffman coded, to one small file",
+        _DEEP_COMPRESSION,
+        "sparsecore.deep_compression:save_compressed",
+        inputs=("model", "path"),
+    ),
+    Method(
+        "eie",
+        "execution",
+        "Run linear layers straight from codes and gaps, skipping zero activations",
+        "Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, ISCA 2016",
+        "sparsecore.deep_compression:load_compressed",
+        inputs=("path", "model_fn"),
+        fixed={"run_compressed": True},
     ),
 )

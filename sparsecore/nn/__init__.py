@@ -1,6 +1,6 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
-from sparsecore.nn.base import CompressedModule, put_layer
+from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
@@ -8,6 +8,7 @@ from sparsecore.nn.linear import (
     BitmapInt8Linear,
     BitmapLinear,
     BlockLinear,
+    CodebookLinear,
     Int8Linear,
     PanelLinear,
     SparseInt8Linear,
@@ -20,6 +21,7 @@ __all__ = [
     "BlockConv2d",
     "BlockLinear",
     "ChannelsLastConv2d",
+    "CodebookLinear",
     "CompressedModule",
     "DenseConv2d",
     "DenseLayer",
@@ -33,5 +35,6 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "leave_fast_path",
     "put_layer",
 ]

@@ -17,6 +17,7 @@ from sparsecore.prune.patterns import Pattern, parse_pattern, require_fit
 from sparsecore.prune.weights import (
     PrunableWeight,
     Selector,
+    first_match,
     fold_torch_pruning,
     prunable_weights,
     unwrapped,
@@ -239,15 +240,9 @@ def _contests(
 
 def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -> list[tuple[PrunableWeight, float]]:
     """Give each weight the sparsity of the first key that matches it."""
-    for selector, share in sparsity.items():
+    for share in sparsity.values():
         require_share(share)
-        if not any(weight.matches(selector) for weight in weights):
-            raise ValueError(f"sparsity: {selector!r} matches no weight that may be pruned")
-    return [
-        (weight, sparsity[matching[0]])
-        for weight in weights
-        if (matching := [selector for selector in sparsity if weight.matches(selector)])
-    ]
+    return first_match(weights, sparsity, "sparsity")
 
 
 def require_share(sparsity: float) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore.bench.progress import Progress, silent, stage
-from sparsecore.errors import BundleError
 from sparsecore.prune.calibrated import find_score
 from sparsecore.prune.criteria import Criterion, rank
+from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of
 from sparsecore.prune.oneshot import require_share
 from sparsecore.prune.patterns import parse_pattern, require_fit
 from sparsecore.prune.sharding import reshard, zero_where
 from sparsecore.prune.weights import PrunableWeight, Selector, prunable_weights
 
-Evaluate = Callable[[nn.Module], float]
 SCANNED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
@@ -179,8 +175,14 @@ def pruning_sensitivity(
         raise ValueError(f"pattern {pattern} has one sparsity and cannot be scanned")
     weights = prunable_weights(model, exclude)
     require_fit(chosen, weights)
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__qualname__", type(criterion).__qualname__)
-    known = _Known(file, {"weights": _digest(weights), "pattern": str(chosen), "criterion": name})
+    known = KnownScores(
+        file,
+        {
+            "weights": digest((weight.name, weight.value()) for weight in weights),
+            "pattern": str(chosen),
+            "criterion": name_of(criterion),
+        },
+    )
 
     dense = known.score("", 0.0, lambda: evaluate(model))
     scores: dict[str, dict[float, float]] = {}
@@ -194,58 +196,6 @@ def pruning_sensitivity(
                     scores[weight.name][share] = known.score(weight.name, share, lambda: evaluate(model))
                 done(count / len(shares))
     return PruningSensitivity(dense, scores, {weight.name: weight.stored.numel() for weight in weights})
-
-
-class _Known:
-    """Scores by (name of the weight, sparsity), kept in a file if there is one."""
-
-    def __init__(self, file: str | Path | None, belongs_to: Mapping[str, str]) -> None:
-        self._path = None if file is None else Path(file)
-        self._belongs_to = dict(belongs_to)
-        self._scores: dict[tuple[str, float], float] = {}
-        if self._path and self._path.exists():
-            self._read(self._path)
-
-    def score(self, name: str, share: float, evaluate: Callable[[], float]) -> float:
-        """Return a score, known or evaluated now."""
-        if (name, share) not in self._scores:
-            value = evaluate()
-            if not isinstance(value, float | int) or not math.isfinite(value):
-                what = f"{name} pruned to {share:.1%}" if name else "the model as it is"
-                raise ValueError(f"expected a finite number from evaluate, got {value!r} for {what}")
-            self._scores[name, share] = float(value)
-            self._write()
-        return self._scores[name, share]
-
-    def _read(self, path: Path) -> None:
-        try:
-            content = json.loads(path.read_text())
-            scores = {(str(name), float(share)): float(value) for name, share, value in content["scores"]}
-            belongs_to = content["belongs_to"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise BundleError(f"{path} is not the file of a sensitivity scan; delete it or name another") from error
-        if belongs_to != self._belongs_to:
-            others = sorted(key for key, value in self._belongs_to.items() if belongs_to.get(key) != value)
-            raise BundleError(f"{path} belongs to a scan with other {', '.join(others)}; delete it or name another")
-        self._scores = scores
-
-    def _write(self) -> None:
-        if self._path:
-            rows = [[name, share, value] for (name, share), value in self._scores.items()]
-            content = json.dumps({"belongs_to": self._belongs_to, "scores": rows}, indent=1)
-            unfinished = self._path.with_name(f"{self._path.name}.unfinished")
-            unfinished.write_text(content + "\n")
-            unfinished.replace(self._path)  # whole or not at all, whenever the scan is stopped
-
-
-def _digest(weights: Iterable[PrunableWeight]) -> str:
-    """SHA-256 of the weights' names, shapes and values."""
-    digest = hashlib.sha256()
-    for weight in weights:
-        value = weight.value().contiguous().cpu()
-        digest.update(f"{weight.name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

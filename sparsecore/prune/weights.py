@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from sparsecore.prune.sharding import reshard, whole
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
 Selector = str | type[nn.Module]
+Setting = TypeVar("Setting")
 
 _remove_torch_pruning: Callable[[nn.Module, str], nn.Module] = torch_prune.remove
 
@@ -155,6 +157,30 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
             "attention weight that is not excluded"
         )
     return weights
+
+
+def first_match(
+    weights: Iterable[PrunableWeight], settings: Mapping[Selector, Setting], what: str
+) -> list[tuple[PrunableWeight, Setting]]:
+    """Give each weight the setting of the first key that matches it; weights without a match are left out.
+
+    Args:
+        weights: From :func:`prunable_weights`.
+        settings: By name, fnmatch pattern or module type.
+        what: The name of the argument, for the error.
+
+    Raises:
+        ValueError: A key matches none of the weights.
+    """
+    weights = list(weights)
+    for selector in settings:
+        if not any(weight.matches(selector) for weight in weights):
+            raise ValueError(f"{what}: {selector!r} matches no weight that may be pruned")
+    return [
+        (weight, settings[matching[0]])
+        for weight in weights
+        if (matching := [selector for selector in settings if weight.matches(selector)])
+    ]
 
 
 def fold_torch_pruning(model: nn.Module) -> None:

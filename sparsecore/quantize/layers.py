@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,12 +12,17 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.weights import Selector
 
 
-def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[str, nn.Module]:
+def find_layers(
+    model: nn.Module,
+    exclude: Selector | Iterable[Selector],
+    kinds: Collection[type[nn.Module]] | None = None,
+) -> dict[str, nn.Module]:
     """Return the layers to replace, under each of their names.
 
     Args:
         model: any module.
         exclude: names, fnmatch patterns or types of modules to leave alone with all that is inside.
+        kinds: classes of layers, without their subclasses; None for all that have an int8 form.
 
     Raises:
         ValueError: a name means nothing in the model.
@@ -38,7 +43,7 @@ def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dic
             for owner in owners
         )
 
-    kinds = _builders().keys()
+    kinds = _builders().keys() if kinds is None else kinds
     layers = {name: module for name, module in modules.items() if type(module) in kinds and not is_excluded(name)}
     kind = type(model).__name__
     if "" in layers:

@@ -23,6 +23,7 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.PanelConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
     snn.BitmapLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.BlockLinear: lambda **options: nn.Linear(12, 8, **options),
+    snn.CodebookLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.BlockConv2d: lambda **options: nn.Conv2d(4, 8, 3, padding=1, groups=2, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseInt8Linear: lambda **options: nn.Linear(12, 7, **options),
@@ -31,7 +32,7 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.Int8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
 }
-WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d]
+WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d, snn.CodebookLinear]
 PACKED = [*WIDENING, snn.BitmapLinear]
 FLOAT = [snn.SparseLinear, snn.SparseConv2d, *PACKED]
 INT8 = [cls for cls in LAYERS if cls not in FLOAT]
@@ -116,7 +117,8 @@ def test_deepcopy_is_independent(cls: type[CompressedModule]) -> None:
     expected = layer(x)
     with torch.no_grad():
         layer.bias.add_(1)
-        layer.get_buffer(layer.buffer_names[-1]).zero_()
+        for buffer in layer.buffers():
+            buffer.zero_()
     assert torch.equal(other(x), expected)
 
 
@@ -237,7 +239,8 @@ def test_16_bit_float_layers(cls: type[CompressedModule], dtype: torch.dtype) ->
     compressed = cls.from_dense(layer)
     assert compressed.bias.dtype == dtype
     # Kernels want float32 values, and packed layers hold those, except for bitmaps.
-    assert compressed.get_buffer("values").dtype == (torch.float32 if cls in WIDENING else dtype)
+    values = [buffer for buffer in compressed.buffers() if buffer.is_floating_point()]
+    assert [value.dtype for value in values] == [torch.float32 if cls in WIDENING else dtype]
     x = example(cls).to(dtype)
     y = compressed(x)
     assert y.dtype == dtype

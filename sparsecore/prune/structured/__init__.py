@@ -14,7 +14,9 @@ from sparsecore.prune.structured.groups import ChannelGroup, ChannelGroups, prun
 from sparsecore.prune.structured.heads import head_importance, prune_heads, remove_heads
 from sparsecore.prune.structured.layer_drop import RemovedLayers, drop_layers, prune_layers, remove_layers
 from sparsecore.prune.structured.resrep import Compactor, ResRep
+from sparsecore.prune.structured.sensitivity import ChannelSensitivity, channel_sensitivity
 from sparsecore.prune.structured.slimming import Slimmed, penalize_scales, slim, slim_in_passes
+from sparsecore.prune.structured.target import latency_us, prune_to_target, step_reduction
 
 __all__ = [
     "FILTER_CRITERIA",
@@ -22,6 +24,7 @@ __all__ = [
     "AttributeEdit",
     "ChannelGroup",
     "ChannelGroups",
+    "ChannelSensitivity",
     "Compactor",
     "Costs",
     "Edits",
@@ -32,19 +35,23 @@ __all__ = [
     "SplitAttention",
     "TensorEdit",
     "Unit",
+    "channel_sensitivity",
     "count_costs",
     "cut",
     "drop_layers",
     "find_attention",
     "head_importance",
+    "latency_us",
     "penalize_scales",
     "prunable_channels",
     "prune_channels",
     "prune_heads",
     "prune_layers",
+    "prune_to_target",
     "remove_heads",
     "remove_layers",
     "slim",
     "slim_in_passes",
     "split_attention",
+    "step_reduction",
 ]

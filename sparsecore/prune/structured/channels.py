@@ -84,13 +84,8 @@ def prune_channels(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> edits = prune_channels(model, torch.randn(1, 3, 8, 8), 0.5)
-        >>> model
-        Sequential(
-          (0): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
-          (1): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-          (2): ReLU()
-          (3): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
-        )
+        >>> [model[0].out_channels, model[1].num_features, model[3].in_channels]
+        [4, 4, 4]
 
     Reference:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Molchanov et al., Pruning Convolutional Neural
@@ -196,8 +191,7 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
     """
     shares = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
     for share in shares.values():
-        if isinstance(share, bool) or not isinstance(share, float | int) or not 0 <= share < 1:
-            raise ValueError(f"expected a ratio in [0, 1), got {share!r}")
+        require_ratio(share)
     found: dict[str, float] = {}
     for pattern in shares:
         matched = [group for group in groups if any(fnmatchcase(name, pattern) for name in group.layers)]
@@ -208,6 +202,12 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
         for group in matched:
             found.setdefault(group.name, float(shares[pattern]))
     return found
+
+
+def require_ratio(ratio: object) -> None:
+    """Raise ValueError if a share of channels is out of range."""
+    if isinstance(ratio, bool) or not isinstance(ratio, float | int) or not 0 <= ratio < 1:
+        raise ValueError(f"expected a ratio in [0, 1), got {ratio!r}")
 
 
 def _greedy(model: nn.Module, groups: Sequence[ChannelGroup], shares: Mapping[str, float], round_to: int) -> list[Unit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from sparsecore.calls import ExampleInputs, call_model
 from sparsecore.prune.structured.copies import copy_to, inputs_to
 from sparsecore.prune.structured.edits import Edits, Shapes, shapes_of
+from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.layers import is_producer, num_channels, output_dim
 
 
@@ -69,9 +70,17 @@ class Costs:
         Args:
             edits: A cut of the model that was counted.
         """
-        shapes = edits.shapes_after({**self.shapes, **self.buffers})
-        parameters = {name: shapes[name] for name in self.shapes}
-        return replace(self, shapes=parameters, buffers={name: shapes[name] for name in self.buffers})
+        return self._with(edits.shapes_after({**self.shapes, **self.buffers}))
+
+    def without(self, units: Iterable[Unit]) -> Costs:
+        """Return the costs of the model without some of its units, each given once; nothing is run."""
+        removed: Counter[tuple[str, int]] = Counter()
+        for unit in units:
+            removed.update({place: len(indices) for place, indices in unit.slices.items()})
+        shapes = {name: list(shape) for name, shape in {**self.shapes, **self.buffers}.items()}
+        for (name, dim), count in removed.items():
+            shapes[name][dim] -= count
+        return self._with({name: tuple(shape) for name, shape in shapes.items()})
 
     def compare(self, after: Costs) -> str:
         """Return a table of these costs and those after a cut, ``before -> after`` where they differ."""
@@ -94,6 +103,10 @@ class Costs:
 
     def __str__(self) -> str:
         return self.compare(self)
+
+    def _with(self, shapes: Shapes) -> Costs:
+        parameters = {name: shapes[name] for name in self.shapes}
+        return replace(self, shapes=parameters, buffers={name: shapes[name] for name in self.buffers})
 
 
 def count_costs(model: nn.Module, example_inputs: ExampleInputs) -> Costs:
