@@ -101,7 +101,7 @@ class ResRep:
     Args:
         model: The model to prune, in place.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments that it runs on.
-        reduction: Share of the multiply-adds of all convolutions and linear layers to take away, in (0, 1).
+        reduce_by: Share of the multiply-adds of all convolutions and linear layers to take away, in (0, 1).
         begin: Steps before the first rows are masked; the paper waits 5 epochs.
         frequency: Steps between masks.
         rows: Rows that each mask has more than the one before.
@@ -114,7 +114,7 @@ class ResRep:
     Raises:
         MissingExtraError: torch-pruning is not installed.
         ValueError: An argument is out of range.
-        UnsupportedError: No layer can have a compactor, they cannot reach the reduction, or a layer is read by more
+        UnsupportedError: No layer can have a compactor, they cannot save that much, or a layer is read by more
             than its BatchNorm; exclude it. The model is unchanged.
 
     Example:
@@ -139,7 +139,7 @@ class ResRep:
         self,
         model: nn.Module,
         example_inputs: ExampleInputs,
-        reduction: float,
+        reduce_by: float,
         *,
         begin: int,
         frequency: int = 200,
@@ -147,7 +147,7 @@ class ResRep:
         strength: float = 1e-4,
         exclude: Selector | Iterable[Selector] = (),
     ) -> None:
-        require_share(reduction)
+        require_share(reduce_by)
         if begin < 0 or frequency < 1 or rows < 1 or not strength > 0:
             raise ValueError(
                 "expected begin of at least 0, frequency and rows of at least 1 and a strength above 0, "
@@ -157,7 +157,7 @@ class ResRep:
         self._groups = {target.layer: target.group for target in self._targets}
         self._shapes = copy_to(model, "meta")  # the architecture without compactors, for what is left of it
         self._costs = count_costs(model, example_inputs)
-        self._allowed = (1 - reduction) * self._costs.multiply_adds
+        self._allowed = (1 - reduce_by) * self._costs.multiply_adds
         self._require_reachable()
         _require_exact(model, example_inputs, self._targets)
         self._model, self._example_inputs = model, example_inputs
@@ -260,7 +260,7 @@ class ResRep:
                 Q.grad.addcdiv_(Q, Q.norm(dim=1, keepdim=True) + _EPSILON, value=self._strength)
 
     def _mask(self, num_rows: int) -> None:
-        """Mask the shortest rows of all compactors: as many as the reduction takes, up to a number."""
+        """Mask the shortest rows of all compactors: as many as it takes, up to a number."""
         order = self._removable_rows()
         counts = range(min(num_rows, len(order)) + 1)
         enough = bisect_left(counts, True, key=lambda count: self._multiply_adds(order[:count]) <= self._allowed)

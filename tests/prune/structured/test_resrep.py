@@ -201,17 +201,17 @@ def test_training_goes_on_after_a_restart_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reduction": 1.0}, r"\[0, 1\)"),
+        ({"reduce_by": 1.0}, r"\[0, 1\)"),
         ({"frequency": 0}, "frequency"),
         ({"strength": 0.0}, "strength above 0"),
-        ({"reduction": 0.999}, "ask for less"),
+        ({"reduce_by": 0.999}, "ask for less"),
         ({"exclude": ("0", "3", "7")}, "can have a compactor"),
     ],
 )
 def test_errors_leave_the_model_alone(arguments: dict, message: str) -> None:
     model, x = net()
     with pytest.raises((ValueError, UnsupportedError), match=message):
-        ResRep(model, x, **{"reduction": 0.5, "begin": 0, **arguments})
+        ResRep(model, x, **{"reduce_by": 0.5, "begin": 0, **arguments})
     assert not any(isinstance(module, Compactor) for module in model.modules())
 
 
