@@ -1,8 +1,8 @@
 """Structured pruning: whole channels go, and the layers get smaller.
 
 ``graph`` finds which channels go together, ``groups`` what can be cut, ``cut`` cuts, ``edits`` remembers what was cut.
-``channels`` and ``target`` choose by a score, ``slimming`` and ``resrep`` by training. ``attention`` finds the heads that
-``heads`` removes, ``layer_drop`` removes whole layers.
+``channels`` and ``target`` choose by a score, ``slimming`` and ``resrep`` by training. ``attention`` finds heads, which
+``heads`` removes; ``layer_drop`` removes whole layers.
 """
 
 from sparsecore.prune.structured.attention import Attention, SplitAttention, find_attention, split_attention

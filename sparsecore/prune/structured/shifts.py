@@ -20,8 +20,8 @@ def carry_shifts(
 ) -> dict[str, float]:
     """Give what channels without a scale pass on, which is constant, to the bias of the layers that read them.
 
-    A layer without a bias passes it on to the BatchNorm behind it, whose mean falls by as much; where there is none
-    nothing is carried.
+    A layer without a bias passes it on to the BatchNorm behind it, which has to be its only reader, and whose mean
+    falls by as much; where there is none nothing is carried.
 
     Args:
         model: The model, changed in place.
