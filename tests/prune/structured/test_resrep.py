@@ -145,6 +145,14 @@ def test_masks_take_the_shortest_rows_until_the_multiply_adds_are_reached() -> N
     assert left({layer: n - (layer == last) for layer, n in resrep.masked().items()}) > 0.5 * total
 
 
+def test_masks_leave_each_layer_a_row() -> None:
+    model, x = net()
+    resrep = ResRep(model, x, 0.7, begin=0, rows=100)
+    resrep.compactors["7"].weight.data *= 0.01
+    resrep.step()
+    assert resrep.masked()["7"] == 9
+
+
 def test_masked_rows_shrink_and_kept_rows_do_not() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
