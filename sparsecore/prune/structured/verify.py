@@ -53,7 +53,7 @@ def find_difference(model: nn.Module, example_inputs: ExampleInputs, edits: Edit
     Returns:
         What differs, or nothing.
     """
-    changed, inputs, tolerance = copy_to(model, None), _double(example_inputs), TOLERANCE
+    changed, inputs, tolerance = copy_to(model, None), to_double(example_inputs), TOLERANCE
     edits.mask(changed)
     try:
         masked = _outputs(changed.double(), inputs)
@@ -88,7 +88,9 @@ def _outputs(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _double(example_inputs: ExampleInputs) -> ExampleInputs:
+def to_double(example_inputs: ExampleInputs) -> ExampleInputs:
+    """Return inputs whose floating-point tensors are float64."""
+
     def convert(leaf: Any) -> Any:
         return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
