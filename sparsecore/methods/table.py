@@ -26,6 +26,8 @@ _DEEP_COMPRESSION = (
     "Han et al., Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman "
     "Coding, ICLR 2016"
 )
+_MOLCHANOV = "Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017"
+_LI = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
 
 TABLE = (
     Method(
@@ -52,7 +54,7 @@ TABLE = (
         "taylor",
         "pruning",
         "Zero the weights whose loss would change least, by weight times gradient, at once or added up over batches",
-        "Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017",
+        _MOLCHANOV,
         "sparsecore.prune:prune",
         inputs=("model", "masks"),
         needs=("data", "loss"),
@@ -139,6 +141,80 @@ TABLE = (
         needs=("data", "labels"),
     ),
     Method(
+        "l1-filters",
+        "structured",
+        "Remove the filters and neurons of smallest L1 norm; also greedily, without weights on removed channels",
+        _LI,
+        "sparsecore.prune.structured:prune_channels",
+        inputs=("model", "example_inputs"),
+        fixed={"criterion": "l1"},
+        unused=("batches", "loss"),
+    ),
+    Method(
+        "neurons",
+        "structured",
+        "Remove the units of smallest mean activation",
+        _MOLCHANOV,
+        "sparsecore.prune.structured:prune_channels",
+        inputs=("model", "example_inputs", "batches"),
+        needs=("data",),
+        fixed={"criterion": "activation"},
+        unused=("loss",),
+    ),
+    Method(
+        "taylor-filters",
+        "structured",
+        "Remove the channels without which the loss changes least, to first order",
+        _MOLCHANOV,
+        "sparsecore.prune.structured:prune_channels",
+        inputs=("model", "example_inputs", "batches", "loss"),
+        needs=("data", "loss"),
+        fixed={"criterion": "taylor"},
+    ),
+    Method(
+        "filters-to-target",
+        "structured",
+        "Remove filters to a target in FLOPs, parameters or latency: alike everywhere, or by a sensitivity scan",
+        f"{_LI}, section 3.2; as in PaddleSlim",
+        "sparsecore.prune.structured:prune_to_target",
+        inputs=("model", "example_inputs", "sensitivity", "batches", "loss"),
+    ),
+    Method(
+        "network-slimming",
+        "structured",
+        "Remove the channels of smallest BatchNorm scale, trained under a penalty, by one threshold over the model",
+        "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017",
+        "sparsecore.prune.structured:slim",
+        inputs=("model", "example_inputs"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "resrep",
+        "structured",
+        "1x1 compactors learn which channels can go, and are merged away exactly",
+        "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021",
+        "sparsecore.prune.structured:ResRep",
+        inputs=("model", "example_inputs"),
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
+        "attention-heads",
+        "structured",
+        "Remove the attention heads without which the loss changes least",
+        "Michel et al., Are Sixteen Heads Really Better than One?, NeurIPS 2019",
+        "sparsecore.prune.structured:prune_heads",
+        inputs=("model", "example_inputs", "batches", "loss"),
+        needs=("data", "loss"),
+    ),
+    Method(
+        "layer-drop",
+        "structured",
+        "Remove every floor(1/p)-th layer of a model that drop_layers() trained with layers skipped at random",
+        "Fan et al., Reducing Transformer Depth on Demand with Structured Dropout, ICLR 2020",
+        "sparsecore.prune.structured:prune_layers",
+        needs=("data", "loss", "training steps"),
+    ),
+    Method(
         "int8-dynamic",
         "quantization",
         "int8 weights per output channel, activations scaled row by row as they come",
@@ -210,5 +286,50 @@ TABLE = (
         "sparsecore.deep_compression:load_compressed",
         inputs=("path", "model_fn"),
         fixed={"run_compressed": True},
+    ),
+    Method(
+        "distillation",
+        "training",
+        "Train a student on the labels and on a teacher's softened outputs, and on its layers by L2 or FSP losses",
+        "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv 1503.02531, 2015; layers: Romero et al., "
+        "FitNets: Hints for Thin Deep Nets, ICLR 2015; Yim et al., A Gift from Knowledge Distillation, CVPR 2017",
+        "sparsecore.train:Distillation",
+        inputs=("student", "teacher"),
+        needs=("data", "labels", "training steps"),
+    ),
+    Method(
+        "apprentice",
+        "training",
+        "Train a student of few bits beside a teacher of full precision, which learns too (A) or stays (B, C)",
+        "Mishra & Marr, Apprentice: Using Knowledge Distillation Techniques To Improve Low-Precision Network Accuracy, "
+        "ICLR 2018",
+        "sparsecore.train:Apprentice",
+        inputs=("student", "teacher"),
+        needs=("data", "labels", "training steps"),
+    ),
+    Method(
+        "early-exit",
+        "architecture",
+        "Put classifiers along the depth; samples that are sure enough leave the batch there",
+        "Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification, ICLR 2018",
+        "sparsecore.train:EarlyExit.from_sequential",
+        inputs=("model", "exits"),
+        needs=("data", "labels", "training steps"),
+    ),
+    Method(
+        "separable",
+        "architecture",
+        "Replace k x k convolutions by depthwise and pointwise ones, to be trained on",
+        "Howard et al., MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications, "
+        "arXiv 1704.04861, 2017; weights: Guo et al., Network Decoupling, BMVC 2018",
+        "sparsecore.train:replace_by_separable",
+    ),
+    Method(
+        "low-rank",
+        "architecture",
+        "Replace linear layers and convolutions by two of a low rank or up to an error of their weights",
+        "Denton et al., Exploiting Linear Structure Within Convolutional Networks for Efficient Evaluation, "
+        "NeurIPS 2014",
+        "sparsecore.train:replace_by_low_rank",
     ),
 )

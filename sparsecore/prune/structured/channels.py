@@ -87,6 +87,21 @@ def prune_channels(
         >>> [model[0].out_channels, model[1].num_features, model[3].in_channels]
         [4, 4, 4]
 
+        By what the units do on data:
+
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> x = torch.randn(32, 8)
+        >>> _ = prune_channels(model, x, 0.5, criterion="activation", batches=[x])
+        >>> model[0].out_features
+        8
+
+        By what they do to the loss:
+
+        >>> loss = lambda model, batch: model(batch).square().mean()
+        >>> _ = prune_channels(model, x, 0.5, criterion="taylor", batches=[x], loss=loss)
+        >>> model[0].out_features
+        4
+
     Reference:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Molchanov et al., Pruning Convolutional Neural
         Networks for Resource Efficient Inference, ICLR 2017.

@@ -148,7 +148,7 @@ TEST(Huffman, CodesAreLimitedTo15Bits) {
   // All of them at once, the rare ones longer than the decoder's table.
   Bytes symbols(40), stream, decoded;
   std::iota(symbols.begin(), symbols.end(), uint8_t(0));
-  const std::vector<uint8_t> once = symbols;
+  const Bytes once = symbols;
   for (int i = 1; i < 32; ++i) symbols.insert(symbols.end(), once.begin(), once.end());
   const std::vector<int64_t> counts = counts_of(symbols, 40);
   stream.resize(static_cast<size_t>(huffman_bytes(counts, lengths.data())));
