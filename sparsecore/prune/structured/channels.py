@@ -97,10 +97,11 @@ def prune_channels(
 
         By what they do to the loss:
 
+        >>> model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(32, 8)
         >>> loss = lambda model, batch: model(batch).square().mean()
         >>> _ = prune_channels(model, x, 0.5, criterion="taylor", batches=[x], loss=loss)
         >>> model[0].out_features
-        4
+        8
 
     Reference:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; Molchanov et al., Pruning Convolutional Neural
