@@ -185,6 +185,26 @@ def test_largest_batch() -> None:
         fast(torch.randn(8, 4))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and biases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()) + self.second.bias
+
+
+def test_a_weight_of_two_layers() -> None:
+    model, x = Tied().eval(), torch.randn(9, 16)
+    fast = compiled(model, x)
+    assert isinstance(fast, CompiledModule)
+    assert_same(fast(x), model(x))
+    assert [row.name for row in sc.explain(fast)] == ["first", "second"]
+
+
 class Keywords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
