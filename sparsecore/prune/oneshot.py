@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -176,6 +177,8 @@ def prune(
     found, chosen = find_criterion(criterion), parse_pattern(pattern)
     if scope not in SCOPES:
         raise ValueError(f"expected one of {SCOPES} as scope, got {scope!r}")
+    if not isinstance(masks, Masks | None):
+        raise TypeError(f"expected Masks or None as masks, got {type(masks).__name__}; use Masks(model, ...)")
     if masks is not None and masks.model is not unwrapped(model):
         raise ValueError("the masks belong to another model; bind them with Masks(model, masks)")
 
@@ -254,7 +257,7 @@ def _shares(weights: list[PrunableWeight], sparsity: Mapping[Selector, float]) -
 
 
 def require_share(sparsity: float) -> None:
-    if not isinstance(sparsity, float | int):
+    if not isinstance(sparsity, float | int | np.floating):
         raise TypeError(f"expected a number in [0, 1), got {type(sparsity).__name__} {sparsity!r}; 0.9 prunes 90%")
     if not 0 <= sparsity < 1:
         raise ValueError(f"expected a sparsity in [0, 1), got {sparsity!r}; 0.9 prunes 90%")

@@ -104,10 +104,15 @@ class PrunableWeight:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DistributedDataParallel, DataParallel and torch.compile, whose names are the plain ones.
 
+    Raises:
+        TypeError: It is no module.
+
     Example:
         >>> unwrapped(nn.DataParallel(nn.Linear(4, 2)))
         Linear(in_features=4, out_features=2, bias=True)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
     while True:
         inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -116,8 +121,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def as_selectors(exclude: Selector | Iterable[Selector]) -> tuple[Selector, ...]:
-    """Return what to exclude so that it can be read more than once."""
-    return (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    """Return what to exclude so that it can be read more than once.
+
+    Raises:
+        TypeError: It is not names, patterns and module types.
+    """
+    selectors = (exclude,) if isinstance(exclude, str | type) or not isinstance(exclude, Iterable) else tuple(exclude)
+    for selector in selectors:
+        if not isinstance(selector, str | type):
+            raise TypeError(f"expected names, patterns or module types in exclude, got {selector!r}")
+    return selectors
 
 
 def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:

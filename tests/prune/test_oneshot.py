@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -360,3 +361,27 @@ def test_bad_input_changes_nothing(
 def test_model_without_prunable_layer() -> None:
     with pytest.raises(SparsecoreError, match="nothing to prune in ReLU"):
         prune(nn.ReLU(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exclude": 3}, "expected names, patterns or module types in exclude, got 3"),
+        ({"exclude": ["0", None]}, "in exclude, got None"),
+        ({"masks": {}}, "expected Masks or None as masks, got dict"),
+    ],
+    ids=["number", "none among names", "dict of masks"],
+)
+def test_arguments_of_another_type_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        prune(nn.Linear(4, 4), 0.5, **arguments)
+
+
+@pytest.mark.parametrize("model", [None, {"weight": torch.ones(2, 2)}, nn.Linear], ids=["none", "state", "class"])
+def test_what_is_no_model_is_named(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got"):
+        prune(model, 0.5)
+
+
+def test_sparsity_may_be_numpys() -> None:
+    assert prune(nn.Linear(4, 4), np.float32(0.5)).sparsity() == 0.5
