@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
 
 import torch
+from publish import add_file_options, publish
 
 import sparsecore as sc
 from sparsecore.bench.text_table import Table
@@ -89,15 +88,9 @@ def main(
     """Read the arguments of a script, run it on one thread, print and write the report."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    add_file_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     seeds = list(range(arguments.seeds))
     report = {"torch": torch.__version__, "sparsecore": sc.__version__, "seeds": seeds, **run(seeds)}
-    text = markdown(report)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
+    publish(report, markdown(report), arguments)

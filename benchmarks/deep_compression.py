@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 from collections import OrderedDict
@@ -30,6 +29,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from publish import add_file_options, publish
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -332,8 +332,7 @@ def _layer_cells(weight: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    add_file_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -352,12 +351,7 @@ def main() -> None:
         "digits": digits,
         "nets": nets,
     }
-    text = markdown(report)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
+    publish(report, markdown(report), arguments)
 
 
 if __name__ == "__main__":

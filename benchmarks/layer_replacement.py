@@ -11,13 +11,12 @@ the pairs are to be trained.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
+from publish import add_file_options, publish
 from torch import Tensor, nn
 
 import sparsecore as sc
@@ -94,18 +93,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    add_file_options(parser)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rows = [row for name, layer, x in layers() for row in measure(name, layer, x)]
     report = {"torch": torch.__version__, "sparsecore": sc.__version__, "rows": rows}
-    print(markdown(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(report))
+    publish(report, markdown(report), arguments)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ again, as it does for the inputs of the next one. Memory is the largest resident
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from publish import add_file_options, publish
 from torch import Tensor, nn
 
 from sparsecore.bench.probes import machine
@@ -133,18 +132,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help=f"of {SAMPLE} tokens")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    add_file_options(parser)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     report = measure(arguments.hidden, arguments.intermediate, arguments.heads, arguments.samples, arguments.sparsity)
-    text = markdown(report)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
+    publish(report, markdown(report), arguments)
 
 
 if __name__ == "__main__":

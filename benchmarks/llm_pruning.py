@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from publish import add_file_options, publish
 from stdlib_text import stdlib_text
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -279,8 +280,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help=f"of training, {BATCH} x {LENGTH} tokens each")
     parser.add_argument("--seeds", type=int, default=5, help="choices of calibration windows")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    add_file_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder: Path = arguments.folder
@@ -305,12 +305,7 @@ def main() -> None:
         "speed": measure_speed(folder, windows[:1], seeds[0]),
     }
     report["goals"] = goals(report)
-    text = markdown(report)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
+    publish(report, markdown(report), arguments)
 
 
 if __name__ == "__main__":
