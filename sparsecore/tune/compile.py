@@ -87,10 +87,14 @@ def compile(
         setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
         return converted
     captured, inputs = prepared.own, tuple(_tensors(example_inputs))
-    seen = observe(captured.module, inputs, choosable_layers(captured.module))
+    layers = choosable_layers(captured.module)
+    seen = observe(captured.module, inputs, layers)
+    if (slices := CompiledModule(captured).slices_for(inputs)) is not None:
+        in_front = {layer for name, layer in layers.items() if name in slices.layers}
+        seen.cut_batches(in_front, slices.sizes)
     allowed = None
     if settings.max_error is not None:
-        reference = ReferenceOutputs(captured.module, choosable_layers(captured.module), [inputs])
+        reference = ReferenceOutputs(captured.module, layers, [inputs])
         allowed = AllowedError(settings.max_error, reference)
     explanation = Chooser(nn.Sequential(captured.module), seen, settings, allowed).run(progress)
     pass_int8_on(captured.module)
