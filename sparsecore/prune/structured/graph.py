@@ -101,15 +101,26 @@ def find_units(model: nn.Module, example_inputs: ExampleInputs) -> list[Unit]:
 
     Raises:
         MissingExtraError: torch-pruning is not installed.
-        ModelError: The model does not run on the inputs.
+        ModelError: The model has no values, or does not run on the inputs.
         UnsupportedError: torch-pruning cannot follow what it does.
     """
+    _require_values(model)
     torch_pruning = require_extra("torch_pruning", "prune")
     traced, graph = _trace(torch_pruning, model, example_inputs)
     order = {name: number for number, name in enumerate(dict(model.named_modules()))}
     namer = _Namer(model, traced)
     units = [namer.unit(places) for places in _Links(graph).components()]
     return sorted(units, key=lambda unit: _first(unit, order))
+
+
+def _require_values(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name} has no shape yet: run the model once, so that lazy layers get theirs")
+        if parameter.is_meta:
+            raise ModelError(f"{name} is on the meta device and has no values: load the weights first")
 
 
 def _first(unit: Unit, order: Mapping[str, int]) -> tuple[int, Indices]:
