@@ -46,6 +46,10 @@ def compile(
     example; dense is always a candidate. What runs between layers stays in their memory layout. The first call with
     inputs of a shape records the kernels on buffers that are planned once; further calls only run them.
 
+    A layer of an int8 model (``quantize()``, ``convert_qat()``) may run in float too, where that is faster: it is then
+    neither rounded nor limited to its static range, and its output is that of the float model with int8's weights.
+    ``policy={layer: "int8"}`` keeps it in int8.
+
     A model that cannot be captured is converted layer by layer by ``convert()`` instead, with a warning that says why.
 
     Args:
