@@ -8,7 +8,8 @@
 #include <cstdint>
 
 #define SPARSECORE_DEVICE __device__ __forceinline__
-#define SPARSECORE_KERNEL(threads) static __global__ void __launch_bounds__(threads)
+// Threads of a block, and blocks that must fit on a multiprocessor: what registers a thread may take.
+#define SPARSECORE_KERNEL(threads, blocks) static __global__ void __launch_bounds__(threads, blocks)
 #define SPARSECORE_UNROLL _Pragma("unroll")
 
 namespace sparsecore::cuda {
@@ -83,34 +84,37 @@ SPARSECORE_DEVICE void wait_for_copies() {
 // One copy of many bytes by the copy engine of sm_90, and the barrier that says when it is there: one thread calls
 // init_barrier() once; then per phase one thread calls expect_bytes() and copy_bulk(), and all who read wait with the
 // phase's parity, 0 first.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define SPARSECORE_SM_90(...) asm volatile(__VA_ARGS__ : "memory")
+#else
+#define SPARSECORE_SM_90(...) __trap()  // never chosen by a launch
+#endif
 SPARSECORE_DEVICE void init_barrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  SPARSECORE_SM_90("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)));
 }
 // Makes init_barrier() known to the copy engine.
-SPARSECORE_DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+SPARSECORE_DEVICE void publish_barriers() { SPARSECORE_SM_90("fence.mbarrier_init.release.cluster;" ::); }
 SPARSECORE_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
+  SPARSECORE_SM_90(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes));
 }
 SPARSECORE_DEVICE void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  SPARSECORE_SM_90(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)));
 }
 SPARSECORE_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
+  SPARSECORE_SM_90(
       "{\n"
       ".reg .pred done;\n"
       "again_%=:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again_%=;\n"
       "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
+      "r"(parity));
 }
-#endif
+#undef SPARSECORE_SM_90
 
 // acc[16x8] += a[16x16] b[16x8] of a warp, in the registers of mma.m16n8k16: with g = lane / 4 and t = lane % 4,
 //   a[0] row g, a[1] row g + 8, columns 2t 2t+1; a[2], a[3] the same rows, columns 2t+8 2t+9

@@ -34,4 +34,29 @@ struct SpmmOutput {
 const char* spmm_csr(const CsrArrays& weight, Layout layout, Dtype dtype, const void* x, int64_t batch, int64_t columns,
                      const SpmmOutput& out, Stream stream);
 
+// The fragment format (pack/fragment.h) on the device.
+struct FragmentArrays {
+  int64_t rows = 0, cols = 0;
+  int value_bits = 16;
+  int stage_bytes = 0;                  // of the largest tile, a multiple of 16
+  const int32_t* tile_ptr = nullptr;    // [num_tiles + 1]
+  const uint8_t* blob = nullptr;        // 16-byte aligned
+  int64_t blob_bytes = 0;
+  const int32_t* block_ptr = nullptr;   // [num_blocks + 1] ranges of tiles, from split_fragment()
+  const int32_t* row_block = nullptr;   // [row_tiles] first block with tiles of the row
+  int64_t num_blocks = 0;
+  const float* scale = nullptr;         // [N], or null
+};
+
+// Floats that spmm_fragment() needs as `partial`, and the rows of x that it multiplies with in one reading of W.
+int64_t spmm_fragment_floats(const FragmentArrays& weight, int64_t M);
+int64_t spmm_fragment_tokens(int64_t M);
+
+// y[M, N] = activation(x[M, K] W^T + bias + residual), x and y float16 or bfloat16; 16-bit values of the same dtype.
+const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
+                          const SpmmOutput& out, Stream stream);
+
+// dense[N, K] float16 or bfloat16.
+const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
+
 }  // namespace sparsecore::cuda

@@ -35,7 +35,7 @@ SPARSECORE_DEVICE void store(const SpmmOutput& out, int64_t row, int64_t at, flo
 }
 
 template <class X, class Value>
-SPARSECORE_KERNEL(kCsrThreads)
+SPARSECORE_KERNEL(kCsrThreads, 8)
 spmm_csr_rows(CsrArrays weight, const void* x_any, int64_t M, SpmmOutput out) {
   const auto* x = static_cast<const typename X::Storage*>(x_any);
   const auto* values = static_cast<const typename Value::Storage*>(weight.values);
@@ -64,7 +64,7 @@ spmm_csr_rows(CsrArrays weight, const void* x_any, int64_t M, SpmmOutput out) {
 }
 
 template <class X, class Value>
-SPARSECORE_KERNEL(kCsrThreads)
+SPARSECORE_KERNEL(kCsrThreads, 8)
 spmm_csr_columns(CsrArrays weight, const void* x_any, int64_t batch, int64_t columns, SpmmOutput out) {
   const auto* x = static_cast<const typename X::Storage*>(x_any);
   const auto* values = static_cast<const typename Value::Storage*>(weight.values);

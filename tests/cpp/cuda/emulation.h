@@ -11,7 +11,7 @@
 #include <functional>
 
 #define SPARSECORE_DEVICE inline
-#define SPARSECORE_KERNEL(threads) inline void
+#define SPARSECORE_KERNEL(threads, blocks) inline void
 #define SPARSECORE_UNROLL
 
 struct uint2 {

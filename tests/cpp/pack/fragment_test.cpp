@@ -241,7 +241,13 @@ TEST(Fragment, BlocksHaveEqualBytes) {
   const PackedFragment<uint16_t> packed(csr, 16);
   for (const int64_t num_blocks : {1, 2, 7, 54, 55, 56, 200}) {
     std::vector<int32_t> block_ptr(size_t(num_blocks) + 1);
-    split_fragment(packed.view(), num_blocks, block_ptr.data());
+    std::vector<int32_t> row_block(size_t(packed.shape.row_tiles()));
+    split_fragment(packed.view(), num_blocks, block_ptr.data(), row_block.data());
+    for (int64_t row_tile = 0; row_tile < packed.shape.row_tiles(); ++row_tile) {
+      const int64_t first = row_tile * packed.shape.col_tiles();
+      EXPECT_GT(block_ptr[size_t(row_block[size_t(row_tile)]) + 1], first);
+      EXPECT_LE(block_ptr[size_t(row_block[size_t(row_tile)])], first);
+    }
     EXPECT_EQ(block_ptr.front(), 0);
     EXPECT_EQ(block_ptr.back(), packed.shape.num_tiles());
     const double share = double(packed.blob.size()) / double(num_blocks);

@@ -1,0 +1,257 @@
+// y[M, N] = x[M, K] W^T for few rows of x, W in the fragment format, on tensor cores with float32 sums: the algorithm
+// text of spmm_fragment.cu.
+//
+//   decode   a block takes a range of tiles, in order, of about equal bytes. Its warps share the tiles of a row of
+//            tiles, widen them in registers and multiply; at the end of the row (or of the range) their sums go, added
+//            in the order of warps, to a slot of `partial`
+//   finish   adds a row's slots in the order of blocks, scale, bias, activation
+//
+// Sums do not depend on timing. Unlike the kernels on stored entries alone, a NaN or infinity in x reaches every output
+// of its row: tensor cores multiply the zeros too.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/epilogue.h"
+#include "cuda/fragment_tile.h"
+#include "cuda/kernels.h"
+#include "cuda/tile_ring.h"
+
+namespace sparsecore::cuda {
+
+inline constexpr int kFragmentThreads = 256;
+inline constexpr int kTokenTile = 8;  // columns of mma.m16n8k16
+
+// Shared memory of a block: sums of its warps for 16 rows, barriers, the rings, and room behind them for what a tampered
+// last tile may read.
+struct FragmentShared {
+  int warps, token_tiles, stage_bytes;
+
+  SPARSECORE_HOST_DEVICE int sums() const { return warps * 16 * kTokenTile * token_tiles * int(sizeof(float)); }
+  SPARSECORE_HOST_DEVICE int barriers_at() const { return sums(); }
+  SPARSECORE_HOST_DEVICE int ring_at() const {
+    return (barriers_at() + warps * kStages * int(sizeof(uint64_t)) + 127) / 128 * 128;
+  }
+  SPARSECORE_HOST_DEVICE int bytes() const {
+    return ring_at() + warps * kStages * stage_bytes + kFragmentReadBytes - stage_bytes;
+  }
+};
+
+// Slots of 64 rows x tokens in `partial`. Block and row of tiles only ever grow along the tiles, so that their sum is
+// different for all pairs that occur.
+SPARSECORE_HOST_DEVICE int64_t fragment_slots(int64_t num_blocks, int64_t row_tiles) { return num_blocks + row_tiles; }
+
+SPARSECORE_DEVICE int64_t clamp_tile(int64_t tile, int64_t num_tiles) {
+  return tile < 0 ? 0 : tile > num_tiles ? num_tiles : tile;
+}
+
+// The quad of activations that a lane multiplies with: columns col .. col + 3 of a row, zeros outside.
+SPARSECORE_DEVICE uint2 read_activations(const uint16_t* x, bool is_aligned, int64_t token, int64_t M, int64_t col,
+                                         int64_t K) {
+  if (token >= M || col >= K) return {0, 0};
+  const uint16_t* from = x + token * K + col;
+  if (is_aligned) return load_pair(from);
+  uint32_t numbers[4] = {};
+  SPARSECORE_UNROLL
+  for (int e = 0; e < 4; ++e) {
+    if (col + e < K) numbers[e] = load(from + e);
+  }
+  return {numbers[0] | numbers[1] << 16, numbers[2] | numbers[3] << 16};
+}
+
+// Activations of a tile's 64 columns for all tokens of a block.
+template <int kTokenTiles>
+struct TileActivations {
+  uint2 quads[kTokenTiles][4];
+
+  SPARSECORE_DEVICE void read(const uint16_t* x, bool is_aligned, int64_t first_token, int64_t M, int64_t first_col,
+                              int64_t K) {
+    const int lane = thread_index() % kWarp;
+    SPARSECORE_UNROLL
+    for (int n = 0; n < kTokenTiles; ++n) {
+      SPARSECORE_UNROLL
+      for (int c = 0; c < 4; ++c) {
+        quads[n][c] = read_activations(x, is_aligned, first_token + n * kTokenTile + lane / 4, M,
+                                       first_col + 16 * c + lane % 4 * 4, K);
+      }
+    }
+  }
+};
+
+// acc[i]: rows 16 i .. of the tile, in the registers of multiply_add().
+template <class Values, int kTokenTiles>
+SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
+                                     const TileActivations<kTokenTiles>& activations,
+                                     float (&acc)[4][kTokenTiles][4]) {
+  const TileMasks masks = read_masks(tile);
+  const uint8_t* values = tile + fragment_values_at(Values::kBits);
+  const auto quad_of = [&](int half) {
+    const Quad quad = find_quad(masks, half);
+    return Values::read(values, quad, shuffle(selectors, static_cast<int>(quad.bits)));
+  };
+  SPARSECORE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    float sums[kTokenTiles][4] = {};  // of a scale group, which is the tile's row
+    SPARSECORE_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const uint2 top = quad_of(fragment_half(i, c, 0)), bottom = quad_of(fragment_half(i, c, 1));
+      const uint32_t a[4] = {top.x, bottom.x, top.y, bottom.y};
+      SPARSECORE_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        const uint2 b = activations.quads[n][c];
+        Values::Number::multiply_add(Values::kBits == 4 ? sums[n] : acc[i][n], a, b.x, b.y);
+      }
+    }
+    if constexpr (Values::kBits == 4) {
+      const uint8_t* scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
+      const float scale[2] = {half_to_float(read_shared<uint16_t>(scales)),
+                              half_to_float(read_shared<uint16_t>(scales + 16))};
+      SPARSECORE_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        SPARSECORE_UNROLL
+        for (int q = 0; q < 4; ++q) acc[i][n][q] = fmaf(scale[q / 2], sums[n][q], acc[i][n][q]);
+      }
+    }
+  }
+}
+
+// Adds the warps' sums in their order and writes them to out[64][8 * kTokenTiles]. shared: FragmentShared::sums().
+template <int kTokenTiles>
+SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* shared, float* out) {
+  constexpr int kTokens = kTokenTile * kTokenTiles, kSums = 16 * kTokens;
+  const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
+  float* mine = shared + thread_index() / kWarp * kSums;
+  SPARSECORE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    SPARSECORE_UNROLL
+    for (int n = 0; n < kTokenTiles; ++n) {
+      SPARSECORE_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        mine[(lane / 4 + q / 2 * 8) * kTokens + n * kTokenTile + lane % 4 * 2 + q % 2] = acc[i][n][q];
+      }
+    }
+    sync_block();
+    for (int e = thread_index(); e < kSums; e += block_threads()) {
+      float sum = shared[e];
+      for (int warp = 1; warp < warps; ++warp) sum += shared[warp * kSums + e];
+      out[i * kSums + e] = sum;
+    }
+    sync_block();
+  }
+}
+
+// block_x: range of tiles; block_y: 8 * kTokenTiles rows of x.
+template <class Values, int kTokenTiles, bool kBulk>
+SPARSECORE_KERNEL(kFragmentThreads, kTokenTiles < 4 ? 2 : 1)
+spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int64_t M, float* partial) {
+  const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
+  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
+  const int64_t num_tiles = row_tiles * col_tiles;
+  const int64_t begin = clamp_tile(load(weight.block_ptr + block_x()), num_tiles);
+  const int64_t end = clamp_tile(load(weight.block_ptr + block_x() + 1), num_tiles);
+  if (begin >= end) return;
+  const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
+  const FragmentShared layout{warps, kTokenTiles, weight.stage_bytes};
+  uint8_t* shared = shared_memory();
+  const int64_t first_token = block_y() * kTokenTile * kTokenTiles;
+  const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
+
+  int64_t tile = begin + thread_index() / kWarp;
+  TileRing<kBulk> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared + layout.barriers_at()),
+                       tile, end, warps);
+  TileActivations<kTokenTiles> activations;
+  const auto read_next = [&] {  // ahead of the tile, so that nothing waits for it
+    if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, weight.cols);
+  };
+  read_next();
+  for (int64_t row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
+    float acc[4][kTokenTiles][4] = {};
+    const int64_t row_end = (row_tile + 1) * col_tiles < end ? (row_tile + 1) * col_tiles : end;
+    while (tile < row_end) {
+      const TileActivations<kTokenTiles> current = activations;
+      tile += warps;
+      read_next();
+      multiply_tile<Values>(ring.wait(), selectors, current, acc);
+      ring.release();
+    }
+    const int64_t slot = block_y() * fragment_slots(grid_x(), row_tiles) + block_x() + row_tile;
+    write_sums(acc, reinterpret_cast<float*>(shared), partial + slot * kFragmentTile * kTokenTile * kTokenTiles);
+  }
+  ring.finish();
+}
+
+// block_x: row of tiles; block_y: as in decode.
+template <class X, int kTokenTiles>
+SPARSECORE_KERNEL(kFragmentThreads, 4)
+spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, SpmmOutput out) {
+  constexpr int kTokens = kTokenTile * kTokenTiles;
+  using T = typename X::Storage;
+  const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
+  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
+  const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
+  const float* slots = partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) *
+                                     kFragmentTile * kTokens;
+  for (int e = thread_index(); e < kFragmentTile * kTokens; e += block_threads()) {
+    const int64_t row = block_x() * kFragmentTile + e % kFragmentTile;
+    const int64_t token = block_y() * kTokens + e / kFragmentTile;
+    if (row >= weight.rows || token >= M) continue;
+    float sum = 0.0f;
+    for (int64_t block = clamp_tile(load(weight.row_block + block_x()), weight.num_blocks);
+         block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
+      // Blocks without tiles wrote nothing.
+      const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
+      if (to > begin && to > from) sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
+    }
+    if (weight.scale != nullptr) sum *= load(weight.scale + row);
+    if (out.bias != nullptr) sum += load(out.bias + row);
+    const int64_t at = token * weight.rows + row;
+    if (out.residual != nullptr) sum += X::widen(load(static_cast<const T*>(out.residual) + at));
+    static_cast<T*>(out.y)[at] = X::narrow(activate(out.activation, sum));
+  }
+}
+
+// dense[N, K] with zeros where nothing is stored, rounded to Values::Number, for matrix products with many rows of x.
+// One warp per block: block_x walks over tiles.
+template <class Values>
+SPARSECORE_KERNEL(kWarp, 16) fragment_expand(FragmentArrays weight, uint16_t* dense) {
+  using Number = typename Values::Number;
+  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
+  const int64_t num_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile * col_tiles;
+  const int lane = thread_index() % kWarp;
+  const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
+  TileRing<false> ring(weight, shared_memory(), nullptr, block_x(), num_tiles, grid_x());
+  for (int64_t tile = block_x(); tile < num_tiles; tile += grid_x()) {
+    const uint8_t* bytes = ring.wait();
+    const TileMasks masks = read_masks(bytes);
+    for (int half_group = 0; half_group < kFragmentHalves; half_group += 4) {
+      SPARSECORE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        const int half = half_group + r, tile_row = fragment_row(half) + lane / 4;
+        // find_quad() with the register known to the compiler.
+        const uint32_t word = shuffle(masks.word[r], half_group + lane / 8);
+        const uint32_t before = shuffle(masks.before[r], half_group + lane / 8);
+        const Quad quad = {word >> fragment_quad_shift(lane) & 15,
+                           before + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)))};
+        const uint2 numbers = Values::read(bytes + fragment_values_at(Values::kBits), quad,
+                                           shuffle(selectors, static_cast<int>(quad.bits)));
+        const int64_t row = tile / col_tiles * kFragmentTile + tile_row;
+        if (row >= weight.rows) continue;
+        float scale = weight.scale == nullptr ? 1.0f : load(weight.scale + row);
+        if constexpr (Values::kBits == 4) {
+          scale = half_to_float(read_shared<uint16_t>(bytes + kFragmentMaskBytes + 2 * tile_row));
+        }
+        SPARSECORE_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int64_t col = tile % col_tiles * kFragmentTile + fragment_col(half) + lane % 4 * 4 + e;
+          const auto number = static_cast<uint16_t>((e < 2 ? numbers.x : numbers.y) >> e % 2 * 16);
+          if (col >= weight.cols) continue;
+          dense[row * weight.cols + col] =
+              Values::kBits == 16 ? number : Number::narrow(scale * Number::widen(number));
+        }
+      }
+    }
+    ring.release();
+  }
+  ring.finish();
+}
+
+}  // namespace sparsecore::cuda
