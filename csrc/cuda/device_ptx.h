@@ -95,14 +95,12 @@ SPARSECORE_DEVICE void init_barrier(uint64_t* barrier) {
 // Makes init_barrier() known to the copy engine.
 SPARSECORE_DEVICE void publish_barriers() { SPARSECORE_SM_90("fence.mbarrier_init.release.cluster;" ::); }
 SPARSECORE_DEVICE void expect_bytes(uint64_t* barrier, uint32_t bytes) {
-  SPARSECORE_SM_90(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes));
+  SPARSECORE_SM_90("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes));
 }
 SPARSECORE_DEVICE void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-  SPARSECORE_SM_90(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier)));
+  SPARSECORE_SM_90("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                       shared_address(to)),
+                   "l"(from), "r"(bytes), "r"(shared_address(barrier)));
 }
 SPARSECORE_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
   SPARSECORE_SM_90(

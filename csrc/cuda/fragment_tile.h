@@ -68,8 +68,9 @@ SPARSECORE_DEVICE Quad find_quad(const TileMasks& masks, int half) {  // warp
           before + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)))};
 }
 
-// How values of 16, 8 or 4 bits become four neighbouring numbers of a row, two to a register, zero where none is stored.
-// selector(bits): for each of the 16 patterns, which bytes permute_bytes() takes; lane l keeps that of pattern l % 16.
+// How values of 16, 8 or 4 bits become four neighbouring numbers of a row, two to a register, zero where none is
+// stored. selector(bits): for each of the 16 patterns, which bytes permute_bytes() takes; lane l keeps that of pattern
+// l % 16.
 
 // The values as they are.
 template <class NumberType>
@@ -154,7 +155,8 @@ struct Values4 {
   static SPARSECORE_DEVICE uint2 read(const uint8_t* values, const Quad& quad, uint32_t selector) {
     const uint8_t* from = values + quad.at / 8 * 4;
     // Four half bytes, spread to bytes.
-    uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), quad.at % 8 * 4) & 0xffff;
+    uint32_t next =
+        funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), quad.at % 8 * 4) & 0xffff;
     next = (next | next << 8) & 0x00ff00ffu;
     next = (next | next << 4) & 0x0f0f0f0fu;
     return widen_bytes<Number>(permute_bytes(next, 8, selector), 8);

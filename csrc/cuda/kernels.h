@@ -38,14 +38,14 @@ const char* spmm_csr(const CsrArrays& weight, Layout layout, Dtype dtype, const 
 struct FragmentArrays {
   int64_t rows = 0, cols = 0;
   int value_bits = 16;
-  int stage_bytes = 0;                  // of the largest tile, a multiple of 16
-  const int32_t* tile_ptr = nullptr;    // [num_tiles + 1]
-  const uint8_t* blob = nullptr;        // 16-byte aligned
+  int stage_bytes = 0;                // of the largest tile, a multiple of 16
+  const int32_t* tile_ptr = nullptr;  // [num_tiles + 1]
+  const uint8_t* blob = nullptr;      // 16-byte aligned
   int64_t blob_bytes = 0;
-  const int32_t* block_ptr = nullptr;   // [num_blocks + 1] ranges of tiles, from split_fragment()
-  const int32_t* row_block = nullptr;   // [row_tiles] first block with tiles of the row
+  const int32_t* block_ptr = nullptr;  // [num_blocks + 1] ranges of tiles, from split_fragment()
+  const int32_t* row_block = nullptr;  // [row_tiles] first block with tiles of the row
   int64_t num_blocks = 0;
-  const float* scale = nullptr;         // [N], or null
+  const float* scale = nullptr;  // [N], or null
 };
 
 // Floats that spmm_fragment() needs as `partial`, and the rows of x that it multiplies with in one reading of W.

@@ -47,8 +47,8 @@ template <class Values, int kTokenTiles>
 const char* choose_copies(const FragmentArrays& weight, const void* x, int64_t M, float* partial, const SpmmOutput& out,
                           cudaStream_t stream) {
   const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return (has_bulk_copies ? launch<Values, kTokenTiles, true> : launch<Values, kTokenTiles, false>)(weight, x, M,
-                                                                                                    partial, out, stream);
+  return (has_bulk_copies ? launch<Values, kTokenTiles, true>
+                          : launch<Values, kTokenTiles, false>)(weight, x, M, partial, out, stream);
 }
 
 template <class Function>

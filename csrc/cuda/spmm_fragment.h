@@ -21,8 +21,8 @@ namespace sparsecore::cuda {
 inline constexpr int kFragmentThreads = 256;
 inline constexpr int kTokenTile = 8;  // columns of mma.m16n8k16
 
-// Shared memory of a block: sums of its warps for 16 rows, barriers, the rings, and room behind them for what a tampered
-// last tile may read.
+// Shared memory of a block: sums of its warps for 16 rows, barriers, the rings, and room behind them for what a
+// tampered last tile may read.
 struct FragmentShared {
   int warps, token_tiles, stage_bytes;
 
@@ -45,7 +45,7 @@ SPARSECORE_DEVICE int64_t clamp_tile(int64_t tile, int64_t num_tiles) {
 }
 
 // The quad of activations that a lane multiplies with: columns col .. col + 3 of a row, zeros outside.
-SPARSECORE_DEVICE uint2 read_activations(const uint16_t* x, bool is_aligned, int64_t token, int64_t M, int64_t col,
+SPARSECORE_DEVICE uint2 load_activations(const uint16_t* x, bool is_aligned, int64_t token, int64_t M, int64_t col,
                                          int64_t K) {
   if (token >= M || col >= K) return {0, 0};
   const uint16_t* from = x + token * K + col;
@@ -70,7 +70,7 @@ struct TileActivations {
     for (int n = 0; n < kTokenTiles; ++n) {
       SPARSECORE_UNROLL
       for (int c = 0; c < 4; ++c) {
-        quads[n][c] = read_activations(x, is_aligned, first_token + n * kTokenTile + lane / 4, M,
+        quads[n][c] = load_activations(x, is_aligned, first_token + n * kTokenTile + lane / 4, M,
                                        first_col + 16 * c + lane % 4 * 4, K);
       }
     }
@@ -80,8 +80,7 @@ struct TileActivations {
 // acc[i]: rows 16 i .. of the tile, in the registers of multiply_add().
 template <class Values, int kTokenTiles>
 SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
-                                     const TileActivations<kTokenTiles>& activations,
-                                     float (&acc)[4][kTokenTiles][4]) {
+                                     const TileActivations<kTokenTiles>& activations, float (&acc)[4][kTokenTiles][4]) {
   const TileMasks masks = read_masks(tile);
   const uint8_t* values = tile + fragment_values_at(Values::kBits);
   const auto quad_of = [&](int half) {
@@ -100,6 +99,8 @@ SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
         const uint2 b = activations.quads[n][c];
         Values::Number::multiply_add(Values::kBits == 4 ? sums[n] : acc[i][n], a, b.x, b.y);
       }
+      // Or the compiler fills all registers with values of later fragments, and spills.
+      if (kTokenTiles > 1 || c == 3) sync_warp();
     }
     if constexpr (Values::kBits == 4) {
       const uint8_t* scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
@@ -159,17 +160,20 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
   TileRing<kBulk> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared + layout.barriers_at()),
                        tile, end, warps);
   TileActivations<kTokenTiles> activations;
-  const auto read_next = [&] {  // ahead of the tile, so that nothing waits for it
+  // Ahead of the tile, so that nothing waits for them, where there are registers for two tiles' activations.
+  constexpr bool kIsAhead = kTokenTiles == 1;
+  const auto read_activations = [&] {
     if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, weight.cols);
   };
-  read_next();
+  if (kIsAhead) read_activations();
   for (int64_t row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
     float acc[4][kTokenTiles][4] = {};
     const int64_t row_end = (row_tile + 1) * col_tiles < end ? (row_tile + 1) * col_tiles : end;
     while (tile < row_end) {
+      if (!kIsAhead) read_activations();
       const TileActivations<kTokenTiles> current = activations;
       tile += warps;
-      read_next();
+      if (kIsAhead) read_activations();
       multiply_tile<Values>(ring.wait(), selectors, current, acc);
       ring.release();
     }
@@ -188,8 +192,8 @@ spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, Spm
   const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
   const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
-  const float* slots = partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) *
-                                     kFragmentTile * kTokens;
+  const float* slots =
+      partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) * kFragmentTile * kTokens;
   for (int e = thread_index(); e < kFragmentTile * kTokens; e += block_threads()) {
     const int64_t row = block_x() * kFragmentTile + e % kFragmentTile;
     const int64_t token = block_y() * kTokens + e / kFragmentTile;
@@ -199,7 +203,8 @@ spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, Spm
          block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
       // Blocks without tiles wrote nothing.
       const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
-      if (to > begin && to > from) sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
+      if (to > begin && to > from)
+        sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
     }
     if (weight.scale != nullptr) sum *= load(weight.scale + row);
     if (out.bias != nullptr) sum += load(out.bias + row);
@@ -212,7 +217,8 @@ spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, Spm
 // dense[N, K] with zeros where nothing is stored, rounded to Values::Number, for matrix products with many rows of x.
 // One warp per block: block_x walks over tiles.
 template <class Values>
-SPARSECORE_KERNEL(kWarp, 16) fragment_expand(FragmentArrays weight, uint16_t* dense) {
+SPARSECORE_KERNEL(kWarp, 16)
+fragment_expand(FragmentArrays weight, uint16_t* dense) {
   using Number = typename Values::Number;
   const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
   const int64_t num_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile * col_tiles;
@@ -244,8 +250,7 @@ SPARSECORE_KERNEL(kWarp, 16) fragment_expand(FragmentArrays weight, uint16_t* de
           const int64_t col = tile % col_tiles * kFragmentTile + fragment_col(half) + lane % 4 * 4 + e;
           const auto number = static_cast<uint16_t>((e < 2 ? numbers.x : numbers.y) >> e % 2 * 16);
           if (col >= weight.cols) continue;
-          dense[row * weight.cols + col] =
-              Values::kBits == 16 ? number : Number::narrow(scale * Number::widen(number));
+          dense[row * weight.cols + col] = Values::kBits == 16 ? number : Number::narrow(scale * Number::widen(number));
         }
       }
     }

@@ -85,7 +85,8 @@ class TileRing {
         if (extent_.bytes > 0) copy_bulk(to, from, static_cast<uint32_t>(extent_.bytes), barriers_ + stage);
       }
     } else {
-      for (int at = lane * kFragmentUnit; at < extent_.bytes; at += kWarp * kFragmentUnit) copy_async(to + at, from + at);
+      for (int at = lane * kFragmentUnit; at < extent_.bytes; at += kWarp * kFragmentUnit)
+        copy_async(to + at, from + at);
       commit_copies();
     }
     next_ += step_;

@@ -45,8 +45,8 @@ template <class T>
 void unpack_fragment(const FragmentView& weight, Range row_tiles, const int32_t* row_ptr, int32_t* col_idx, T* values);
 void unpack_group_scales(const FragmentView& weight, Range row_tiles, uint16_t* group_scales);
 
-// block_ptr[num_blocks + 1]: tiles in order, cut into num_blocks ranges of nearly equal bytes; row_block[row_tiles]: the
-// first of them with tiles of each row.
+// block_ptr[num_blocks + 1]: tiles in order, cut into num_blocks ranges of nearly equal bytes; row_block[row_tiles]:
+// the first of them with tiles of each row.
 void split_fragment(const FragmentView& weight, int64_t num_blocks, int32_t* block_ptr, int32_t* row_block);
 
 }  // namespace sparsecore

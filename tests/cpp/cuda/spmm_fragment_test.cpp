@@ -58,8 +58,16 @@ struct Case {
     for (int64_t t = 0; t < shape.num_tiles(); ++t) {
       stage_bytes = std::max(stage_bytes, (tile_ptr[t + 1] - tile_ptr[t]) * kFragmentUnit);
     }
-    return {shape.rows,      shape.cols,       shape.value_bits, stage_bytes, tile_ptr.data(),
-            blob.data(),     blob.size(),      block_ptr.data(), row_block.data(), num_blocks,
+    return {shape.rows,
+            shape.cols,
+            shape.value_bits,
+            stage_bytes,
+            tile_ptr.data(),
+            blob.data(),
+            blob.size(),
+            block_ptr.data(),
+            row_block.data(),
+            num_blocks,
             shape.value_bits == 8 ? scale.data() : nullptr};
   }
 
@@ -68,7 +76,8 @@ struct Case {
       for (int64_t n = 0; n < shape.rows; ++n) {
         test::Sum sum;
         for (int64_t k = 0; k < shape.cols; ++k) {
-          if (present[size_t(n * shape.cols + k)]) sum.add(weight[size_t(n * shape.cols + k)], double(x[m * shape.cols + k]));
+          if (present[size_t(n * shape.cols + k)])
+            sum.add(weight[size_t(n * shape.cols + k)], double(x[m * shape.cols + k]));
         }
         const int64_t at = m * shape.rows + n;
         sum.add(1.0, double(residual[at]));
@@ -116,9 +125,9 @@ struct Case {
           const int64_t value = shape.value_bits == 8 ? random.integer(-128, 127) : random.integer(-8, 7);
           csr.values.push_back(T(value));
           const auto group = size_t(n * shape.col_tiles() + k / kFragmentTile);
-          weight[at] = double(value) * (shape.value_bits == 8
-                                            ? double(scale[n])
-                                            : double(test::decode(Dtype::kFloat16, group_scales[group])));
+          weight[at] =
+              double(value) *
+              (shape.value_bits == 8 ? double(scale[n]) : double(test::decode(Dtype::kFloat16, group_scales[group])));
         }
       }
       csr.row_ptr.push_back(int32_t(csr.values.size()));
@@ -145,13 +154,11 @@ void run(Case& c, int warps, uint32_t seed) {
       fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * tokens * token_blocks, Guard::kAfter);
   const auto* x = static_cast<const uint16_t*>(c.x.data());
   const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-  run_grid({c.num_blocks, token_blocks}, warps * kWarp, shared.bytes(), seed, [&] {
-    spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, x, is_aligned, c.M, partial.data());
-  });
+  run_grid({c.num_blocks, token_blocks}, warps * kWarp, shared.bytes(), seed,
+           [&] { spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, x, is_aligned, c.M, partial.data()); });
   const SpmmOutput out{c.y.data(), c.residual.data(), c.bias.data(), c.activation};
-  run_grid({c.shape.row_tiles(), token_blocks}, kWarp, 0, seed, [&] {
-    spmm_fragment_finish<typename Values::Number, kTokenTiles>(weight, c.M, partial.data(), out);
-  });
+  run_grid({c.shape.row_tiles(), token_blocks}, kWarp, 0, seed,
+           [&] { spmm_fragment_finish<typename Values::Number, kTokenTiles>(weight, c.M, partial.data(), out); });
 }
 
 template <class Values>
