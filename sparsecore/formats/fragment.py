@@ -92,7 +92,7 @@ class FragmentWeight:
             FormatError: the values are int8, NaN or infinite, or larger than a float16 scale can hold.
         """
         if not weight.dtype.is_floating_point:
-            raise FormatError(f"expected float values to round to 4 bits, got {weight.dtype}; call dequantize()")
+            raise FormatError(f"expected float values to round to 4 bits, got {weight.dtype}; pack() takes those")
         values = weight.values.float()
         rows = torch.repeat_interleave(torch.arange(weight.shape[0]), weight.row_ptr.diff().long())
         groups = -(-weight.shape[1] // TILE)
@@ -117,9 +117,10 @@ class FragmentWeight:
     ) -> FragmentWeight:
         arrays = (weight.row_ptr, weight.col_idx, values)
         packed = raw.pack_fragment(*arrays, weight.shape[1], value_bits, group_scales, num_blocks)
-        sizes = packed[0].diff()
-        largest = max(int(sizes.max()) * 16, _MIN_TILE_BYTES) if sizes.numel() else _MIN_TILE_BYTES
-        return cls(*packed, scale, weight.shape, value_bits, values.dtype, largest)
+        tile_ptr, blob, block_ptr, row_block = packed
+        largest = 16 * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0
+        settings = (weight.shape, value_bits, values.dtype, max(largest, _MIN_TILE_BYTES))
+        return cls(tile_ptr, blob, block_ptr, row_block, scale, *settings)
 
     def unpack(self) -> CsrWeight:
         """Return the CSR weight: what was packed, or for 4 bits the rounded values as float32."""

@@ -209,7 +209,9 @@ class FragmentStorage(PackedStorage, CsrStorage):
         return packed.tensors
 
     def _packed_weight(self) -> FragmentWeight:
-        return FragmentWeight(*self._packed(), self.weight_shape, self.sizes[2], self.values_dtype, self.sizes[3])
+        tile_ptr, blob, block_ptr, row_block, scale = self._packed()
+        settings = (self.weight_shape, self.sizes[2], self.values_dtype, self.sizes[3])
+        return FragmentWeight(tile_ptr, blob, block_ptr, row_block, scale, *settings)
 
     def _unpack_stored(self) -> Sequence[Tensor]:
         csr, device = self._packed_weight().unpack(), self.get_buffer("blob").device
