@@ -15,20 +15,21 @@ SPARSECORE_DEVICE T read_shared(const uint8_t* from) {
   return *reinterpret_cast<const T*>(from);
 }
 
-// Lane 4 a + j holds words j of halves 4 a .. 4 a + 3, and how many values come before each.
-struct TileMasks {
-  uint32_t word[4];
-  uint32_t before[4];
+// What a lane knows of a tile to find its quads: addresses of its masks and of the values, and how many values come
+// before the words of halves 4 a .. 4 a + 3, two counts to a register, in lane 4 a + j for word j.
+struct WarpTile {
+  const uint8_t* words;
+  const uint8_t* values;
+  uint32_t before[2];
 };
 
-SPARSECORE_DEVICE TileMasks read_masks(const uint8_t* tile) {
+template <int kBits>
+SPARSECORE_DEVICE WarpTile open_tile(const uint8_t* tile) {  // warp
   const int lane = thread_index() % kWarp;
   const auto words = read_shared<uint4>(tile + 16 * lane);
-  TileMasks masks = {{words.x, words.y, words.z, words.w}, {}};
-  // Four counts of at most 32 in the bytes of a word; summed over the four lanes of a half, at most 128 each.
-  uint32_t counts = 0;
-  SPARSECORE_UNROLL
-  for (int r = 0; r < 4; ++r) counts |= static_cast<uint32_t>(count_bits(masks.word[r])) << 8 * r;
+  // Four counts of at most 32 in the bytes of a register; summed over the four lanes of a half, at most 128 each.
+  const uint32_t counts = static_cast<uint32_t>(count_bits(words.x) | count_bits(words.y) << 8 |
+                                                count_bits(words.z) << 16 | count_bits(words.w) << 24);
   uint32_t sums = counts;
   SPARSECORE_UNROLL
   for (int step = 1; step < 4; step *= 2) {
@@ -46,26 +47,15 @@ SPARSECORE_DEVICE TileMasks read_masks(const uint8_t* tile) {
     if (lane >= step) before += up;
   }
   before -= mine;
+  uint32_t counted[4];
   SPARSECORE_UNROLL
   for (int r = 0; r < 4; ++r) {
-    masks.before[r] = before + (sums >> 8 * r & 255);
+    counted[r] = before + (sums >> 8 * r & 255);
     before += halves >> 8 * r & 255;
   }
-  return masks;
-}
-
-// A lane's four positions of a half: which have values, and the number of the first.
-struct Quad {
-  uint32_t bits;  // 0 .. 15
-  uint32_t at;
-};
-
-SPARSECORE_DEVICE Quad find_quad(const TileMasks& masks, int half) {  // warp
-  const int lane = thread_index() % kWarp, source = half / 4 * 4 + lane / 8;
-  const uint32_t word = shuffle(masks.word[half % 4], source);
-  const uint32_t before = shuffle(masks.before[half % 4], source);
-  return {word >> fragment_quad_shift(lane) & 15,
-          before + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)))};
+  return {tile + 16 * (lane / 8),
+          tile + fragment_values_at(kBits),
+          {counted[0] | counted[1] << 16, counted[2] | counted[3] << 16}};
 }
 
 // How values of 16, 8 or 4 bits become four neighbouring numbers of a row, two to a register, zero where none is
@@ -78,8 +68,8 @@ struct Values16 {
   using Number = NumberType;
   static constexpr int kBits = 16;
 
-  // Bytes 0 .. 7: the next four values, the last one zero unless all four are stored. So byte 7 and 6 are zero whenever
-  // one is missing.
+  // Bytes 0 .. 7: the next four values, the last one zero unless all four are stored. So bytes 6 and 7 are zero
+  // whenever one is missing.
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) {
     uint32_t result = 0, next = 0;
     for (int e = 0; e < 4; ++e) {
@@ -89,12 +79,15 @@ struct Values16 {
     }
     return result;
   }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, const Quad& quad, uint32_t selector) {
-    const uint8_t* from = values + 2 * quad.at;
-    const uint32_t last = quad.bits == 15 ? read_shared<uint16_t>(from + 6) : 0;
-    const uint32_t low = read_shared<uint16_t>(from) | uint32_t(read_shared<uint16_t>(from + 2)) << 16;
-    const uint32_t high = read_shared<uint16_t>(from + 4) | last << 16;
-    return {permute_bytes(low, high, selector), permute_bytes(low, high, selector >> 16)};
+  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool is_full, uint32_t selector) {
+    // Three aligned words hold any four values; fewer reads of shared memory than one for each.
+    const uint8_t* from = values + (2 * at & ~3u);
+    const auto low = read_shared<uint32_t>(from), middle = read_shared<uint32_t>(from + 4);
+    const auto high = read_shared<uint32_t>(from + 8);
+    const uint32_t first = funnel_shift(low, middle, at * 16);
+    uint32_t last = funnel_shift(middle, high, at * 16);
+    last = is_full ? last : last & 0xffff;
+    return {permute_bytes(first, last, selector), permute_bytes(first, last, selector >> 16)};
   }
 };
 
@@ -138,9 +131,9 @@ struct Values8 {
   static constexpr int kBits = 8;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, const Quad& quad, uint32_t selector) {
-    const uint8_t* from = values + (quad.at & ~3u);
-    const uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), quad.at % 4 * 8);
+  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool, uint32_t selector) {
+    const uint8_t* from = values + (at & ~3u);
+    const uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), at * 8);
     return widen_bytes<Number>(permute_bytes(next, 0, selector) ^ 0x80808080u, 128);
   }
 };
@@ -152,15 +145,36 @@ struct Values4 {
   static constexpr int kBits = 4;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, const Quad& quad, uint32_t selector) {
-    const uint8_t* from = values + quad.at / 8 * 4;
-    // Four half bytes, spread to bytes.
-    uint32_t next =
-        funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), quad.at % 8 * 4) & 0xffff;
+  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool, uint32_t selector) {
+    const uint8_t* from = values + at / 8 * 4;
+    uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), at * 4);
+    next &= 0xffff;  // four half bytes, spread to bytes
     next = (next | next << 8) & 0x00ff00ffu;
     next = (next | next << 4) & 0x0f0f0f0fu;
     return widen_bytes<Number>(permute_bytes(next, 8, selector), 8);
   }
 };
+
+// Rows 16 i .. and columns 16 c .. of a tile as the first operand of multiply_add(): a lane's quads of rows g and g
+// + 8. `selectors`: Values::selector(lane % 16). i and c are known to the compiler, or `before` would go to memory.
+template <class Values>
+SPARSECORE_DEVICE void read_fragment(const WarpTile& tile, int i, int c, uint32_t selectors,
+                                     uint32_t (&a)[4]) {  // warp
+  const int lane = thread_index() % kWarp, half = fragment_half(i, c, 0);
+  const auto words = read_shared<uint2>(tile.words + half / 4 * 64 + half % 4 * 4);
+  const uint32_t before = shuffle(tile.before[half % 4 / 2], half / 4 * 4 + lane / 8);
+  const auto read_quad = [&](uint32_t word, uint32_t first) {
+    const uint32_t at = first + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)));
+    const bool is_full = (~word & 15u << fragment_quad_shift(lane)) == 0;
+    // Only the last five bits name a lane, and selectors repeat after 16: no need to cut the quad's bits out.
+    const uint32_t selector = shuffle(selectors, static_cast<int>(word >> fragment_quad_shift(lane)));
+    return Values::read(tile.values, at, is_full, selector);
+  };
+  const uint2 top = read_quad(words.x, before & 0xffff), bottom = read_quad(words.y, before >> 16);
+  a[0] = top.x;
+  a[1] = bottom.x;
+  a[2] = top.y;
+  a[3] = bottom.y;
+}
 
 }  // namespace sparsecore::cuda

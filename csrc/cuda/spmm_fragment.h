@@ -81,19 +81,14 @@ struct TileActivations {
 template <class Values, int kTokenTiles>
 SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
                                      const TileActivations<kTokenTiles>& activations, float (&acc)[4][kTokenTiles][4]) {
-  const TileMasks masks = read_masks(tile);
-  const uint8_t* values = tile + fragment_values_at(Values::kBits);
-  const auto quad_of = [&](int half) {
-    const Quad quad = find_quad(masks, half);
-    return Values::read(values, quad, shuffle(selectors, static_cast<int>(quad.bits)));
-  };
+  const WarpTile opened = open_tile<Values::kBits>(tile);
   SPARSECORE_UNROLL
   for (int i = 0; i < 4; ++i) {
     float sums[kTokenTiles][4] = {};  // of a scale group, which is the tile's row
     SPARSECORE_UNROLL
     for (int c = 0; c < 4; ++c) {
-      const uint2 top = quad_of(fragment_half(i, c, 0)), bottom = quad_of(fragment_half(i, c, 1));
-      const uint32_t a[4] = {top.x, bottom.x, top.y, bottom.y};
+      uint32_t a[4];
+      read_fragment<Values>(opened, i, c, selectors, a);
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         const uint2 b = activations.quads[n][c];
@@ -140,9 +135,13 @@ SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* 
   }
 }
 
+// Blocks of decode per multiprocessor that leave a thread the registers it needs: 128 for two blocks, 255 for one.
+template <class Values, int kTokenTiles>
+constexpr int kDecodeBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && Values::kBits > 4) ? 2 : 1;
+
 // block_x: range of tiles; block_y: 8 * kTokenTiles rows of x.
 template <class Values, int kTokenTiles, bool kBulk>
-SPARSECORE_KERNEL(kFragmentThreads, kTokenTiles < 4 ? 2 : 1)
+SPARSECORE_KERNEL(kFragmentThreads, (kDecodeBlocks<Values, kTokenTiles>))
 spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int64_t M, float* partial) {
   const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
   const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
@@ -224,32 +223,27 @@ fragment_expand(FragmentArrays weight, uint16_t* dense) {
   const int64_t num_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile * col_tiles;
   const int lane = thread_index() % kWarp;
   const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
-  TileRing<false> ring(weight, shared_memory(), nullptr, block_x(), num_tiles, grid_x());
+  TileRing<false> ring(weight, shared_memory(), nullptr, block_x(), num_tiles, static_cast<int>(grid_x()));
   for (int64_t tile = block_x(); tile < num_tiles; tile += grid_x()) {
     const uint8_t* bytes = ring.wait();
-    const TileMasks masks = read_masks(bytes);
-    for (int half_group = 0; half_group < kFragmentHalves; half_group += 4) {
-      SPARSECORE_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        const int half = half_group + r, tile_row = fragment_row(half) + lane / 4;
-        // find_quad() with the register known to the compiler.
-        const uint32_t word = shuffle(masks.word[r], half_group + lane / 8);
-        const uint32_t before = shuffle(masks.before[r], half_group + lane / 8);
-        const Quad quad = {word >> fragment_quad_shift(lane) & 15,
-                           before + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)))};
-        const uint2 numbers = Values::read(bytes + fragment_values_at(Values::kBits), quad,
-                                           shuffle(selectors, static_cast<int>(quad.bits)));
-        const int64_t row = tile / col_tiles * kFragmentTile + tile_row;
-        if (row >= weight.rows) continue;
-        float scale = weight.scale == nullptr ? 1.0f : load(weight.scale + row);
-        if constexpr (Values::kBits == 4) {
-          scale = half_to_float(read_shared<uint16_t>(bytes + kFragmentMaskBytes + 2 * tile_row));
-        }
+    const WarpTile opened = open_tile<Values::kBits>(bytes);
+    SPARSECORE_UNROLL
+    for (int c = 0; c < 4; ++c) {  // four fragments at a time, or the code is long
+      for (int i = 0; i < 4; ++i) {
+        uint32_t a[4];
+        read_fragment<Values>(opened, i, c, selectors, a);
         SPARSECORE_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int64_t col = tile % col_tiles * kFragmentTile + fragment_col(half) + lane % 4 * 4 + e;
-          const auto number = static_cast<uint16_t>((e < 2 ? numbers.x : numbers.y) >> e % 2 * 16);
-          if (col >= weight.cols) continue;
+        for (int e = 0; e < 8; ++e) {
+          // e % 4: place in the quad; e / 4: rows g and g + 8.
+          const int tile_row = 16 * i + lane / 4 + e / 4 * 8;
+          const int64_t row = tile / col_tiles * kFragmentTile + tile_row;
+          const int64_t col = tile % col_tiles * kFragmentTile + 16 * c + lane % 4 * 4 + e % 4;
+          if (row >= weight.rows || col >= weight.cols) continue;
+          float scale = weight.scale == nullptr ? 1.0f : load(weight.scale + row);
+          if constexpr (Values::kBits == 4) {
+            scale = half_to_float(read_shared<uint16_t>(bytes + kFragmentMaskBytes + 2 * tile_row));
+          }
+          const auto number = static_cast<uint16_t>(a[e / 4 + e % 4 / 2 * 2] >> e % 2 * 16);
           dense[row * weight.cols + col] = Values::kBits == 16 ? number : Number::narrow(scale * Number::widen(number));
         }
       }

@@ -18,12 +18,12 @@ class TileRing {
   // memory: stage_bytes for each stage of each warp; barriers: kStages for each warp. `first`, `end`, `step`: the
   // warp's tiles.
   SPARSECORE_DEVICE TileRing(const FragmentArrays& weight, uint8_t* memory, uint64_t* barriers, int64_t first,
-                             int64_t end, int64_t step)
+                             int64_t end, int step)
       : weight_(weight),
         memory_(memory + thread_index() / kWarp * kStages * weight.stage_bytes),
         barriers_(barriers + thread_index() / kWarp * kStages),
-        next_(first),
-        end_(end),
+        next_(static_cast<int>(first)),
+        end_(static_cast<int>(end)),
         step_(step) {
     if constexpr (kBulk) {
       if (thread_index() % kWarp == 0) {
@@ -62,23 +62,23 @@ class TileRing {
 
  private:
   struct Extent {
-    int64_t begin;
+    int begin;  // in units
     int bytes;
   };
 
   // Inside the blob and a stage, whatever tile_ptr says.
-  SPARSECORE_DEVICE Extent extent_of(int64_t tile) const {
+  SPARSECORE_DEVICE Extent extent_of(int tile) const {
     if (tile >= end_) return {0, 0};
-    const int64_t begin = int64_t(load(weight_.tile_ptr + tile)) * kFragmentUnit;
-    const int64_t end = int64_t(load(weight_.tile_ptr + tile + 1)) * kFragmentUnit;
-    if (begin < 0 || end < begin || end > weight_.blob_bytes || end - begin > weight_.stage_bytes) return {0, 0};
-    return {begin, static_cast<int>(end - begin)};
+    const int begin = load(weight_.tile_ptr + tile), end = load(weight_.tile_ptr + tile + 1);
+    if (begin < 0 || end < begin || int64_t(end) * kFragmentUnit > weight_.blob_bytes) return {0, 0};
+    if (end - begin > weight_.stage_bytes / kFragmentUnit) return {0, 0};
+    return {begin, (end - begin) * kFragmentUnit};
   }
 
   SPARSECORE_DEVICE void fetch(int stage) {
     const int lane = thread_index() % kWarp;
     uint8_t* to = memory_ + stage * weight_.stage_bytes;
-    const uint8_t* from = weight_.blob + extent_.begin;
+    const uint8_t* from = weight_.blob + int64_t(extent_.begin) * kFragmentUnit;
     if constexpr (kBulk) {
       if (lane == 0 && next_ < end_) {
         expect_bytes(barriers_ + stage, static_cast<uint32_t>(extent_.bytes));
@@ -96,7 +96,7 @@ class TileRing {
   const FragmentArrays& weight_;
   uint8_t* memory_;
   uint64_t* barriers_;
-  int64_t next_, end_, step_;
+  int next_, end_, step_;
   Extent extent_;
   int stage_ = 0;
   uint32_t phase_ = 0;

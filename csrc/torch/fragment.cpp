@@ -21,8 +21,9 @@ FragmentTensors fragment_tensors(const std::vector<Tensor>& tensors, const std::
   check(tensors.size() == 5 && sizes.size() == 5, "expected a fragment weight of 5 tensors and 5 sizes");
   FragmentTensors result{{sizes[0], sizes[1], static_cast<int>(sizes[2])}, sizes[3], sizes[4], tensors[2].numel() - 1};
   const FragmentShape& shape = result.shape;
-  check(shape.rows >= 0 && shape.rows <= kMax && shape.cols >= 0 && shape.cols <= kMax && shape.num_tiles() < kMax,
-        "expected a fragment weight with N and K in [0, 2^31) and fewer than 2^31 tiles");
+  check(
+      shape.rows >= 0 && shape.rows <= kMax && shape.cols >= 0 && shape.cols <= kMax && shape.num_tiles() <= kMaxTiles,
+      "expected a fragment weight with N and K in [0, 2^31) and at most 2^30 tiles");
   check(sizes[2] == 16 || sizes[2] == 8 || sizes[2] == 4, "expected values of 16, 8 or 4 bits, got ", sizes[2]);
   check(sizes[2] == 16 ? sizes[4] == 1 || sizes[4] == 2 : sizes[4] == 0,
         "expected float16 or bfloat16 exactly with values of 16 bits");
@@ -70,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack_fragment(const Tensor& row_ptr, 
   check(num_blocks >= 1 && num_blocks <= 65536, "expected 1 to 65536 blocks, got ", num_blocks);
   check(row_ptr.numel() >= 1 && cols >= 0, "expected row_ptr [N + 1] and K >= 0");
   const FragmentShape shape{row_ptr.numel() - 1, cols, static_cast<int>(value_bits)};
-  check(cols <= std::numeric_limits<int32_t>::max() && shape.num_tiles() < std::numeric_limits<int32_t>::max(),
-        "expected K < 2^31 and fewer than 2^31 tiles of 64 x 64");
+  check(cols <= std::numeric_limits<int32_t>::max() && shape.num_tiles() <= kMaxTiles,
+        "expected K < 2^31 and at most 2^30 tiles of 64 x 64");
   const uint16_t* scales = nullptr;
   check(group_scales.has_value() == (value_bits == 4), "expected group_scales exactly with values of 4 bits");
   if (group_scales) {

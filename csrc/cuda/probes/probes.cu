@@ -2,8 +2,8 @@
 //
 //   nvcc -std=c++20 -O3 -arch=native -I csrc -I csrc/include csrc/cuda/probes/probes.cu -o probes
 //
-// Prints one line of JSON per probe. Operations are counted per lane; "per clock" is per multiprocessor at the clock that
-// the clock64() counter shows.
+// Prints one line of JSON per probe. Operations are counted per lane; "per clock" is per multiprocessor at the clock
+// that the clock64() counter shows.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -117,17 +117,16 @@ __global__ void __launch_bounds__(kFragmentThreads, 2) read_tiles(FragmentArrays
   for (int64_t tile = begin + thread_index() / kWarp; tile < end; tile += warps) {
     const uint8_t* bytes = ring.wait();
     if constexpr (kDecodes) {
-      const TileMasks masks = read_masks(bytes);
+      const WarpTile opened = open_tile<Values::kBits>(bytes);
       SPARSECORE_UNROLL
-      for (int half = 0; half < kFragmentHalves; ++half) {
-        const Quad quad = find_quad(masks, half);
-        const uint2 numbers = Values::read(bytes + fragment_values_at(Values::kBits), quad,
-                                           shuffle(selectors, static_cast<int>(quad.bits)));
-        all ^= numbers.x + 3 * numbers.y;
-        if (half % 8 == 7) sync_warp();
+      for (int f = 0; f < 16; ++f) {
+        uint32_t a[4];
+        read_fragment<Values>(opened, f / 4, f % 4, selectors, a);
+        all ^= a[0] + 3 * a[1] + 5 * a[2] + 7 * a[3];
+        if (f % 4 == 3) sync_warp();
       }
     } else {
-      all ^= read_shared<uint32_t>(bytes + 4 * thread_index() % kWarp);
+      all ^= read_shared<uint32_t>(bytes + thread_index() % kWarp * 4);
     }
     ring.release();
   }
@@ -197,8 +196,7 @@ void probe_tiles(int multiprocessors, double density) {
   std::vector<uint8_t> blob(static_cast<size_t>(bytes), 0);
   for (int64_t tile = 0; tile < kTiles; ++tile) {
     const auto* from = reinterpret_cast<const uint8_t*>(masks.data()) + tile * kFragmentMaskBytes;
-    std::copy_n(from, kFragmentMaskBytes,
-                blob.data() + int64_t(tile_ptr[static_cast<size_t>(tile)]) * kFragmentUnit);
+    std::copy_n(from, kFragmentMaskBytes, blob.data() + int64_t(tile_ptr[static_cast<size_t>(tile)]) * kFragmentUnit);
   }
   FragmentArrays weight;
   weight.rows = weight.cols = kSize;
@@ -218,12 +216,13 @@ void probe_tiles(int multiprocessors, double density) {
   const auto kernel = read_tiles<Values, kDecodes, kBulk>;
   const FragmentShared shared{kFragmentThreads / kWarp, 1, most};
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes()));
-  const double seconds = seconds_of(
-      [&] { kernel<<<2 * multiprocessors, kFragmentThreads, shared.bytes()>>>(weight, out); });
-  std::printf("{\"probe\": \"%s\", \"value_bits\": %d, \"copy\": \"%s\", \"density\": %.2f, \"gbps\": %.1f, "
-              "\"giga_elements_per_s\": %.1f}\n",
-              kDecodes ? "decode" : "ring", Values::kBits, kBulk ? "bulk" : "cp.async", density,
-              double(bytes) / seconds * 1e-9, double(kSize * kSize) / seconds * 1e-9);
+  const double seconds =
+      seconds_of([&] { kernel<<<2 * multiprocessors, kFragmentThreads, shared.bytes()>>>(weight, out); });
+  std::printf(
+      "{\"probe\": \"%s\", \"value_bits\": %d, \"copy\": \"%s\", \"density\": %.2f, \"gbps\": %.1f, "
+      "\"giga_elements_per_s\": %.1f}\n",
+      kDecodes ? "decode" : "ring", Values::kBits, kBulk ? "bulk" : "cp.async", density, double(bytes) / seconds * 1e-9,
+      double(kSize * kSize) / seconds * 1e-9);
   check(cudaFree(device_ptr));
   check(cudaFree(device_blob));
   check(cudaFree(out));

@@ -152,6 +152,7 @@ const void* exchange(const char* kind, const void* mine, int bytes) {
 void copy_async(void* to, const void* from) {
   check_alignment(to, 16);
   check_alignment(from, 16);
+  std::memset(to, kPoison, 16);  // from now on the bytes may arrive
   fiber().open.push_back({to, from, 16});
 }
 
@@ -178,6 +179,7 @@ void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   check_alignment(to, 16);
   check_alignment(from, 16);
   EXPECT_EQ(bytes % 16, 0u);
+  std::memset(to, kPoison, bytes);
   Barrier& state = block->barriers.at(barrier);
   state.missing -= bytes;
   state.copies.push_back({to, from, bytes});

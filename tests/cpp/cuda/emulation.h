@@ -71,7 +71,7 @@ inline float shuffle_xor(float x, int mask) {
   return static_cast<const float*>(exchange("xor", &x, sizeof(x)))[thread_index() % 32 ^ mask];
 }
 inline uint32_t shuffle(uint32_t x, int lane) {
-  return static_cast<const uint32_t*>(exchange("shuffle", &x, sizeof(x)))[lane % 32];
+  return static_cast<const uint32_t*>(exchange("shuffle", &x, sizeof(x)))[lane & 31];
 }
 inline uint32_t shuffle_up(uint32_t x, int by) {
   const auto* all = static_cast<const uint32_t*>(exchange("up", &x, sizeof(x)));
