@@ -36,11 +36,14 @@ SPARSECORE_DEVICE uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(kA
 SPARSECORE_DEVICE uint32_t shuffle_up(uint32_t x, int by) { return __shfl_up_sync(kAllLanes, x, by); }  // warp
 
 SPARSECORE_DEVICE int count_bits(uint32_t x) { return __popc(x); }
-// Byte i of the result is byte (selector >> 4 i) & 7 of the eight of low and high.
+// Byte i of the result is byte (selector >> 4 i) & 7 of the eight of low and high; bit 3 of each is 0. (The function of
+// CUDA clears it once more.)
 SPARSECORE_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
-  return __byte_perm(low, high, selector);
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(low), "r"(high), "r"(selector));
+  return result;
 }
-// Bits shift .. shift + 31 of the 64 of low and high; shift in 0 .. 31.
+// Bits s .. s + 31 of the 64 of low and high, s = shift % 32.
 SPARSECORE_DEVICE uint32_t funnel_shift(uint32_t low, uint32_t high, uint32_t shift) {
   return __funnelshift_r(low, high, shift);
 }
@@ -66,8 +69,32 @@ SPARSECORE_DEVICE uint2 load_pair(const void* from) {
   return __ldg(static_cast<const uint2*>(from));
 }  // 8-byte aligned
 
+// Shared memory by addresses of 32 bits: with pointers the compiler computes in 64. Aligned to what is read.
 SPARSECORE_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+SPARSECORE_DEVICE uint16_t read_shared_16(uint32_t address) {
+  uint16_t x;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address) : "memory");
+  return x;
+}
+SPARSECORE_DEVICE uint32_t read_shared_32(uint32_t address) {
+  uint32_t x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
+SPARSECORE_DEVICE uint2 read_shared_64(uint32_t address) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+  return x;
+}
+SPARSECORE_DEVICE uint4 read_shared_128(uint32_t address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
 }
 
 // 16 bytes from global to shared memory, both 16-byte aligned, behind the thread's back. Copies since the last

@@ -10,23 +10,18 @@ namespace sparsecore::cuda {
 // The last quad of a full tile may begin at the last value and still loads four, or two words.
 inline constexpr int kFragmentReadBytes = kFragmentMaxTileBytes + kFragmentUnit;
 
-template <class T>
-SPARSECORE_DEVICE T read_shared(const uint8_t* from) {
-  return *reinterpret_cast<const T*>(from);
-}
-
 // What a lane knows of a tile to find its quads: addresses of its masks and of the values, and how many values come
 // before the words of halves 4 a .. 4 a + 3, two counts to a register, in lane 4 a + j for word j.
 struct WarpTile {
-  const uint8_t* words;
-  const uint8_t* values;
+  uint32_t words;
+  uint32_t values;
   uint32_t before[2];
 };
 
 template <int kBits>
-SPARSECORE_DEVICE WarpTile open_tile(const uint8_t* tile) {  // warp
+SPARSECORE_DEVICE WarpTile open_tile(uint32_t tile) {  // warp
   const int lane = thread_index() % kWarp;
-  const auto words = read_shared<uint4>(tile + 16 * lane);
+  const auto words = read_shared_128(tile + 16 * lane);
   // Four counts of at most 32 in the bytes of a register; summed over the four lanes of a half, at most 128 each.
   const uint32_t counts = static_cast<uint32_t>(count_bits(words.x) | count_bits(words.y) << 8 |
                                                 count_bits(words.z) << 16 | count_bits(words.w) << 24);
@@ -79,13 +74,12 @@ struct Values16 {
     }
     return result;
   }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool is_full, uint32_t selector) {
+  static SPARSECORE_DEVICE uint2 read(uint32_t values, uint32_t at, bool is_full, uint32_t selector) {
     // Three aligned words hold any four values; fewer reads of shared memory than one for each.
-    const uint8_t* from = values + (2 * at & ~3u);
-    const auto low = read_shared<uint32_t>(from), middle = read_shared<uint32_t>(from + 4);
-    const auto high = read_shared<uint32_t>(from + 8);
-    const uint32_t first = funnel_shift(low, middle, at * 16);
-    uint32_t last = funnel_shift(middle, high, at * 16);
+    const uint32_t address = values + 2 * at, from = address & ~3u, shift = address * 8;
+    const uint32_t low = read_shared_32(from), middle = read_shared_32(from + 4), high = read_shared_32(from + 8);
+    const uint32_t first = funnel_shift(low, middle, shift);
+    uint32_t last = funnel_shift(middle, high, shift);
     last = is_full ? last : last & 0xffff;
     return {permute_bytes(first, last, selector), permute_bytes(first, last, selector >> 16)};
   }
@@ -131,9 +125,9 @@ struct Values8 {
   static constexpr int kBits = 8;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool, uint32_t selector) {
-    const uint8_t* from = values + (at & ~3u);
-    const uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), at * 8);
+  static SPARSECORE_DEVICE uint2 read(uint32_t values, uint32_t at, bool, uint32_t selector) {
+    const uint32_t address = values + at, from = address & ~3u;
+    const uint32_t next = funnel_shift(read_shared_32(from), read_shared_32(from + 4), address * 8);
     return widen_bytes<Number>(permute_bytes(next, 0, selector) ^ 0x80808080u, 128);
   }
 };
@@ -145,9 +139,9 @@ struct Values4 {
   static constexpr int kBits = 4;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
-  static SPARSECORE_DEVICE uint2 read(const uint8_t* values, uint32_t at, bool, uint32_t selector) {
-    const uint8_t* from = values + at / 8 * 4;
-    uint32_t next = funnel_shift(read_shared<uint32_t>(from), read_shared<uint32_t>(from + 4), at * 4);
+  static SPARSECORE_DEVICE uint2 read(uint32_t values, uint32_t at, bool, uint32_t selector) {
+    const uint32_t from = values + (at / 2 & ~3u);
+    uint32_t next = funnel_shift(read_shared_32(from), read_shared_32(from + 4), at * 4);
     next &= 0xffff;  // four half bytes, spread to bytes
     next = (next | next << 8) & 0x00ff00ffu;
     next = (next | next << 4) & 0x0f0f0f0fu;
@@ -161,7 +155,7 @@ template <class Values>
 SPARSECORE_DEVICE void read_fragment(const WarpTile& tile, int i, int c, uint32_t selectors,
                                      uint32_t (&a)[4]) {  // warp
   const int lane = thread_index() % kWarp, half = fragment_half(i, c, 0);
-  const auto words = read_shared<uint2>(tile.words + half / 4 * 64 + half % 4 * 4);
+  const auto words = read_shared_64(tile.words + half / 4 * 64 + half % 4 * 4);
   const uint32_t before = shuffle(tile.before[half % 4 / 2], half / 4 * 4 + lane / 8);
   const auto read_quad = [&](uint32_t word, uint32_t first) {
     const uint32_t at = first + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)));

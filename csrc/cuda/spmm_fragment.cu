@@ -28,7 +28,7 @@ const char* launch(const FragmentArrays& weight, const void* x, int64_t M, float
   using Number = typename Values::Number;
   const auto decode = spmm_fragment_decode<Values, kTokenTiles, kBulk>;
   const int64_t token_blocks = divide_up(M, kTokenTile * kTokenTiles);
-  if (token_blocks > kMaxGridY) return "too many rows of x";
+  if (token_blocks > kMaxGridY) return "too many rows of x; expand the weight";
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   FragmentShared shared{kFragmentThreads / kWarp, kTokenTiles, weight.stage_bytes};
   while (shared.warps > 1 && shared.bytes() > most) shared.warps /= 2;
@@ -36,10 +36,10 @@ const char* launch(const FragmentArrays& weight, const void* x, int64_t M, float
   cudaFuncSetAttribute(decode, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes());
   const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
   decode<<<grid_of(weight.num_blocks, token_blocks), shared.warps * kWarp, shared.bytes(), stream>>>(
-      weight, static_cast<const uint16_t*>(x), is_aligned, M, partial);
+      weight, static_cast<const uint16_t*>(x), is_aligned, static_cast<int>(M), partial);
   const int64_t row_tiles = divide_up(weight.rows, kFragmentTile);
   spmm_fragment_finish<Number, kTokenTiles>
-      <<<grid_of(row_tiles, token_blocks), kFragmentThreads, 0, stream>>>(weight, M, partial, out);
+      <<<grid_of(row_tiles, token_blocks), kFragmentThreads, 0, stream>>>(weight, static_cast<int>(M), partial, out);
   return launch_error();
 }
 

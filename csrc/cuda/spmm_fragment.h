@@ -40,15 +40,18 @@ struct FragmentShared {
 // different for all pairs that occur.
 SPARSECORE_HOST_DEVICE int64_t fragment_slots(int64_t num_blocks, int64_t row_tiles) { return num_blocks + row_tiles; }
 
-SPARSECORE_DEVICE int64_t clamp_tile(int64_t tile, int64_t num_tiles) {
-  return tile < 0 ? 0 : tile > num_tiles ? num_tiles : tile;
+SPARSECORE_DEVICE int clamp_to(int i, int size) { return i < 0 ? 0 : i > size ? size : i; }
+
+// Rows or columns of tiles. Sizes, tiles and rows of x fit in 31 bits (the binding checks), also rounded up to tiles;
+// only offsets in memory take 64.
+SPARSECORE_HOST_DEVICE int tiles_of(int64_t size) {
+  return static_cast<int>((size + kFragmentTile - 1) / kFragmentTile);
 }
 
 // The quad of activations that a lane multiplies with: columns col .. col + 3 of a row, zeros outside.
-SPARSECORE_DEVICE uint2 load_activations(const uint16_t* x, bool is_aligned, int64_t token, int64_t M, int64_t col,
-                                         int64_t K) {
+SPARSECORE_DEVICE uint2 load_activations(const uint16_t* x, bool is_aligned, int token, int M, int col, int K) {
   if (token >= M || col >= K) return {0, 0};
-  const uint16_t* from = x + token * K + col;
+  const uint16_t* from = x + int64_t(token) * K + col;
   if (is_aligned) return load_pair(from);
   uint32_t numbers[4] = {};
   SPARSECORE_UNROLL
@@ -63,8 +66,7 @@ template <int kTokenTiles>
 struct TileActivations {
   uint2 quads[kTokenTiles][4];
 
-  SPARSECORE_DEVICE void read(const uint16_t* x, bool is_aligned, int64_t first_token, int64_t M, int64_t first_col,
-                              int64_t K) {
+  SPARSECORE_DEVICE void read(const uint16_t* x, bool is_aligned, int first_token, int M, int first_col, int K) {
     const int lane = thread_index() % kWarp;
     SPARSECORE_UNROLL
     for (int n = 0; n < kTokenTiles; ++n) {
@@ -79,8 +81,8 @@ struct TileActivations {
 
 // acc[i]: rows 16 i .. of the tile, in the registers of multiply_add().
 template <class Values, int kTokenTiles>
-SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
-                                     const TileActivations<kTokenTiles>& activations, float (&acc)[4][kTokenTiles][4]) {
+SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const TileActivations<kTokenTiles>& activations,
+                                     float (&acc)[4][kTokenTiles][4]) {
   const WarpTile opened = open_tile<Values::kBits>(tile);
   SPARSECORE_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -98,9 +100,8 @@ SPARSECORE_DEVICE void multiply_tile(const uint8_t* tile, uint32_t selectors,
       if (kTokenTiles > 1 || c == 3) sync_warp();
     }
     if constexpr (Values::kBits == 4) {
-      const uint8_t* scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
-      const float scale[2] = {half_to_float(read_shared<uint16_t>(scales)),
-                              half_to_float(read_shared<uint16_t>(scales + 16))};
+      const uint32_t scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
+      const float scale[2] = {half_to_float(read_shared_16(scales)), half_to_float(read_shared_16(scales + 16))};
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         SPARSECORE_UNROLL
@@ -142,32 +143,30 @@ constexpr int kDecodeBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && Values::k
 // block_x: range of tiles; block_y: 8 * kTokenTiles rows of x.
 template <class Values, int kTokenTiles, bool kBulk>
 SPARSECORE_KERNEL(kFragmentThreads, (kDecodeBlocks<Values, kTokenTiles>))
-spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int64_t M, float* partial) {
-  const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
-  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
-  const int64_t num_tiles = row_tiles * col_tiles;
-  const int64_t begin = clamp_tile(load(weight.block_ptr + block_x()), num_tiles);
-  const int64_t end = clamp_tile(load(weight.block_ptr + block_x() + 1), num_tiles);
+spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int M, float* partial) {
+  const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols), K = static_cast<int>(weight.cols);
+  const int begin = clamp_to(load(weight.block_ptr + block_x()), row_tiles * col_tiles);
+  const int end = clamp_to(load(weight.block_ptr + block_x() + 1), row_tiles * col_tiles);
   if (begin >= end) return;
   const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
   const FragmentShared layout{warps, kTokenTiles, weight.stage_bytes};
   uint8_t* shared = shared_memory();
-  const int64_t first_token = block_y() * kTokenTile * kTokenTiles;
+  const int first_token = static_cast<int>(block_y()) * kTokenTile * kTokenTiles;
   const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
 
-  int64_t tile = begin + thread_index() / kWarp;
+  int tile = begin + thread_index() / kWarp;
   TileRing<kBulk> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared + layout.barriers_at()),
                        tile, end, warps);
   TileActivations<kTokenTiles> activations;
   // Ahead of the tile, so that nothing waits for them, where there are registers for two tiles' activations.
   constexpr bool kIsAhead = kTokenTiles == 1;
   const auto read_activations = [&] {
-    if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, weight.cols);
+    if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, K);
   };
   if (kIsAhead) read_activations();
-  for (int64_t row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
+  for (int row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
     float acc[4][kTokenTiles][4] = {};
-    const int64_t row_end = (row_tile + 1) * col_tiles < end ? (row_tile + 1) * col_tiles : end;
+    const int row_end = clamp_to((row_tile + 1) * col_tiles, end);
     while (tile < row_end) {
       if (!kIsAhead) read_activations();
       const TileActivations<kTokenTiles> current = activations;
@@ -185,11 +184,10 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
 // block_x: row of tiles; block_y: as in decode.
 template <class X, int kTokenTiles>
 SPARSECORE_KERNEL(kFragmentThreads, 4)
-spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, SpmmOutput out) {
+spmm_fragment_finish(FragmentArrays weight, int M, const float* partial, SpmmOutput out) {
   constexpr int kTokens = kTokenTile * kTokenTiles;
   using T = typename X::Storage;
-  const int64_t row_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile;
-  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
+  const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols);
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
   const float* slots =
       partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) * kFragmentTile * kTokens;
@@ -198,7 +196,7 @@ spmm_fragment_finish(FragmentArrays weight, int64_t M, const float* partial, Spm
     const int64_t token = block_y() * kTokens + e / kFragmentTile;
     if (row >= weight.rows || token >= M) continue;
     float sum = 0.0f;
-    for (int64_t block = clamp_tile(load(weight.row_block + block_x()), weight.num_blocks);
+    for (int64_t block = clamp_to(load(weight.row_block + block_x()), static_cast<int>(weight.num_blocks));
          block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
       // Blocks without tiles wrote nothing.
       const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
@@ -219,13 +217,12 @@ template <class Values>
 SPARSECORE_KERNEL(kWarp, 16)
 fragment_expand(FragmentArrays weight, uint16_t* dense) {
   using Number = typename Values::Number;
-  const int64_t col_tiles = (weight.cols + kFragmentTile - 1) / kFragmentTile;
-  const int64_t num_tiles = (weight.rows + kFragmentTile - 1) / kFragmentTile * col_tiles;
+  const int col_tiles = tiles_of(weight.cols), num_tiles = tiles_of(weight.rows) * col_tiles;
   const int lane = thread_index() % kWarp;
   const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
   TileRing<false> ring(weight, shared_memory(), nullptr, block_x(), num_tiles, static_cast<int>(grid_x()));
   for (int64_t tile = block_x(); tile < num_tiles; tile += grid_x()) {
-    const uint8_t* bytes = ring.wait();
+    const uint32_t bytes = ring.wait();
     const WarpTile opened = open_tile<Values::kBits>(bytes);
     SPARSECORE_UNROLL
     for (int c = 0; c < 4; ++c) {  // four fragments at a time, or the code is long
@@ -241,7 +238,7 @@ fragment_expand(FragmentArrays weight, uint16_t* dense) {
           if (row >= weight.rows || col >= weight.cols) continue;
           float scale = weight.scale == nullptr ? 1.0f : load(weight.scale + row);
           if constexpr (Values::kBits == 4) {
-            scale = half_to_float(read_shared<uint16_t>(bytes + kFragmentMaskBytes + 2 * tile_row));
+            scale = half_to_float(read_shared_16(bytes + kFragmentMaskBytes + 2 * tile_row));
           }
           const auto number = static_cast<uint16_t>(a[e / 4 + e % 4 / 2 * 2] >> e % 2 * 16);
           dense[row * weight.cols + col] = Values::kBits == 16 ? number : Number::narrow(scale * Number::widen(number));

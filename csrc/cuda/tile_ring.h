@@ -17,13 +17,13 @@ class TileRing {
  public:
   // memory: stage_bytes for each stage of each warp; barriers: kStages for each warp. `first`, `end`, `step`: the
   // warp's tiles.
-  SPARSECORE_DEVICE TileRing(const FragmentArrays& weight, uint8_t* memory, uint64_t* barriers, int64_t first,
-                             int64_t end, int step)
+  SPARSECORE_DEVICE TileRing(const FragmentArrays& weight, uint8_t* memory, uint64_t* barriers, int first, int end,
+                             int step)
       : weight_(weight),
         memory_(memory + thread_index() / kWarp * kStages * weight.stage_bytes),
         barriers_(barriers + thread_index() / kWarp * kStages),
-        next_(static_cast<int>(first)),
-        end_(static_cast<int>(end)),
+        next_(first),
+        end_(end),
         step_(step) {
     if constexpr (kBulk) {
       if (thread_index() % kWarp == 0) {
@@ -36,15 +36,15 @@ class TileRing {
     for (int stage = 0; stage < kStages; ++stage) fetch(stage);
   }
 
-  // The warp's next tile, once it is there.
-  SPARSECORE_DEVICE const uint8_t* wait() {
+  // The shared address of the warp's next tile, once it is there.
+  SPARSECORE_DEVICE uint32_t wait() {
     if constexpr (kBulk) {
       wait_barrier(barriers_ + stage_, phase_);
     } else {
       wait_for_copies<kStages - 1>();
     }
     sync_warp();
-    return memory_ + stage_ * weight_.stage_bytes;
+    return shared_address(memory_) + static_cast<uint32_t>(stage_ * weight_.stage_bytes);
   }
 
   // All lanes have read it: its stage takes another one.

@@ -17,7 +17,7 @@
 namespace sparsecore::torch_binding {
 
 FragmentTensors fragment_tensors(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max() - kFragmentTile;
   check(tensors.size() == 5 && sizes.size() == 5, "expected a fragment weight of 5 tensors and 5 sizes");
   FragmentTensors result{{sizes[0], sizes[1], static_cast<int>(sizes[2])}, sizes[3], sizes[4], tensors[2].numel() - 1};
   const FragmentShape& shape = result.shape;

@@ -105,8 +105,9 @@ __global__ void read_all(const uint4* from, int64_t count, uint32_t* out) {
 // The ring alone, and the ring with the decoder but without products: bytes and dense elements that it gets through.
 template <class Values, bool kDecodes, bool kBulk>
 __global__ void __launch_bounds__(kFragmentThreads, 2) read_tiles(FragmentArrays weight, uint32_t* out) {
-  const int64_t num_tiles = weight.rows / kFragmentTile * (weight.cols / kFragmentTile);
-  const int64_t begin = num_tiles * block_x() / grid_x(), end = num_tiles * (block_x() + 1) / grid_x();
+  const int64_t num_tiles = int64_t(tiles_of(weight.rows)) * tiles_of(weight.cols);
+  const int begin = static_cast<int>(num_tiles * block_x() / grid_x());
+  const int end = static_cast<int>(num_tiles * (block_x() + 1) / grid_x());
   const int warps = block_threads() / kWarp;
   const FragmentShared layout{warps, 1, weight.stage_bytes};
   uint8_t* shared = shared_memory();
@@ -114,8 +115,8 @@ __global__ void __launch_bounds__(kFragmentThreads, 2) read_tiles(FragmentArrays
   TileRing<kBulk> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared + layout.barriers_at()),
                        begin + thread_index() / kWarp, end, warps);
   uint32_t all = 0;
-  for (int64_t tile = begin + thread_index() / kWarp; tile < end; tile += warps) {
-    const uint8_t* bytes = ring.wait();
+  for (int tile = begin + thread_index() / kWarp; tile < end; tile += warps) {
+    const uint32_t bytes = ring.wait();
     if constexpr (kDecodes) {
       const WarpTile opened = open_tile<Values::kBits>(bytes);
       SPARSECORE_UNROLL
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kFragmentThreads, 2) read_tiles(FragmentArrays
         if (f % 4 == 3) sync_warp();
       }
     } else {
-      all ^= read_shared<uint32_t>(bytes + thread_index() % kWarp * 4);
+      all ^= read_shared_32(bytes + thread_index() % kWarp * 4);
     }
     ring.release();
   }

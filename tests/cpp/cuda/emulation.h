@@ -110,6 +110,21 @@ inline uint32_t subtract_half2(uint32_t a, uint32_t b) {
   return part(0) | part(16);
 }
 
+inline uint32_t shared_address(const void* pointer) {
+  return uint32_t(static_cast<const uint8_t*>(pointer) - shared_memory());
+}
+template <class T>
+T read_shared(uint32_t address) {
+  check_alignment(shared_memory() + address, sizeof(T));
+  T result;
+  std::memcpy(&result, shared_memory() + address, sizeof(T));
+  return result;
+}
+inline uint16_t read_shared_16(uint32_t address) { return read_shared<uint16_t>(address); }
+inline uint32_t read_shared_32(uint32_t address) { return read_shared<uint32_t>(address); }
+inline uint2 read_shared_64(uint32_t address) { return read_shared<uint2>(address); }
+inline uint4 read_shared_128(uint32_t address) { return read_shared<uint4>(address); }
+
 template <class T>
 T load(const T* from) {
   return *from;

@@ -155,10 +155,10 @@ void run(Case& c, int warps, uint32_t seed) {
   const auto* x = static_cast<const uint16_t*>(c.x.data());
   const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
   run_grid({c.num_blocks, token_blocks}, warps * kWarp, shared.bytes(), seed,
-           [&] { spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, x, is_aligned, c.M, partial.data()); });
+           [&] { spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data()); });
   const SpmmOutput out{c.y.data(), c.residual.data(), c.bias.data(), c.activation};
   run_grid({c.shape.row_tiles(), token_blocks}, kWarp, 0, seed,
-           [&] { spmm_fragment_finish<typename Values::Number, kTokenTiles>(weight, c.M, partial.data(), out); });
+           [&] { spmm_fragment_finish<typename Values::Number, kTokenTiles>(weight, int(c.M), partial.data(), out); });
 }
 
 template <class Values>
