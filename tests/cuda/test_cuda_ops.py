@@ -47,7 +47,7 @@ def test_fragment(shape: tuple[int, int], M: int, dtype: torch.dtype) -> None:
         assert torch.equal(y, spmm_fragment(x, weight.to("cuda")))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, *DTYPES), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_csr(layout: str, dtype: torch.dtype) -> None:
     csr = CsrWeight.from_dense(pruned(70, 130, dtype)).to("cuda")

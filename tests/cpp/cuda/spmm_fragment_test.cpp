@@ -196,7 +196,7 @@ Case random_case(test::Random& random) {
   const Dtype dtype = random.pick({Dtype::kFloat16, Dtype::kBFloat16});
   const int bits = random.pick({16, 8, 4});
   return Case(random, dtype, bits, random.pick<int64_t>({1, 63, 64, 65, 130}),
-              random.pick<int64_t>({1, 17, 64, 68, 130, 260}), random.pick<int64_t>({1, 3, 8, 9, 16, 17, 40}));
+              random.pick<int64_t>({0, 1, 17, 64, 68, 130, 260}), random.pick<int64_t>({1, 3, 8, 9, 16, 17, 40}));
 }
 
 TEST(CudaSpmmFragment, EqualsFloat64) {
