@@ -36,12 +36,15 @@ $(VENV)/.lint: $(VENV)/.built
 demo: build
 	$(BIN)/python -m sparsecore demo --out report
 
+# As many processes as there are cores: half of the time goes into importing torch and capturing models.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8
+
 test: build
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: build lint test-cpp test-neon test-sanitize test-sanitize-python
-	$(BIN)/python -m pytest -q
-	SPARSECORE_ISA=scalar $(BIN)/python -m pytest -q -m "not slow" tests/test_ops.py tests/nn
+	$(PYTEST)
+	SPARSECORE_ISA=scalar $(PYTEST) -m "not slow" tests/test_ops.py tests/nn
 
 # GoogleTest and Google Benchmark: `apt install libgtest-dev libbenchmark-dev`
 test-cpp: $(VENV)/.tools

@@ -14,17 +14,13 @@ Nothing is timed. Seeds choose the data split, the weights, the order of trainin
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from statistics import mean
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accuracy_report import accuracy_sections, by_version, goal_rows, main, over_seeds, page, seed_table
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -33,8 +29,6 @@ from sparsecore.bench.demo_digits import BATCH, DigitsPlan, accuracy, prune_and_
 from sparsecore.bench.models import digits_data, digits_net
 from sparsecore.graph import fold_batchnorm
 from sparsecore.quantize import OBSERVERS
-
-Result = TypeVar("Result")
 
 FLOAT = "float32"
 SPARSE = "90% sparse"
@@ -129,11 +123,6 @@ def block_errors(seed: int, gains: Sequence[float]) -> dict[str, float]:
     return {name: relative_error(quantized(block, batches, settings), block, x) for name, settings in BLOCK.items()}
 
 
-def by_version(runs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """One list over the seeds per version."""
-    return {name: [run[name] for run in runs] for name in runs[0]}
-
-
 def goals(digits: Mapping[str, Sequence[float]], block: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """What was to be reached, and in how many seeds it was."""
 
@@ -151,111 +140,51 @@ def goals(digits: Mapping[str, Sequence[float]], block: Mapping[str, Sequence[fl
         for name, settings in BLOCK.items()
         if settings["activations"] == "dynamic"
     ]
-    return [{"goal": goal, "seeds_reached": reached} for goal, reached in rows]
+    return goal_rows(rows)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as tables."""
     seeds = report["seeds"]
-    digits = report["digits_accuracy"]
-    dense = digits[FLOAT]
 
-    def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        line = ["---", *["---:"] * (len(headings) - 1)]
-        return [f"| {' | '.join(cells)} |" for cells in (headings, line, *rows)]
-
-    seed_headings = [f"seed {seed}" for seed in seeds]
-    accuracy_rows, loss_rows = [], []
-    for name, values in digits.items():
-        lost = [100 * (f - a) for f, a in zip(dense, values, strict=True)]
-        accuracy_rows.append([name, *(f"{value:.2%}" for value in values), f"{mean(values):.2%}"])
-        loss_rows.append([name, *(f"{points:+.2f}" for points in lost), f"{mean(lost):+.2f}", f"{max(lost):+.2f}"])
-
-    def error_table(block: Mapping[str, Sequence[float]]) -> list[str]:
+    def error_table(block: Mapping[str, Sequence[float]]) -> str:
         rows = [[name, *(f"{e:.2%}" for e in values), f"{max(values):.2%}"] for name, values in block.items()]
-        return table(["version", *seed_headings, "worst"], rows)
+        return seed_table(seeds, rows, "worst")
 
-    goal_rows = [
-        [row["goal"], f"{row['seeds_reached']}/{len(seeds)}", "yes" if row["seeds_reached"] == len(seeds) else "**no**"]
-        for row in report["goals"]
-    ]
-    return "\n".join(
-        [
-            "# Accuracy of int8",
-            "",
-            f"`benchmarks/int8_accuracy.py`: torch {report['torch']}, sparsecore {report['sparsecore']}, seeds "
-            f"{', '.join(map(str, seeds))}. What was run is in the script's first lines.",
-            "",
-            "## Goals",
-            "",
-            *table(["goal", "seeds", "reached"], goal_rows),
-            "",
-            "## Digits: accuracy",
-            "",
-            *table(["version", *seed_headings, "mean"], accuracy_rows),
-            "",
-            "## Digits: points lost against float32",
-            "",
-            "One of the 360 test images is 0.28 points; below zero is a gain.",
-            "",
-            *table(["version", *seed_headings, "mean", "worst"], loss_rows),
-            "",
-            "## Digits: relative error of the logits against the same net in float32",
-            "",
-            *error_table(report["digits_logit_error"]),
-            "",
-            "## Transformer block with outlier channels: relative output error",
-            "",
+    sections = {
+        "Digits: relative error of the logits against the same net in float32": error_table(
+            report["digits_logit_error"]
+        ),
+        "Transformer block with outlier channels: relative output error": (
             f"{FEATURES} features, {HEADS} heads; four channels amplified by "
-            f"{', '.join(f'{gain:g}' for gain in OUTLIER_GAINS)}.",
-            "",
-            *error_table(report["block_error"]),
-            "",
-            "## The same block without outlier channels",
-            "",
-            *error_table(report["plain_block_error"]),
-            "",
-        ]
+            f"{', '.join(f'{gain:g}' for gain in OUTLIER_GAINS)}.\n\n{error_table(report['block_error'])}"
+        ),
+        "The same block without outlier channels": error_table(report["plain_block_error"]),
+    }
+    return page(
+        "Accuracy of int8",
+        "benchmarks/int8_accuracy.py",
+        report,
+        {**accuracy_sections(seeds, report["digits_accuracy"], FLOAT), **sections},
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    seeds = list(range(arguments.seeds))
-
-    def over_seeds(what: str, run: Callable[[int], Result]) -> list[Result]:
-        results = []
-        for seed in seeds:
-            print(f"{what}, seed {seed}", file=sys.stderr, flush=True)
-            results.append(run(seed))
-        return results
-
-    block = by_version(over_seeds("transformer block", lambda seed: block_errors(seed, OUTLIER_GAINS)))
-    plain_block = by_version(over_seeds("transformer block without outliers", lambda seed: block_errors(seed, ())))
-    accuracies, errors = zip(*over_seeds("digits", digits_results), strict=True)
+def run(seeds: Sequence[int]) -> dict[str, Any]:
+    """Measure everything."""
+    block = by_version(over_seeds("transformer block", seeds, lambda seed: block_errors(seed, OUTLIER_GAINS)))
+    plain_block = by_version(
+        over_seeds("transformer block without outliers", seeds, lambda seed: block_errors(seed, ()))
+    )
+    accuracies, errors = zip(*over_seeds("digits", seeds, digits_results), strict=True)
     digits = by_version(accuracies)
-    report = {
-        "torch": torch.__version__,
-        "sparsecore": sc.__version__,
-        "seeds": seeds,
+    return {
         "goals": goals(digits, block),
         "digits_accuracy": digits,
         "digits_logit_error": by_version(errors),
         "block_error": block,
         "plain_block_error": plain_block,
     }
-    text = markdown(report)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, run, markdown)

@@ -6,6 +6,7 @@ The way through: ``prune`` -> ``quantize`` -> ``convert`` -> ``explain``, ``save
 from importlib.metadata import version as _version
 
 from sparsecore import formats, nn, ops
+from sparsecore.deep_compression import CompressedReport, load_compressed, save_compressed
 from sparsecore.errors import (
     BundleError,
     FormatError,
@@ -15,7 +16,8 @@ from sparsecore.errors import (
 )
 from sparsecore.formats import CsrWeight, Int8Weight
 from sparsecore.io import load, save
-from sparsecore.prune import GradualPruner, Masks, prune
+from sparsecore.prune import GradualPruner, IterativePruner, Masks, prune, pruning_sensitivity
+from sparsecore.prune.structured import prune_channels, prune_to_target
 from sparsecore.quantize import Percentile, quantization_report, quantize, sensitivity
 from sparsecore.tune import compile, convert, explain
 
@@ -23,10 +25,12 @@ __version__ = _version("sparsecore")
 
 __all__ = [
     "BundleError",
+    "CompressedReport",
     "CsrWeight",
     "FormatError",
     "GradualPruner",
     "Int8Weight",
+    "IterativePruner",
     "Masks",
     "MissingExtraError",
     "Percentile",
@@ -37,11 +41,16 @@ __all__ = [
     "explain",
     "formats",
     "load",
+    "load_compressed",
     "nn",
     "ops",
     "prune",
+    "prune_channels",
+    "prune_to_target",
+    "pruning_sensitivity",
     "quantization_report",
     "quantize",
     "save",
+    "save_compressed",
     "sensitivity",
 ]

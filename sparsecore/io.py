@@ -19,13 +19,17 @@ from sparsecore.graph.compiled import CompiledModule
 from sparsecore.io_compiled import WRONG_MODEL, describe, rebuild
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.nn.conv import resolve_padding
+from sparsecore.prune.structured.edits import Edits
 
 #: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
+    "BinaryConv2d": compressed.BinaryConv2d,
+    "BinaryLinear": compressed.BinaryLinear,
     "BitmapInt8Linear": compressed.BitmapInt8Linear,
     "BitmapLinear": compressed.BitmapLinear,
     "BlockConv2d": compressed.BlockConv2d,
     "BlockLinear": compressed.BlockLinear,
+    "CodebookLinear": compressed.CodebookLinear,
     "SparseLinear": compressed.SparseLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,
@@ -34,6 +38,8 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "Int8Conv2d": compressed.Int8Conv2d,
     "SparseInt8Linear": compressed.SparseInt8Linear,
     "SparseInt8Conv2d": compressed.SparseInt8Conv2d,
+    "TernaryConv2d": compressed.TernaryConv2d,
+    "TernaryLinear": compressed.TernaryLinear,
 }
 
 StoredLayer = CompressedModule | DepthwiseConv2d
@@ -45,12 +51,14 @@ _LINEAR_SHAPE = ("in_features", "out_features")
 _CONV2D_SHAPE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None = None) -> None:
     """Write a model with compressed layers, or a compiled one, to one file, atomically.
 
     Args:
         model: any module, or what ``compile()`` returned. What is not compressed is stored as in its ``state_dict()``.
         path: the file, by convention ``*.safetensors``; one that exists is replaced.
+        edits: all that was cut out of the model since ``model_fn`` of :func:`load` built it, as ``cut()`` and
+            ``prune_channels()`` returned it; of several cuts ``first.then(second)``.
 
     Raises:
         UnsupportedError: the state is not all dense tensors; a compiled model is a part of another one, or has
@@ -89,10 +97,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     identities = [name for name, module in modules.items() if type(module) is nn.Identity]
     training = [name for name, module in modules.items() if module.training]
     compiled = describe(model) if isinstance(model, CompiledModule) else None
-    bundle.write(Path(path), Bundle(tensors, entries, identities, training, compiled))
+    bundle.write(
+        Path(path), Bundle(tensors, entries, identities, training, compiled, edits.to_dict() if edits else None)
+    )
 
 
-def _built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+def built(model_fn: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model that a function builds.
+
+    Raises:
+        TypeError: It is no function, or returns something else.
+    """
     if isinstance(model_fn, nn.Module) or not callable(model_fn):
         raise TypeError(f"expected a function that builds the model, got {type(model_fn).__name__}")
     model = model_fn()
@@ -106,8 +121,8 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
 
     Args:
         path: the file. It is validated, and nothing in it is executed.
-        model_fn: builds the dense model as it was before it was compressed, with any weights. If the file holds a
-            compiled model: as it was given to ``compile()``, of the same dtype.
+        model_fn: builds the dense model as it was before it was cut or compressed, with any weights. If the file
+            holds a compiled model: as it was given to ``compile()``, of the same dtype.
 
     Returns:
         What model_fn built, with layers replaced and tensors filled in, on the CPU; or a CompiledModule of it. A
@@ -115,12 +130,14 @@ def load(path: str | os.PathLike[str], model_fn: Callable[[], nn.Module]) -> nn.
 
     Raises:
         BundleError: not such a file, another version, damaged, or of another model. What model_fn
-            built is unchanged then.
+            built is unchanged then, but may be cut.
     """
     path = Path(path)
     try:
         content = bundle.read(path)
-        model = _built(model_fn)
+        model = built(model_fn)
+        if content.edits is not None:
+            Edits.from_dict(content.edits).apply(model)
         if content.compiled is None:
             return _fill(model, content)
         return _fill(rebuild(model, content), content).requires_grad_(False)

@@ -22,17 +22,17 @@ import torch
 from torch import fx, nn
 
 from sparsecore.bundle import Bundle
+from sparsecore.calls import ExampleInputs
 from sparsecore.errors import BundleError, UnsupportedError
 from sparsecore.graph import copy_model
 from sparsecore.graph.capture import MAX_SIZE, Captured, Dimension, Input
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.graph.observe import ExampleInputs
 from sparsecore.graph.prepare import prepare
 from sparsecore.nn import CompressedModule
 from sparsecore.nn.dense import dense_layer
 from sparsecore.prune import fold_torch_pruning
 
-WRONG_MODEL = "model_fn must build the model that was compressed"
+WRONG_MODEL = "model_fn must build the model that was compressed, and one that was cut is saved with its edits"
 
 # Where a CompiledModule has its graph.
 _GRAPH = "graph_module"

@@ -1,9 +1,9 @@
 """The operations: public functions over ``torch.ops.sparsecore``, their fakes and their gradients.
 
 Each operation stands together: the function, its fake (shapes for torch.compile and torch.export) and its derivative.
-The dense ones, pooling and scale_shift, are in dense_ops.py. Kernels behind them are chosen by the tables in
-csrc/kernels. Layers call ``raw`` directly: their weights were validated when they were built. (In the schemas
-``kernel`` is ``kernel_name``: Inductor takes the shorter word for itself.)
+The dense ones, pooling and scale_shift, are in dense_ops.py, the one on bit planes in planes_ops.py. Kernels behind
+them are chosen by the tables in csrc/kernels. Layers call ``raw`` directly: their weights were validated when they were
+built. (In the schemas ``kernel`` is ``kernel_name``: Inductor takes the shorter word for itself.)
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
 from sparsecore.formats.bitmap import BLOCK_ROWS, SLACK
 from sparsecore.formats.block_csr import unblock
+from sparsecore.formats.packed_codebook import unpack as unpack_codebook
 from sparsecore.ops_shared import ACTIVATION_GRADIENTS as _ACTIVATION_GRADIENTS
 from sparsecore.ops_shared import ACTIVATIONS as ACTIVATIONS
 from sparsecore.ops_shared import check_devices as _check_devices
 from sparsecore.ops_shared import pair as _pair
+from sparsecore.planes_ops import spmm_planes as spmm_planes
 
 aten = torch.ops.aten
 
@@ -248,6 +250,52 @@ def _backward_spmm_bitmap(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sparsecore::spmm_bitmap", _backward_spmm_bitmap, setup_context=_setup_spmm_bitmap)
+
+
+# The codebook form: rows layout only, straight from codes and gaps (sparsecore.formats.packed_codebook).
+
+
+@torch.library.register_fake("sparsecore::spmm_codebook")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    kernel_name: str,
+) -> Tensor:
+    _check_devices(x, *weight, bias, residual)
+    return x.new_empty([*x.shape[:-1], sizes[0]])
+
+
+@torch.library.custom_op("sparsecore::unpack_codebook", mutates_args=())
+def _unpack_codebook(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    csr = unpack_codebook(list(weight), list(sizes), weight[0].numel()).to_csr()
+    return csr.row_ptr, csr.col_idx, csr.values
+
+
+@_unpack_codebook.register_fake
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    indices = weight[3]
+    return indices.new_empty([sizes[0] + 1]), indices.new_empty([nnz]), weight[0].new_empty([nnz])
+
+
+def _backward_spmm_codebook(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, residual, bias, *weight = ctx.saved_tensors
+    csr = raw.unpack_codebook(weight, ctx.sizes)
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
+    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None
+
+
+torch.library.register_autograd("sparsecore::spmm_codebook", _backward_spmm_codebook, setup_context=_setup_spmm_bitmap)
+
+
+@torch.library.register_fake("sparsecore::codebook_multiplies")
+def _(x: Tensor, weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    _check_devices(x, *weight)
+    return x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
 # --- conv2d: float CSR filters, direct ---
@@ -565,6 +613,7 @@ def linear_int8(
         RuntimeError: dtype, shape or device of an argument does not fit.
 
     Example:
+        >>> from sparsecore.formats import Int8Weight
         >>> weight = PackedInt8Weight.pack(Int8Weight.from_dense(torch.tensor([[1.0, -1.0]])))
         >>> linear_int8(torch.tensor([[3.0, 1.0]]), weight, x_scale=1.0)
         tensor([[2.]])
@@ -792,3 +841,21 @@ def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, T
     block_ptr, _, values = weight
     nnz = values.shape[0] - SLACK
     return block_ptr.new_empty([sizes[0] + 1]), block_ptr.new_empty([nnz]), values.new_empty([nnz])
+
+
+# --- Huffman coding ---
+
+
+@torch.library.register_fake("sparsecore::huffman_lengths")
+def _(counts: Tensor) -> Tensor:
+    return torch.empty_like(counts, dtype=torch.uint8)
+
+
+@torch.library.register_fake("sparsecore::huffman_encode")
+def _(symbols: Tensor, lengths: Tensor) -> Tensor:
+    return symbols.new_empty([torch.library.get_ctx().new_dynamic_size()])
+
+
+@torch.library.register_fake("sparsecore::huffman_decode")
+def _(stream: Tensor, lengths: Tensor, num_symbols: int) -> Tensor:
+    return stream.new_empty([num_symbols])

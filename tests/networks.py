@@ -33,6 +33,22 @@ def sparse_(model: nn.Module, sparsity: float = 0.8, seed: int = 0) -> Any:
     return model.eval()
 
 
+def with_signs_(layer: nn.Module, zeros: bool) -> Any:
+    """Round a layer's weight to -0.75, 0 and 0.5, or without zeros to +-0.5: what ternary and binary formats hold."""
+    with torch.no_grad():
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        signs = weight.sign() if zeros else torch.where(weight < 0, -1.0, 1.0)
+        weight.copy_(signs * torch.where((signs < 0) & zeros, 0.75, 0.5))
+    return layer
+
+
+def fit_(cls: type, layer: nn.Module) -> Any:
+    """Round a layer's weight to what a class of compressed layers can hold, if that is little."""
+    has_signs = cls.__name__.startswith(("Binary", "Ternary"))
+    return with_signs_(layer, cls.__name__.startswith("Ternary")) if has_signs else layer
+
+
 class Residual(nn.Module):
     """Convolution, BatchNorm, ReLU and a shortcut, which comes first or last in the sum."""
 
@@ -132,6 +148,18 @@ class Classifier(nn.Module):
         pooled = F.adaptive_avg_pool2d(features, 1).flatten(1)
         logits = self.bn(self.fc(self.dropout(pooled)))
         return {"logits": logits, "all": (features, pooled)}
+
+
+class Conv1D(nn.Module):
+    """Looks like transformers' layer of that name: weight stored [K, N]."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
 
 
 class DataDependent(nn.Module):

@@ -103,9 +103,9 @@ def test_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("disk full")
 
-    for name in ("save_file", "os.replace"):
+    for name in ("sparsecore.bundle.save_file", "os.replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"sparsecore.bundle.{name}", fail)
+            patch.setattr(name, fail)
             with pytest.raises(OSError, match="disk full"):
                 bundle.write(path, Bundle({}, {}, [], []))
         assert path.read_bytes() == before

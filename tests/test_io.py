@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import fit_
 from torch import Tensor, nn
 
 from sparsecore import bundle
@@ -113,7 +114,7 @@ def test_loaded_model_is_exactly_equal(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES.values())
 def test_a_single_layer(cls: type[CompressedModule], tmp_path: Path) -> None:
-    dense = nn.Linear(6, 4) if cls.dense_type is nn.Linear else nn.Conv2d(2, 4, 3)
+    dense = fit_(cls, nn.Linear(6, 4) if cls.dense_type is nn.Linear else nn.Conv2d(2, 4, 3))
     layer = cls.from_dense(dense)
     save(layer, tmp_path / "m")
     loaded = load(tmp_path / "m", lambda: copy.deepcopy(dense))

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sparsecore/ops.h"
+#include "sparsecore/codebook.h"
 #include "sparsecore/pack.h"
 
 namespace sparsecore {
@@ -146,6 +147,65 @@ struct Packed<BitmapView> {
     view.block_ptr = block_ptr.data();
     view.masks = masks.data();
     view.values = values.data();
+  }
+  Packed(const Packed&) = delete;
+};
+
+// Codes and gaps of 4 bits, as in EIE; the values are any 15 in turn.
+template <>
+struct Packed<CodebookView> {
+  CodebookView view;
+  int64_t rows;
+  std::vector<float> codebook{0.0f};  // of fillers
+  std::vector<uint8_t> codes, gaps, segment_zeros;
+  std::vector<int32_t> segment_ptr;
+
+  Packed(const Csr<float>& csr, Packing) {
+    constexpr int64_t kValues = 15, kStep = 16;
+    for (int64_t value = 1; value <= kValues; ++value) codebook.push_back(0.1f * float(value));
+    view.rows = csr.view.rows;
+    view.cols = csr.view.cols;
+    view.bits = view.gap_bits = 4;
+    view.block_rows = kMaxCodebookBlockRows;
+    rows = view.num_blocks();
+    std::vector<int64_t> ends;  // position behind each entry
+    const auto add = [&](int64_t gap, int64_t code) {
+      const auto shift = 4 * (view.nnz % 2);
+      if (shift == 0) {
+        codes.push_back(0);
+        gaps.push_back(0);
+      }
+      codes.back() = static_cast<uint8_t>(codes.back() | code << shift);
+      gaps.back() = static_cast<uint8_t>(gaps.back() | gap << shift);
+      ends.push_back((ends.empty() ? 0 : ends.back()) + gap + 1);
+      ++view.nnz;
+    };
+    std::vector<int32_t> col_ptr(static_cast<size_t>(view.cols) + 1), entry_row(static_cast<size_t>(csr.view.nnz));
+    std::vector<float> values(entry_row.size());
+    transpose_csr<float>(csr.view, col_ptr.data(), entry_row.data(), values.data());
+    for (int64_t k = 0; k < view.cols; ++k) {
+      for (int32_t i = col_ptr[static_cast<size_t>(k)]; i < col_ptr[static_cast<size_t>(k) + 1]; ++i) {
+        const int64_t position = k * view.rows + entry_row[static_cast<size_t>(i)];
+        const auto zeros = [&] { return position - (ends.empty() ? 0 : ends.back()); };
+        while (zeros() >= kStep) add(kStep - 1, 0);
+        add(zeros(), 1 + i % kValues);
+      }
+    }
+    for (int64_t segment = 0; segment < view.num_segments(); ++segment) {
+      const int64_t start = segment / rows * view.rows + segment % rows * view.block_rows;
+      const auto entry = std::upper_bound(ends.begin(), ends.end(), start) - ends.begin();
+      segment_ptr.push_back(static_cast<int32_t>(entry));
+      const int64_t before = entry == 0 ? 0 : ends[static_cast<size_t>(entry) - 1];
+      segment_zeros.push_back(static_cast<uint8_t>(std::min(start - before, kStep - 1)));
+    }
+    segment_ptr.push_back(static_cast<int32_t>(view.nnz));
+    codes.resize(codes.size() + kCodebookSlack);
+    gaps.resize(gaps.size() + kCodebookSlack);
+    view.codebook = codebook.data();
+    view.codes = codes.data();
+    view.gaps = gaps.data();
+    view.segment_ptr = segment_ptr.data();
+    view.segment_zeros = segment_zeros.data();
   }
   Packed(const Packed&) = delete;
 };

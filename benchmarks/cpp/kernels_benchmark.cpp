@@ -9,7 +9,9 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <span>
@@ -106,6 +108,28 @@ void spmm_rows(benchmark::State& state, const Kernel<SpmmOf<Weight>>& kernel, Li
   args.y = y.data();
   args.ldy = layer.N;
   time_kernel(state, kernel, args, weight.rows, csr.flops(layer.M));
+}
+
+// All weights count as work, zeros too. Any bits take the same time.
+void spmm_planes(benchmark::State& state, const Kernel<SpmmPlanesArgs>& kernel, Linear layer, int64_t planes) {
+  SpmmPlanesArgs args;
+  args.weight.rows = layer.N;
+  args.weight.cols = layer.K;
+  args.weight.planes = planes;
+  const int64_t blocks = args.weight.num_blocks(), row_words = args.weight.num_words() * planes * kPlaneBlockRows;
+  const std::vector<float> x = random_floats(layer.M * layer.K), bits = random_floats(blocks * row_words);
+  const std::vector<float> scale(static_cast<size_t>(planes * blocks * kPlaneBlockRows), 0.5f);
+  std::vector<uint32_t> words(bits.size());
+  for (size_t i = 0; i < words.size(); ++i) words[i] = std::bit_cast<uint32_t>(bits[i]) * 2654435761u;
+  std::vector<float> y(static_cast<size_t>(layer.M * layer.N));
+  args.weight.words = words.data();
+  args.weight.scale = scale.data();
+  args.columns = layer.M;
+  args.x = x.data();
+  args.ldx = layer.K;
+  args.y = y.data();
+  args.ldy = layer.N;
+  time_kernel(state, kernel, args, blocks, 2.0 * double(layer.N * layer.K * layer.M));
 }
 
 template <class Weight>
@@ -306,7 +330,7 @@ void add_spmm(const std::string& op, std::span<const Kernel<SpmmOf<Weight>>> tab
       for (const Linear& layer : kLinears) {
         add(prefix + layer.name() + "/" + suffix, spmm_rows<Weight>, row, layer, sparsity, block_rows);
       }
-      if constexpr (!std::is_same_v<Weight, BitmapView>) {  // rows layout only
+      if constexpr (!std::is_same_v<Weight, BitmapView> && !std::is_same_v<Weight, CodebookView>) {  // have rows only
         for (const Conv& layer : kPointwise) {
           add(prefix + layer.name() + "/" + suffix, spmm_columns<Weight>, row, layer, sparsity, block_rows);
         }
@@ -344,6 +368,15 @@ void add_all() {
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
   add_spmm("spmm_bitmap", spmm_bitmap_kernels());
+  add_spmm("spmm_codebook", spmm_codebook_kernels());
+  for_enabled(spmm_planes_kernels(), [](const auto& row) {
+    for (const Linear& layer : kLinears) {
+      for (const int64_t planes : {1, 2}) {
+        const std::string suffix = planes == 1 ? "/binary" : "/ternary";
+        add("spmm_planes/" + std::string(row.name) + "/" + layer.name() + suffix, spmm_planes, row, layer, planes);
+      }
+    }
+  });
   add_conv2d("conv2d", conv2d_kernels());
   for (const int64_t block_rows : {4, 8}) {  // weights that were pruned in such blocks
     const std::string suffix = "_block" + std::to_string(block_rows);

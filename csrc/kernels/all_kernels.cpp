@@ -1,6 +1,7 @@
 // The list of all tables: a new operation adds its line here.
 #include <vector>
 
+#include "sparsecore/codebook.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
@@ -20,6 +21,8 @@ std::span<const KernelInfo> all_kernels() {
     append(result, "spmm_block", spmm_block_kernels());
     append(result, "spmm_panel", spmm_panel_kernels());
     append(result, "spmm_bitmap", spmm_bitmap_kernels());
+    append(result, "spmm_codebook", spmm_codebook_kernels());
+    append(result, "spmm_planes", spmm_planes_kernels());
     append(result, "conv2d", conv2d_kernels());
     append(result, "conv2d_block", conv2d_block_kernels());
     append(result, "conv2d_panel", conv2d_panel_kernels());

@@ -130,6 +130,17 @@ struct Simd {
   static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
     return _mm256_blendv_ps(fma(a, b, c), c, _mm256_castsi256_ps(lanes));
   }
+  // A table of 2^kTableBits numbers in a vector, and for each lane an index whose low bits it is looked up with.
+  static constexpr int kTableBits = 3;
+  using Index = __m256i;
+  static SPARSECORE_INLINE Index load_index(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  template <int kBits>
+  static SPARSECORE_INLINE Index shift_right(Index index) {
+    return _mm256_srli_epi32(index, kBits);
+  }
+  static SPARSECORE_INLINE F32 lookup(F32 table, Index index) { return _mm256_permutevar8x32_ps(table, index); }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));

@@ -119,6 +119,15 @@ struct Simd {
   static SPARSECORE_INLINE F32 fma_on(Lanes lanes, F32 a, F32 b, F32 c) {
     return _mm512_mask3_fmadd_ps(a, b, c, lanes);
   }
+  // A table of 2^kTableBits numbers in a vector, and for each lane an index whose low bits it is looked up with.
+  static constexpr int kTableBits = 4;
+  using Index = __m512i;
+  static SPARSECORE_INLINE Index load_index(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  template <int kBits>
+  static SPARSECORE_INLINE Index shift_right(Index index) {
+    return _mm512_srli_epi32(index, kBits);
+  }
+  static SPARSECORE_INLINE F32 lookup(F32 table, Index index) { return _mm512_permutexvar_ps(index, table); }
   static SPARSECORE_INLINE float reduce_add(F32 a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

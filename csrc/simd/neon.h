@@ -127,6 +127,7 @@ struct Simd {
     const uint32x4_t is_other = vceqq_u32(vreinterpretq_u32_u8(lanes), vdupq_n_u32(0xffffffffu));
     return vbslq_f32(is_other, c, fma(a, b, c));
   }
+  static constexpr int kTableBits = 0;  // no table of numbers in a vector
   static SPARSECORE_INLINE float reduce_add(F32 a) { return vaddvq_f32(a); }
   static SPARSECORE_INLINE void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
     const F32 row[4] = {load(src), load(src + ld_src), load(src + 2 * ld_src), load(src + 3 * ld_src)};

@@ -90,6 +90,7 @@ struct Simd {
     std::memcpy(&result, &bits, sizeof(result));
     return result;
   }
+  static constexpr int kTableBits = 0;  // no table of numbers in a vector
   static SPARSECORE_INLINE float reduce_add(F32 a) { return a; }
   // Some of a vector's lanes, from a bit for each; how many bits are set.
   using Lanes = bool;

@@ -172,6 +172,26 @@ BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int
   return view;
 }
 
+PlanesView planes_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  check(tensors.size() == 2 && sizes.size() == 2, "expected a weight of bit planes of 2 tensors and 2 sizes");
+  check_tensor(tensors[0], "words", ScalarType::Int, 4);
+  check_tensor(tensors[1], "scale", ScalarType::Float, 2);
+  PlanesView view;
+  view.rows = sizes[0];
+  view.cols = sizes[1];
+  view.planes = tensors[0].size(2);
+  check(view.rows >= 0 && view.rows <= kMax && view.cols >= 0 && view.cols <= kMax,
+        "expected a weight of bit planes with N and K in [0, 2^31)");
+  check((view.planes == 1 || view.planes == 2) && tensors[0].size(0) == view.num_blocks() &&
+            tensors[0].size(1) == view.num_words() && tensors[0].size(3) == kPlaneBlockRows &&
+            tensors[1].size(0) == view.planes && tensors[1].size(1) == view.num_blocks() * kPlaneBlockRows,
+        "expected a weight of bit planes whose tensors fit together");
+  view.words = reinterpret_cast<const uint32_t*>(tensors[0].const_data_ptr<int32_t>());
+  view.scale = tensors[1].const_data_ptr<float>();
+  return view;
+}
+
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows) {
   // In the order of enum class Activation.
   constexpr std::array<const char*, 8> kNames{"none", "relu",      "relu6",   "gelu",

@@ -61,6 +61,9 @@ PanelView<float> panel_view(const std::vector<Tensor>& tensors, const std::vecto
 // int16 (their bits), values float32, bfloat16 or float16; N, K.
 BitmapView bitmap_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
 
+// Tensors and sizes of bit planes as Python's PlanesWeight holds them, in this order: words int32, scale float32; N, K.
+PlanesView planes_view(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
+
 // "relu" and so on; bias float32 [N] or none.
 Epilogue make_epilogue(const std::optional<Tensor>& bias, const std::string& activation, int64_t rows);
 

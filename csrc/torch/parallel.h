@@ -45,6 +45,9 @@ int64_t stored_values(const BlockCsrView<T>& weight) {
   return weight.nnz * weight.block_rows;
 }
 
+// An addition out of a table stands for four of them.
+inline int64_t stored_values(const PlanesView& weight) { return weight.rows * weight.cols * weight.planes / 4; }
+
 // No sparse weight: nothing to balance or to validate.
 struct DenseRows {
   static constexpr const char* kFormat = "dense";

@@ -1,4 +1,4 @@
-// torch.ops.sparsecore.spmm_csr, spmm_panel and spmm_bitmap: arguments in, views out, run.
+// torch.ops.sparsecore.spmm_csr, spmm_panel, spmm_bitmap, spmm_planes and spmm_codebook: arguments in, views out, run.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -8,6 +8,7 @@
 
 #include "sparsecore/ops.h"
 #include "torch/checks.h"
+#include "torch/codebook.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
@@ -80,6 +81,30 @@ Tensor spmm_bitmap(const Tensor& x, const std::vector<Tensor>& weight, const std
   return run_spmm(args, spmm_bitmap_kernels(), BitmapRows{args.weight}, x, bias, residual, activation, layout, kernel);
 }
 
+Tensor spmm_codebook(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                     const std::string& activation, const std::string& kernel) {
+  SpmmCodebookArgs args;
+  args.weight = codebook_view(weight, sizes);
+  const std::string layout = "rows";
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  return run_spmm(args, spmm_codebook_kernels(), CodebookRows{args.weight}, x, bias, residual, activation, layout,
+                  kernel);
+}
+
+Tensor spmm_planes(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                   const std::string& activation, const std::string& layout, const std::string& kernel) {
+  SpmmPlanesArgs args;
+  args.weight = planes_view(weight, sizes);
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  // Any bits are good ones, so that there is nothing to validate, and rows are alike.
+  return run_spmm(args, spmm_planes_kernels(), DenseRows{args.weight.num_blocks()}, x, bias, residual, activation,
+                  layout, kernel);
+}
+
 }  // namespace
 
 // No defaults beside Tensor[]: PyTorch's autograd counts arguments before it fills defaults in.
@@ -93,12 +118,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
       "spmm_bitmap(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
       "str kernel_name) -> Tensor");
+  m.def(
+      "spmm_codebook(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
+      "str kernel_name) -> Tensor");
+  m.def(
+      "spmm_planes(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
+      "str layout, str kernel_name) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_csr", TORCH_BOX(&spmm_csr));
   m.impl("spmm_panel", TORCH_BOX(&spmm_panel));
   m.impl("spmm_bitmap", TORCH_BOX(&spmm_bitmap));
+  m.impl("spmm_codebook", TORCH_BOX(&spmm_codebook));
+  m.impl("spmm_planes", TORCH_BOX(&spmm_planes));
 }
 
 }  // namespace sparsecore::torch_binding

@@ -17,7 +17,9 @@ from sparsecore.cli.common import (
     write_json,
 )
 from sparsecore.cli.kernels import kernels
+from sparsecore.cli.methods import methods
 from sparsecore.cli.models import bench, explain
+from sparsecore.cli.prune import prune
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,3 +81,5 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
 cli.add_command(bench)
 cli.add_command(explain)
 cli.add_command(kernels)
+cli.add_command(methods)
+cli.add_command(prune)

@@ -2,18 +2,26 @@
 
 from sparsecore.formats.bitmap import BitmapWeight
 from sparsecore.formats.block_csr import BlockCsrWeight
+from sparsecore.formats.codebook import CodebookWeight
 from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.fragment import FragmentWeight
 from sparsecore.formats.int8 import Int8Weight
+from sparsecore.formats.packed_codebook import PackedCodebookWeight
 from sparsecore.formats.packed_int8 import PackedInt8Weight
 from sparsecore.formats.panel import PanelWeight
+from sparsecore.formats.planes import BinaryWeight, PlanesWeight, TernaryWeight
 
 __all__ = [
+    "BinaryWeight",
     "BitmapWeight",
     "BlockCsrWeight",
+    "CodebookWeight",
     "CsrWeight",
     "FragmentWeight",
     "Int8Weight",
+    "PackedCodebookWeight",
     "PackedInt8Weight",
     "PanelWeight",
+    "PlanesWeight",
+    "TernaryWeight",
 ]

@@ -17,7 +17,7 @@ from sparsecore.formats.check import (
     check_tensor,
 )
 from sparsecore.formats.csr import CsrWeight
-from sparsecore.quantize.affine import quantize_symmetric, symmetric_scale
+from sparsecore.quantize.affine import quantize_symmetric, row_absmax, symmetric_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,7 @@ class Int8Weight:
             FormatError: wrong type or shape, or a value is NaN or infinite.
         """
         matrix = check_finite(as_matrix(weight, FLOAT_DTYPES)).float()
-        absmax = matrix.abs().amax(1) if matrix.shape[1] else matrix.new_zeros(matrix.shape[0])
-        scale = symmetric_scale(absmax)
+        scale = symmetric_scale(row_absmax(matrix))
         return cls(quantize_symmetric(matrix, scale[:, None]), scale)
 
     def to_dense(self) -> Tensor:

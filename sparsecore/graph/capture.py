@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from sparsecore.calls import ExampleInputs, as_arguments
 from sparsecore.errors import UnsupportedError
-from sparsecore.graph.observe import ExampleInputs, as_arguments
 
 aten = torch.ops.aten
 
@@ -158,6 +158,7 @@ def _with_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[An
 def _inputs(program: Any) -> Iterator[Input]:
     bounds = {str(symbol): found for symbol, found in program.range_constraints.items()}
     by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    free: dict[str, str] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is not InputKind.USER_INPUT:
             continue
@@ -166,19 +167,21 @@ def _inputs(program: Any) -> Iterator[Input]:
             continue
         value = by_name[spec.arg.name].meta["val"]
         if isinstance(value, Tensor):
-            yield Input(spec.arg.name, value.dtype, tuple(_dimension(size, bounds) for size in value.shape))
+            yield Input(spec.arg.name, value.dtype, tuple(_dimension(size, bounds, free) for size in value.shape))
         else:
             yield Input(spec.arg.name, None, value=value)
 
 
-def _dimension(size: int | torch.SymInt, bounds: Mapping[str, Any]) -> Dimension:
-    name = str(size)  # a number, or the name of a symbol
+def _dimension(size: int | torch.SymInt, bounds: Mapping[str, Any], free: dict[str, str]) -> Dimension:
+    """One dimension; free holds what symbols are called: batch, batch2, ..."""
+    name = str(size)  # a number, or torch's name of a symbol
     if name.isdecimal():
         return Dimension(int(name))
     assert isinstance(size, torch.SymInt)
     least, most = (bounds[name].lower, bounds[name].upper) if name in bounds else (0, MAX_SIZE)
     # Without an upper bound it is an infinity, or the largest size.
-    return Dimension(name, max(int(least), 0), int(min(most, MAX_SIZE)), size.node.hint)
+    called = free.setdefault(name, "batch" if not free else f"batch{len(free) + 1}")
+    return Dimension(called, max(int(least), 0), int(min(most, MAX_SIZE)), size.node.hint)
 
 
 def _plain_graph(program: Any) -> fx.GraphModule:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsecore.errors import UnsupportedError
 from sparsecore.graph.capture import MAX_SIZE, Captured, Dimension, Input
 from sparsecore.graph.program import Program
 
@@ -44,7 +45,8 @@ class CompiledModule(nn.Module):
         """Run the model.
 
         Raises:
-            RuntimeError: an input has another shape, dtype or device than what was compiled.
+            TypeError: the arguments are not those that were compiled.
+            RuntimeError: an input has another shape, dtype or device, or a constant another value.
         """
         tensors = self._tensors(args, kwargs)
         if not _can_record(tensors):
@@ -102,7 +104,7 @@ class CompiledModule(nn.Module):
             kwargs = {name: kwargs[name] for name in names if name in kwargs} | kwargs
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
-            raise RuntimeError(
+            raise TypeError(
                 f"expected the arguments that the model was compiled with ({_describe(self._in_spec)}), "
                 f"got {_describe(spec)}; compile it again with an example of these"
             )
@@ -115,6 +117,11 @@ class CompiledModule(nn.Module):
     # --- torch.nn.Module ---
 
     def _apply(self, fn: Any, recurse: bool = True) -> CompiledModule:
+        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+            raise UnsupportedError(
+                f"a compiled model keeps the dtypes of its graph, {dtype} would not fit; compile the model in that "
+                "dtype: sparsecore.compile(model.to(dtype), example)"
+            )
         self.forget_programs()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from sparsecore.calls import ExampleInputs
 from sparsecore.graph.copy import copy_model
-from sparsecore.graph.observe import ExampleInputs, Observation, observe
+from sparsecore.graph.observe import Observation, observe
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -153,7 +153,7 @@ def _make_linear(module: fx.GraphModule, x: Any, weight: Any, bias: Any, *, tran
     if offset is not None and offset.shape != (N,):
         return None
     layer = nn.Linear(K, N, bias=offset is not None, device="meta")
-    return dense_layer(_with_parameters(layer, matrix, offset)), str(weight.target), x
+    return dense_layer(_with_parameters(layer, matrix, offset)), _name_of(weight, bias), x
 
 
 def _conv2d(module: fx.GraphModule, node: fx.Node) -> Found | None:
@@ -166,7 +166,7 @@ def _conv2d(module: fx.GraphModule, node: fx.Node) -> Found | None:
     settings = {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": groups}
     N, C, kernel_h, kernel_w = filters.shape
     layer = nn.Conv2d(C * groups, N, (kernel_h, kernel_w), bias=offset is not None, device="meta", **settings)
-    return dense_layer(_with_parameters(layer, filters, offset)), str(weight.target), x
+    return dense_layer(_with_parameters(layer, filters, offset)), _name_of(weight, bias), x
 
 
 _LAYERS: dict[Any, Callable[[fx.GraphModule, fx.Node], Found | None]] = {
@@ -189,6 +189,12 @@ def _pair(value: Any) -> Any:
     if isinstance(value, str | int):
         return value
     return tuple(value) * (2 // len(value))
+
+
+def _name_of(weight: fx.Node, bias: fx.Node | None) -> str:
+    """The weight's name; a weight that several layers share has one name only, and the bias tells which layer it is."""
+    name, (holder, _, attribute) = str(weight.target), str(getattr(bias, "target", "")).rpartition(".")
+    return f"{holder}.weight" if attribute == "bias" and name.endswith(".weight") else name
 
 
 def _with_parameters(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -214,7 +220,9 @@ def _place(module: fx.GraphModule, name: str, layer: nn.Module, fallback: str) -
     if isinstance(holder, DenseLayer) and _is_same(holder, layer):
         return holder_name  # a layer that is called twice
     own = {*dict(holder.named_parameters(recurse=False)), *dict(holder.named_buffers(recurse=False))}
-    is_free = holder_name and attribute == "weight" and own <= {"weight", "bias"} and not list(holder.children())
+    # Other nodes may read what it holds.
+    is_its_own = all(getattr(holder, leaf) is getattr(layer, leaf, None) for leaf in own)
+    is_free = holder_name and attribute == "weight" and is_its_own and not list(holder.children())
     if isinstance(holder, DenseLayer):  # its weight in another product: beside it
         holder_name = f"{holder_name}_{fallback}"
     elif not is_free:

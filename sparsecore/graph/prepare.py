@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from sparsecore.calls import ExampleInputs
 from sparsecore.graph.capture import Captured, capture
 from sparsecore.graph.copy import copy_graph
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
-from sparsecore.graph.observe import ExampleInputs
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
 
 
@@ -43,17 +43,25 @@ def prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
     fuse_layers(captured.module)
     dense = _in_channels_last(captured)
     replace_between(captured.module)
+    _let_views_copy(captured.module)
     return Prepared(captured, dense)
 
 
 def _in_channels_last(captured: Captured) -> Captured:
     """A copy of a fused graph with channels-last layers."""
     twin = copy_graph(captured.module)
+    _let_views_copy(twin)
     for node in twin.graph.nodes:
-        if node.target is torch.ops.aten.view.default:  # of what was row-major at capture
-            node.target = torch.ops.aten.reshape.default
         layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
         if type(layer) is DenseConv2d:
             twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
     twin.recompile()
     return replace(captured, module=twin, layout="channels_last")
+
+
+def _let_views_copy(module: fx.GraphModule) -> None:
+    """What was row-major at capture may not be any more, if another operation makes it."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()

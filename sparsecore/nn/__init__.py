@@ -1,6 +1,6 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
-from sparsecore.nn.base import CompressedModule, put_layer
+from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
@@ -8,19 +8,24 @@ from sparsecore.nn.linear import (
     BitmapInt8Linear,
     BitmapLinear,
     BlockLinear,
+    CodebookLinear,
     FragmentLinear,
     Int8Linear,
     PanelLinear,
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 
 __all__ = [
+    "BinaryConv2d",
+    "BinaryLinear",
     "BitmapInt8Linear",
     "BitmapLinear",
     "BlockConv2d",
     "BlockLinear",
     "ChannelsLastConv2d",
+    "CodebookLinear",
     "CompressedModule",
     "DenseConv2d",
     "DenseLayer",
@@ -35,5 +40,8 @@ __all__ = [
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",
+    "TernaryConv2d",
+    "TernaryLinear",
+    "leave_fast_path",
     "put_layer",
 ]

@@ -15,12 +15,12 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from sparsecore.cuda_ops import check_cuda
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import CsrWeight, Int8Weight
+from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops import ACTIVATIONS
 
-WeightFormat: TypeAlias = CsrWeight | Int8Weight
+WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int8Weight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")
 
 
@@ -132,6 +132,17 @@ class CompressedModule(nn.Module):
         weight = cls._compress(cls._weight_of(dense, options))
         if isinstance(dense, DenseLayer):
             options = {"activation": dense.activation} | options
+        return cls.with_weight(dense, weight, **options)
+
+    @classmethod
+    def with_weight(cls: type[Layer], dense: nn.Module, weight: WeightFormat, **options: Any) -> Layer:
+        """Make the layer from a stored weight, and all else from its dense form.
+
+        Args:
+            dense: an instance of ``dense_type``, whose weight is not read.
+            weight: as for the constructor.
+            options: as for ``from_dense()``.
+        """
         return cls(weight, _copy(dense.bias), **cls._geometry(dense), **options)
 
     @classmethod
@@ -291,15 +302,19 @@ class CompressedModule(nn.Module):
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of another one, and make its parents call it.
+    """Put a layer in the place of another one, and make its parents call it."""
+    model.set_submodule(name, layer)
+    if isinstance(layer, CompressedModule):
+        leave_fast_path(model, name)
+
+
+def leave_fast_path(model: nn.Module, name: str) -> None:
+    """Make the parents of a layer call it.
 
     nn.TransformerEncoderLayer has a fast path that multiplies with its children's weights itself; it takes it for
     relu and gelu only, so it is told that its activation is neither. nn.TransformerEncoder would pack padded
     batches as nested tensors for that path.
     """
-    model.set_submodule(name, layer)
-    if not isinstance(layer, CompressedModule):
-        return
     path = name.split(".")
     for parent in (model.get_submodule(".".join(path[:end])) for end in range(len(path))):
         if isinstance(parent, nn.TransformerEncoderLayer):

@@ -18,6 +18,7 @@ from sparsecore.nn.storage import (
     BitmapInt8Storage,
     BitmapStorage,
     BlockStorage,
+    CodebookStorage,
     CsrStorage,
     FragmentStorage,
     Int8Storage,
@@ -143,6 +144,30 @@ class FragmentLinear(LinearGeometry, FragmentStorage):
             return spmm_fragment(x, weight, bias, residual=residual, activation=self.activation)
         y = F.linear(x, expand_fragment(x, weight), None if bias is None else bias.to(x.dtype))
         return activate(y if residual is None else y + residual, self.activation)
+
+
+class CodebookLinear(LinearGeometry, CodebookStorage):
+    """A linear layer with at most 256 different weights, which runs straight from its codes and relative positions.
+
+    Sums are those of SparseLinear up to their order; columns of the weight whose activations are zero are skipped.
+
+    Reference:
+        Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, ISCA 2016.
+
+    Example:
+        >>> import torch
+        >>> dense = nn.Linear(8, 4)
+        >>> dense.weight.data = torch.randint(-2, 3, (4, 8)) * 0.5
+        >>> CodebookLinear.from_dense(dense)(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.spmm_codebook(x, *self._arguments(), residual, self.activation, self.kernel))
+
+    def extra_repr(self) -> str:
+        _, _, num_entries, bits, gap_bits, _ = self.packed_sizes
+        return f"{super().extra_repr()}, entries={num_entries}, bits={bits}, gap_bits={gap_bits}"
 
 
 class QuantizedLinear(LinearGeometry, QuantizedStorage):

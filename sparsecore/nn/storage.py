@@ -13,16 +13,20 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import (
     BitmapWeight,
     BlockCsrWeight,
+    CodebookWeight,
     CsrWeight,
     FragmentWeight,
     Int8Weight,
+    PackedCodebookWeight,
     PackedInt8Weight,
     PanelWeight,
     bitmap,
     block_csr,
     fragment,
+    packed_codebook,
     panel,
 )
+from sparsecore.formats.check import check_tensor
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
 from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
 
@@ -225,6 +229,55 @@ class FragmentStorage(PackedStorage, CsrStorage):
         return self._packed_weight().unpack().nnz
 
 
+class CodebookStorage(PackedStorage):
+    """A weight of few different values as codes and gaps, which run as they are."""
+
+    weight_type: ClassVar[type[WeightFormat]] = CodebookWeight
+    takes_16_bits: ClassVar[bool] = True
+    # sizes: bits of a code, bits of a gap, entries; int32
+    buffer_names: ClassVar[tuple[str, ...]] = ("codebook", "codes", "gaps", "sizes")
+    packed_names: ClassVar[tuple[str, ...]] = tuple(f"packed_{name}" for name in packed_codebook.TENSOR_NAMES)
+
+    @classmethod
+    def _compress(cls, weight: Tensor) -> CodebookWeight:
+        return CodebookWeight.from_dense(weight)
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> CodebookWeight:
+        bits, gap_bits, num_entries = check_tensor("sizes", tensors["sizes"], (torch.int32,), (3,)).tolist()
+        codebook, codes, gaps = (tensors[name] for name in cls.buffer_names[:3])
+        return CodebookWeight(codebook, codes, gaps, bits, gap_bits, num_entries, shape)
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, CodebookWeight)
+        packed = PackedCodebookWeight.pack(weight)
+        self.packed_sizes, self.num_values = packed.sizes, packed.num_values
+        return packed.tensors
+
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        weight = packed_codebook.unpack(self._packed(), self.packed_sizes, self.num_values)
+        sizes = torch.tensor([weight.bits, weight.gap_bits, weight.num_entries], dtype=torch.int32)
+        return weight.codebook, weight.codes, weight.gaps, sizes.to(weight.device)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        bias = self._parameters["bias"]
+        return self._packed(), self.packed_sizes, None if bias is None else widen(bias)
+
+    def count_nonzero(self) -> int:
+        return cast(CodebookWeight, self.weight_format).nnz
+
+    def count_multiplies(self, x: Tensor) -> Tensor:
+        """Count the multiplications that rows of x take: columns whose activation is zero are skipped.
+
+        Args:
+            x: ``[..., K]`` float32.
+
+        Returns:
+            ``[...]`` int64, the non-zeros of the columns where x is not zero.
+        """
+        return cast(Tensor, raw.codebook_multiplies(x, self._packed(), self.packed_sizes))
+
+
 class QuantizedStorage(PackedStorage):
     """int8 weight, and activations quantized on the way in. There are no gradients.
 
@@ -296,7 +349,8 @@ class QuantizedStorage(PackedStorage):
         return {}
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
-        int8 = weight if isinstance(weight, Int8Weight) else Int8Weight.from_csr(weight)
+        int8 = Int8Weight.from_csr(weight) if isinstance(weight, CsrWeight) else weight
+        assert isinstance(int8, Int8Weight)
         packed = PackedInt8Weight.pack(int8, self.packing, **self._packing_settings())
         self.packed_shape = packed.shape
         return (*packed.tensors, packed.scale, packed.weight_sum)

@@ -44,6 +44,27 @@ def keep_largest(scores: Sequence[Tensor], sparsity: float, sizes: Sequence[Tens
     return [part.to(score.device).view(score.shape) for part, score in zip(parts, scores, strict=True)]
 
 
+def keep_largest_by_row(scores: Tensor, sparsity: float) -> Tensor:
+    """Keep the largest scores of each row by itself.
+
+    ``round(sparsity * columns)`` of a row go, but never all. Of equal scores the earlier one is kept; a score of -inf
+    is never kept.
+
+    Args:
+        scores: ``[rows, columns]``; no NaN.
+        sparsity: Share to prune, in [0, 1).
+
+    Returns:
+        Bool mask ``[rows, columns]``, True keeps the entry.
+    """
+    num_kept = max(scores.shape[1] - round(sparsity * scores.shape[1]), 1)
+    threshold = scores.topk(num_kept, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, ties = scores > threshold, scores == threshold
+    num_ties = num_kept - above.sum(1, keepdim=True)
+    keep = above | (ties & (ties.cumsum(1, dtype=torch.int32) <= num_ties))
+    return keep & (scores > -torch.inf)
+
+
 def _count_closest(flat: Tensor, sizes: Tensor, sparsity: float) -> int:
     """Count how many of the lowest scores hold a share of the sizes closest to ``sparsity``."""
     lowest_first = flat.argsort(descending=True, stable=True).flip(0)

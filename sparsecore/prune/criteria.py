@@ -35,16 +35,40 @@ def magnitude(name: str, weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude}
+def taylor(name: str, weight: Tensor) -> Tensor:
+    """Score every entry by the change of the loss that its gradient foretells when it becomes zero.
+
+    Takes the gradients that are there now, the sum over all backward passes since they were cleared;
+    :class:`~sparsecore.prune.Taylor` adds up the scores of single batches instead.
+
+    Args:
+        name: Name of the weight, for the error.
+        weight: Any shape, with its ``grad``.
+
+    Returns:
+        abs(weight * grad), float32 or float64.
+
+    Raises:
+        FormatError: The weight has no gradient, or one that is NaN or infinite.
+
+    Example:
+        >>> weight = torch.tensor([3.0, -4.0])
+        >>> weight.grad = torch.tensor([2.0, 0.5])
+        >>> taylor("fc.weight", weight)
+        tensor([6., 2.])
+
+    Reference:
+        Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference,
+        ICLR 2017, sec. 2.2, for single weights.
+    """
+    if weight.grad is None:
+        raise FormatError(f"{name} has no gradient; call backward() first, or leave it out with exclude={name!r}")
+    require_finite(f"{name}: the gradient", weight.grad)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.detach().to(dtype) * weight.grad.to(dtype)).abs_()
 
 
-def find_criterion(criterion: str | Criterion) -> Criterion:
-    """Return a criterion by name; a function is its own."""
-    if callable(criterion):
-        return criterion
-    if criterion not in CRITERIA:
-        raise ValueError(f"expected a function or one of {sorted(CRITERIA)} as criterion, got {criterion!r}")
-    return CRITERIA[criterion]
+CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "taylor": taylor}
 
 
 def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = None) -> Tensor:
@@ -65,20 +89,24 @@ def rank(weight: PrunableWeight, criterion: Criterion, allowed: Tensor | None = 
         Contiguous float32 or float64 tensor of the weight's shape, on its device.
 
     Raises:
-        FormatError: The weight or its scores are not finite, or the scores have another shape.
+        FormatError: The weight or its scores are not finite, the scores have another shape, or no entry is allowed.
     """
     value = weight.value()
-    _require_finite(f"{weight.name}: the weight", value)
+    require_finite(f"{weight.name}: the weight", value)
+    require_any_allowed(weight.name, allowed)
     is_zero = value == 0
     scores = criterion(weight.name, value)
     if not isinstance(scores, Tensor) or scores.shape != is_zero.shape:
         got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise FormatError(f"{weight.name}: expected scores of shape {list(is_zero.shape)}, got {got}")
-    _require_finite(f"{weight.name}: the score", scores)
-
+    require_finite(f"{weight.name}: the score", scores)
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    ranks = scores.detach().to(is_zero.device, dtype)
-    ranks = ranks.masked_fill(is_zero, lowest_rank(dtype)).contiguous()
+    return rank_scores(scores.detach().to(is_zero.device, dtype), is_zero, allowed)
+
+
+def rank_scores(scores: Tensor, is_zero: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Put scores into the tiers of :func:`rank`; they are not checked."""
+    ranks = scores.masked_fill(is_zero, lowest_rank(scores.dtype)).contiguous()
     if allowed is not None:
         ranks.masked_fill_(~allowed.to(ranks.device), -torch.inf)
     return ranks
@@ -97,7 +125,14 @@ def protect_best(ranks: Tensor) -> Tensor:
     return ranks
 
 
-def _require_finite(what: str, tensor: Tensor) -> None:
+def require_finite(what: str, tensor: Tensor) -> None:
+    """Raise FormatError with the number of entries that are NaN or infinite, if any are."""
     num_bad = tensor.numel() - int(tensor.isfinite().sum())
     if num_bad:
         raise FormatError(f"{what} is NaN or infinite in {num_bad} of {tensor.numel()} entries")
+
+
+def require_any_allowed(name: str, allowed: Tensor | None) -> None:
+    """Raise FormatError if earlier masks leave nothing of a weight."""
+    if allowed is not None and not allowed.any():
+        raise FormatError(f"{name}: the earlier masks leave none of its entries; leave it out with exclude={name!r}")

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.distributed import ProcessGroup
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparsecore.errors import FormatError
-from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.ranks import require_same_masks
+from sparsecore.prune.sharding import reshard, zero_where
+from sparsecore.prune.weights import Selector, fold_torch_pruning, prunable_weights, unwrapped
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Masks(Mapping[str, Tensor]):
     model ``Masks(copy, masks)``.
 
     Args:
-        model: The model that the names refer to.
+        model: The model that the names refer to; DistributedDataParallel and torch.compile's wrapper
+            stand for the model inside.
         masks: For each parameter name a bool tensor of that parameter's shape.
 
     Raises:
@@ -60,7 +64,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        self._model = model
+        self._model = unwrapped(model)
         self._masks = self._checked(masks)
 
     @classmethod
@@ -92,7 +96,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def model(self) -> nn.Module:
-        """The model whose weights are masked."""
+        """The model whose weights are masked, without a wrapper."""
         return self._model
 
     def __getitem__(self, name: str) -> Tensor:
@@ -112,11 +116,23 @@ class Masks(Mapping[str, Tensor]):
         )
 
     def __and__(self, other: Masks) -> Masks:
-        """Keep what both keep. A weight without a mask keeps everything."""
-        return self._merged(other, operator.and_)
+        """Keep what both keep. A weight without a mask keeps everything.
+
+        Raises:
+            FormatError: Nothing of a weight is kept by both.
+        """
+        if not isinstance(other, Masks):
+            return NotImplemented
+        both = self._merged(other, operator.and_)
+        for name in self.keys() & other.keys():
+            if self[name].any() and other[name].any() and not both[name].any():
+                raise FormatError(f"{name}: the two masks have no entry in common, so the layer would be emptied")
+        return both
 
     def __or__(self, other: Masks) -> Masks:
         """Keep what either keeps. A weight without a mask keeps everything."""
+        if not isinstance(other, Masks):
+            return NotImplemented
         return self._merged(other, operator.or_)
 
     def __repr__(self) -> str:
@@ -134,15 +150,26 @@ class Masks(Mapping[str, Tensor]):
         Args:
             optimizer: Also clear these entries in its state (momentum, Adam's moments, ...): every
                 state tensor that has the shape of its weight.
+
+        Raises:
+            FormatError: A weight is gone or has another shape, since its layer was replaced; nothing is changed.
         """
+        reshard(self._model)
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for name, mask in self._masks.items():
-            parameter = self._model.get_parameter(name)
+            if name not in parameters or parameters[name].shape != mask.shape:
+                raise FormatError(
+                    f"{name}: the masked parameter of shape {list(mask.shape)} is no longer in the model; after layers "
+                    "are replaced, remove() the handle of attach() and make new masks, such as Masks.from_model(model)"
+                )
+        for name, mask in self._masks.items():
+            parameter = parameters[name]
             self._masks[name] = mask = mask.to(parameter.device)
             pruned = ~mask
             state = optimizer.state.get(parameter, {}) if optimizer else {}
             for tensor in (parameter, *state.values()):
                 if isinstance(tensor, Tensor) and tensor.shape == mask.shape:
-                    tensor.masked_fill_(pruned, 0)  # not a product: NaN * 0 is NaN
+                    zero_where(tensor, pruned)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Keep zeros zero from now on: :meth:`apply` runs after every ``optimizer.step()``.
@@ -157,6 +184,7 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             ValueError: The optimizer holds none of the masked weights.
+            UnsupportedError: The optimizer is LBFGS.
 
         Example:
             >>> layer = nn.Linear(2, 1)
@@ -168,6 +196,7 @@ class Masks(Mapping[str, Tensor]):
             >>> layer.weight[0, 1].item()
             0.0
         """
+        reshard(self._model)
         require_updates(optimizer, map(self._model.get_parameter, self))
         return optimizer.register_step_post_hook(lambda stepped, args, kwargs: self.apply(stepped))
 
@@ -213,22 +242,41 @@ class Masks(Mapping[str, Tensor]):
             digest.update(np.packbits(mask.cpu().numpy()).tobytes())
         return digest.hexdigest()
 
+    def require_same_on_all_ranks(self, group: ProcessGroup | None = None) -> None:
+        """Check that all processes of ``torch.distributed`` hold the same masks; every rank has to call it.
+
+        Args:
+            group: The ranks to compare; None is all of them. In a single process nothing happens.
+
+        Raises:
+            FormatError: On every rank, if the masks differ; it says which ranks hold which.
+        """
+        require_same_masks(self.hash(), group)
+
     def _checked(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return contiguous masks on the devices of their parameters, or raise FormatError."""
+        """Return copies, contiguous and on the devices of their parameters, or raise FormatError."""
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
             if name not in parameters:
                 raise FormatError(f"the model has no parameter {name!r}")
             shape = parameters[name].shape
+            if not isinstance(mask, Tensor):
+                raise FormatError(f"{name}: expected a bool mask, got {type(mask).__name__}")
             if mask.dtype != torch.bool or mask.shape != shape:
                 raise FormatError(
                     f"{name}: expected a bool mask of shape {list(shape)}, got {mask.dtype} of shape {list(mask.shape)}"
                 )
-        return {name: mask.to(parameters[name].device).contiguous() for name, mask in masks.items()}
+        by_parameter: dict[int, str] = {}
+        for name, mask in masks.items():
+            first = by_parameter.setdefault(id(parameters[name]), name)
+            if not torch.equal(mask, masks[first].to(mask.device)):
+                raise FormatError(f"{first} and {name} are one parameter, and cannot have two different masks")
+        return {
+            name: mask.to(parameters[name].device, copy=True, memory_format=torch.contiguous_format)
+            for name, mask in masks.items()
+        }
 
     def _merged(self, other: Masks, merge: Callable[[Tensor, Tensor], Tensor]) -> Masks:
-        if not isinstance(other, Masks):
-            return NotImplemented
         everything = torch.ones((), dtype=torch.bool)  # broadcasts, on any device
         return Masks(
             self._model,
@@ -237,7 +285,12 @@ class Masks(Mapping[str, Tensor]):
 
 
 def require_updates(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
-    """Raise ValueError if the optimizer updates none of the weights: it is another model's."""
+    """Raise an error if masks cannot hold under the optimizer, or it updates none of the weights: it is another's."""
+    if isinstance(optimizer, LBFGS):
+        raise UnsupportedError(
+            "LBFGS evaluates the model within a step, where pruned weights are not zero; use another optimizer, or "
+            "torch.nn.utils.prune and fold_torch_pruning()"
+        )
     updated = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     if not any(id(weight) in updated for weight in weights):
         raise ValueError(

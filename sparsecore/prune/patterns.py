@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecore.errors import FormatError
-from sparsecore.prune.choose import keep_groups, keep_largest
+from sparsecore.prune.choose import keep_groups, keep_largest, keep_largest_by_row
 from sparsecore.prune.criteria import lowest_rank, protect_best
 from sparsecore.prune.weights import PrunableWeight
 
@@ -42,6 +42,13 @@ class Pattern(Protocol):
         Returns:
             A bool mask ``[N, K]`` for each weight, True keeps the entry.
         """
+
+    def select_by_row(self, ranks: Tensor, sparsity: float) -> Tensor:
+        """Choose what stays of ``[N, K]``, each row by itself, or as many rows as the pattern ties together."""
+
+    @property
+    def num_columns(self) -> int:
+        """Neighbouring columns that the pattern ties together."""
 
     def fits(self, kept: Tensor) -> bool:
         """Whether a bool mask ``[N, K]`` has this pattern."""
@@ -88,6 +95,16 @@ class Blocks:
         blocks = [protect_best(self._rank_blocks(rows)) for rows in ranks]
         kept = keep_largest(blocks, sparsity, sizes)
         return [self._expand(keep, rows) & (rows > -torch.inf) for keep, rows in zip(kept, ranks, strict=True)]
+
+    def select_by_row(self, ranks: Tensor, sparsity: float) -> Tensor:
+        if self._is_ragged([ranks.shape]):
+            return torch.cat([self.select([rows], sparsity)[0] for rows in ranks.split(self.block_rows)])
+        keep = keep_largest_by_row(self._rank_blocks(ranks), sparsity)
+        return self._expand(keep, ranks) & (ranks > -torch.inf)
+
+    @property
+    def num_columns(self) -> int:
+        return self.block_cols
 
     def fits(self, kept: Tensor) -> bool:
         if self._is_larger_than(*kept.shape):
@@ -172,6 +189,13 @@ class Groups:
     def select(self, ranks: Sequence[Tensor], sparsity: float) -> list[Tensor]:
         return [keep_groups(rows, self.keep, self.group) for rows in ranks]
 
+    def select_by_row(self, ranks: Tensor, sparsity: float) -> Tensor:
+        return keep_groups(ranks, self.keep, self.group)
+
+    @property
+    def num_columns(self) -> int:
+        return self.group
+
     def fits(self, kept: Tensor) -> bool:
         if kept.shape[1] % self.group:
             return False
@@ -193,6 +217,14 @@ def parse_pattern(pattern: str) -> Pattern:
         'expected pattern "unstructured", blocks of "ROWSxCOLUMNS" such as "4x1", or "keep:group" such as "2:4", '
         f"got {pattern!r}"
     )
+
+
+def require_fit(pattern: Pattern, weights: list[PrunableWeight]) -> None:
+    """Raise FormatError with the name of every weight that the pattern cannot prune."""
+    misfits = {weight.name: reason for weight in weights if (reason := pattern.misfit(weight))}
+    if misfits:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in misfits.items())
+        raise FormatError(f"pattern {pattern} does not fit {reasons}; leave out with exclude={[*misfits]}")
 
 
 def fits_pattern(weight: Tensor, pattern: str) -> bool:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from sparsecore.errors import FormatError
 from sparsecore.prune.criteria import Criterion
-from sparsecore.prune.masks import Masks, require_updates
-from sparsecore.prune.oneshot import Sparsity, prune
-from sparsecore.prune.patterns import parse_pattern
-from sparsecore.prune.weights import Selector, prunable_weights
+from sparsecore.prune.masks import Masks
+from sparsecore.prune.oneshot import Sparsity
+from sparsecore.prune.training import TrainingPruner
+from sparsecore.prune.weights import Selector
 
 
 def cubic_sparsity(step: int, begin: int, end: int, initial: float, final: float) -> float:
@@ -50,7 +50,7 @@ def cubic_sparsity(step: int, begin: int, end: int, initial: float, final: float
     return final - (final - initial) * left**3
 
 
-class GradualPruner:
+class GradualPruner(TrainingPruner):
     """Prune a model little by little inside one's own training loop.
 
     The model is pruned to ``initial_sparsity`` at once, in place, and its zeros are kept by
@@ -113,36 +113,34 @@ class GradualPruner:
         exclude: Selector | Iterable[Selector] = (),
         masks: Masks | None = None,
     ) -> None:
-        if frequency < 1:
-            raise ValueError(f"expected a frequency of at least 1 step, got {frequency}")
-        if parse_pattern(pattern).sparsity is not None:
-            raise ValueError(
-                f"pattern {pattern} has one sparsity, which cannot rise; use prune(), once or with fewer kept each time"
-            )
-        require_updates(optimizer, (weight.stored for weight in prunable_weights(model, exclude)))
+        for name, count, least in (("begin", begin, 0), ("end", end, 1), ("frequency", frequency, 1)):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"expected {name} as a number of steps, {least} or more, got {count!r}")
         self._sparsity = sparsity
         self._begin, self._end, self._frequency = begin, end, frequency
         self._initial = initial_sparsity
-        self._prune = partial(prune, model, criterion=criterion, scope=scope, pattern=pattern, exclude=exclude)
-        self._optimizer = optimizer
         self._step = 0
-        self.masks = self._prune(self._target(), masks=masks)
-        self._handle = self.masks.attach(optimizer)
+        super().__init__(
+            model,
+            optimizer,
+            self._target(0),
+            criterion=criterion,
+            scope=scope,
+            pattern=pattern,
+            exclude=exclude,
+            masks=masks,
+        )
 
     def step(self) -> None:
         """Count one training step, and prune when it is time; call it after ``optimizer.step()``.
 
         Raises:
-            FormatError: A weight has become NaN or infinite.
+            FormatError: A weight has become NaN or infinite; nothing is changed and the step does not count.
         """
-        self._step += 1
-        if self._is_due():
-            self.masks.load_state_dict(self._prune(self._target(), masks=self.masks))
-            self.masks.apply(self._optimizer)
-
-    def remove(self) -> None:
-        """Let the weights free again: the optimizer no longer keeps them zero."""
-        self._handle.remove()
+        step = self._step + 1
+        if self._is_due(step):
+            self._prune_to(self._target(step))
+        self._step = step
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step count and the masks; model and optimizer are saved on their own."""
@@ -155,20 +153,25 @@ class GradualPruner:
             state: From a pruner with the same arguments.
 
         Raises:
-            FormatError: The masks are not those of this model's weights; nothing is changed.
+            FormatError: The state is another one's, or the masks are not those of this model's
+                weights; nothing is changed.
         """
+        self._require_state(state, "step")
+        step = state["step"]
+        if not isinstance(step, int) or step < 0:
+            raise FormatError(f"expected a count of steps, got {step!r}")
         self.masks.load_state_dict(state["masks"])
-        self._step = state["step"]
+        self._step = step
 
-    def _is_due(self) -> bool:
-        is_multiple = (self._step - self._begin) % self._frequency == 0
-        return self._begin < self._step <= self._end and (is_multiple or self._step == self._end)
+    def _is_due(self, step: int) -> bool:
+        is_multiple = (step - self._begin) % self._frequency == 0
+        return self._begin < step <= self._end and (is_multiple or step == self._end)
 
-    def _target(self) -> Sparsity:
-        """Sparsity to prune to at this step, for each layer if they differ."""
+    def _target(self, step: int) -> Sparsity:
+        """Sparsity to prune to at a step, for each layer if they differ."""
 
         def cubic(final: float) -> float:
-            return cubic_sparsity(self._step, self._begin, self._end, self._initial, final)
+            return cubic_sparsity(step, self._begin, self._end, self._initial, final)
 
         if isinstance(self._sparsity, Mapping):
             return {selector: cubic(final) for selector, final in self._sparsity.items()}

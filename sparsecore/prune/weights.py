@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.prune.sharding import reshard, whole
 
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
 # It stands for the module with all that is inside.
 Selector = str | type[nn.Module]
+Setting = TypeVar("Setting")
 
 _remove_torch_pruning: Callable[[nn.Module, str], nn.Module] = torch_prune.remove
 
@@ -31,11 +35,12 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PARALLEL = (DataParallel, DistributedDataParallel)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layer, its weights, whether they are stored [K, N] instead of [N, K, ...].
 _LAYERS: tuple[tuple[Callable[[nn.Module], bool], tuple[str, ...], bool], ...] = (
-    (_is_a(nn.Linear, *_CONVOLUTIONS), ("weight",), False),
+    (_is_a(nn.Linear, *CONVOLUTIONS), ("weight",), False),
     (
         _is_a(nn.MultiheadAttention),  # its out_proj is an nn.Linear of its own
         ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -74,11 +79,11 @@ class PrunableWeight:
         return any(isinstance(owner, selector) for owner in self.owners.values())
 
     def value(self) -> Tensor:
-        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``."""
-        value = self.stored.detach().clone()
+        """Return a copy of the weight as the layer uses it, with the parameter's ``grad``; whole if it is sharded."""
+        value = whole(self.stored.detach()).clone()
         if self.torch_mask is not None:
             value *= self.torch_mask
-        value.grad = self.stored.grad
+        value.grad = None if self.stored.grad is None else whole(self.stored.grad)
         return value
 
     @property
@@ -96,6 +101,38 @@ class PrunableWeight:
         return rows.t() if self.is_transposed else rows.reshape(self.stored.shape)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile, whose names are the plain ones.
+
+    Raises:
+        TypeError: It is no module.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(4, 2)))
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    while True:
+        inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def as_selectors(exclude: Selector | Iterable[Selector]) -> tuple[Selector, ...]:
+    """Return what to exclude so that it can be read more than once.
+
+    Raises:
+        TypeError: It is not names, patterns and module types.
+    """
+    selectors = (exclude,) if isinstance(exclude, str | type) or not isinstance(exclude, Iterable) else tuple(exclude)
+    for selector in selectors:
+        if not isinstance(selector, str | type):
+            raise TypeError(f"expected names, patterns or module types in exclude, got {selector!r}")
+    return selectors
+
+
 def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
     """List the prunable weights in the order of the model; nothing is changed.
 
@@ -103,7 +140,8 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
     Hugging Face's ``Conv1D``. A weight shared with an embedding counts as the embedding's.
 
     Args:
-        model: Any module, also one pruned by ``torch.nn.utils.prune``.
+        model: Any module, also one pruned by ``torch.nn.utils.prune``; a wrapper stands for the model inside, see
+            :func:`unwrapped`.
         exclude: Weights and modules to leave out, by name, fnmatch pattern or module type.
 
     Returns:
@@ -114,13 +152,9 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
         UnsupportedError: Nothing is left to prune, or a weight is computed or not initialised.
         FormatError: A weight is not floating point.
     """
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    found = _discover(modules)
-    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
-    known.update(*(weight.names for weight in found))  # without torch's "_orig"
-    _require_known(selectors, known)
-    weights = [weight for weight in found if not any(weight.matches(selector) for selector in selectors)]
+    model = unwrapped(model)
+    reshard(model)
+    weights = find_weights(model, exclude)
     for weight in weights:
         _require_plain(weight)
     weights = [weight for weight in weights if weight.stored.numel() > 0]
@@ -130,6 +164,49 @@ def prunable_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = 
             "attention weight that is not excluded"
         )
     return weights
+
+
+def first_match(
+    weights: Iterable[PrunableWeight], settings: Mapping[Selector, Setting], what: str
+) -> list[tuple[PrunableWeight, Setting]]:
+    """Give each weight the setting of the first key that matches it; weights without a match are left out.
+
+    Args:
+        weights: From :func:`prunable_weights`.
+        settings: By name, fnmatch pattern or module type.
+        what: The name of the argument, for the error.
+
+    Raises:
+        ValueError: A key matches none of the weights.
+    """
+    weights = list(weights)
+    for selector in settings:
+        if not any(weight.matches(selector) for weight in weights):
+            raise ValueError(f"{what}: {selector!r} matches no weight that may be pruned")
+    return [
+        (weight, settings[matching[0]])
+        for weight in weights
+        if (matching := [selector for selector in settings if weight.matches(selector)])
+    ]
+
+
+def find_weights(model: nn.Module, exclude: Selector | Iterable[Selector] = ()) -> list[PrunableWeight]:
+    """List the weights of layers that can be pruned; whether they can be zeroed as they are is not looked at.
+
+    Args:
+        model: Any module, also one without values on the meta device.
+        exclude: As in :func:`prunable_weights`.
+
+    Raises:
+        ValueError: A name in ``exclude`` matches nothing in the model.
+    """
+    selectors = as_selectors(exclude)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = _discover(modules)
+    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
+    known.update(*(weight.names for weight in found))  # without torch's "_orig"
+    _require_known(selectors, known)
+    return [weight for weight in found if not any(weight.matches(selector) for selector in selectors)]
 
 
 def fold_torch_pruning(model: nn.Module) -> None:
@@ -160,7 +237,7 @@ def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
-        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
         for attribute, is_transposed in _weight_attributes(module):
             stored, torch_mask = _stored(module, attribute)
             if stored is None or id(stored) in embeddings:
@@ -178,6 +255,11 @@ def _weight_attributes(module: nn.Module) -> Iterator[tuple[str, bool]]:
         if is_layer(module):
             yield from ((attribute, is_transposed) for attribute in attributes)
             return
+
+
+def is_stored_transposed(layer: nn.Module) -> bool:
+    """Whether a layer holds its weight as ``[K, N]``."""
+    return any(is_transposed for _, is_transposed in _weight_attributes(layer))
 
 
 def _stored(module: nn.Module, attribute: str) -> tuple[Tensor | None, Tensor | None]:

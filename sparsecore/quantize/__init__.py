@@ -1,4 +1,8 @@
-"""Post-training quantization to int8: weights per channel, activations dynamic or calibrated."""
+"""Fewer bits per weight: int8 after training or with it, values shared by k-means, three values, one bit.
+
+``quantize()`` needs no training. The others work inside one's own training loop, and end in int8 layers or in plain
+weights.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from sparsecore.calibration import check_batches, first_names
 from sparsecore.prune.weights import Selector
-from sparsecore.quantize.layers import find_layers, first_names
+from sparsecore.quantize.binary import clip_binary, prepare_binary
+from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import OBSERVERS, MeanSquaredError, MinMax, Observer, Percentile
+from sparsecore.quantize.qat import convert_qat, prepare_qat
 from sparsecore.quantize.report import (
     ATTRIBUTE,
     LayerError,
@@ -18,8 +25,11 @@ from sparsecore.quantize.report import (
     Sensitivity,
     quantization_report,
 )
-from sparsecore.quantize.scheme import Scheme, check_batches
+from sparsecore.quantize.scheme import Scheme
 from sparsecore.quantize.sensitivity import ReferenceOutputs, fit_budget, sensitivity
+from sparsecore.quantize.sharing import SharedWeights, share_weights
+from sparsecore.quantize.simulated import fold_qat
+from sparsecore.quantize.ternary import prepare_ternary
 
 __all__ = [
     "OBSERVERS",
@@ -31,9 +41,17 @@ __all__ = [
     "Percentile",
     "QuantizationReport",
     "Sensitivity",
+    "SharedWeights",
+    "clip_binary",
+    "convert_qat",
+    "fold_qat",
+    "prepare_binary",
+    "prepare_qat",
+    "prepare_ternary",
     "quantization_report",
     "quantize",
     "sensitivity",
+    "share_weights",
 ]
 
 
@@ -89,6 +107,11 @@ def quantize(
         UnsupportedError: there is nothing to quantize, or a layer that the int8 kernels cannot run.
 
     Example:
+        >>> type(quantize(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))[0]).__name__
+        'Int8Linear'
+
+        With ranges of activations from calibration batches:
+
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
         >>> quantize(model, [torch.rand(16, 8)], activations="static")[0].x_zero_point

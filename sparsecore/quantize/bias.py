@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.calibration import counted, progress_line, run_batches, watching
 from sparsecore.quantize.channels import channel_rows
-from sparsecore.quantize.run import counted, progress_line, run_batches, watching
 
 
 def correct_bias(

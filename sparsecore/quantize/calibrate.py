@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sparsecore.calibration import counted, progress_line, run_batches, watching
 from sparsecore.quantize.channels import channel_dim, channel_rows, divide_channels
 from sparsecore.quantize.observers import Observer, check_finite, observer_factory
-from sparsecore.quantize.run import counted, progress_line, run_batches, watching
 
 Seen = TypeVar("Seen")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,12 +12,17 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.weights import Selector
 
 
-def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[str, nn.Module]:
+def find_layers(
+    model: nn.Module,
+    exclude: Selector | Iterable[Selector],
+    kinds: Collection[type[nn.Module]] | None = None,
+) -> dict[str, nn.Module]:
     """Return the layers to replace, under each of their names.
 
     Args:
         model: any module.
         exclude: names, fnmatch patterns or types of modules to leave alone with all that is inside.
+        kinds: classes of layers, without their subclasses; None for all that have an int8 form.
 
     Raises:
         ValueError: a name means nothing in the model.
@@ -38,22 +43,14 @@ def find_layers(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dic
             for owner in owners
         )
 
-    kinds = _builders().keys()
+    kinds = _builders().keys() if kinds is None else kinds
     layers = {name: module for name, module in modules.items() if type(module) in kinds and not is_excluded(name)}
     kind = type(model).__name__
     if "" in layers:
         raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
     if not layers:
-        raise UnsupportedError(f"nothing to quantize in {kind}: no Linear or Conv2d is left")
+        raise UnsupportedError(f"nothing to quantize or replace in {kind}: no Linear or Conv2d is left")
     return layers
-
-
-def first_names(layers: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
-    """Return the first name of each layer, in the order of the model."""
-    names: dict[nn.Module, str] = {}
-    for name, layer in layers.items():
-        names.setdefault(layer, name)
-    return names
 
 
 def quantize_layer(name: str, layer: nn.Module, settings: dict[str, Any]) -> nn.Module:

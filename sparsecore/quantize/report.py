@@ -37,7 +37,7 @@ class Sensitivity:
         return len(self.rows)
 
     def __str__(self) -> str:
-        return _format_table(("layer", "output error"), [(row.layer, _percent(row.error)) for row in self.rows])
+        return format_table(("layer", "output error"), [(row.layer, _percent(row.error)) for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class QuantizationReport:
         if self.max_error is not None:
             facts.append(f"output error {_percent(self.error)} of {_percent(self.max_error)} allowed")
         cells = [(row.layer, row.kind, row.form, _percent(row.error)) for row in self.rows]
-        return f"{', '.join(facts)}\n{_format_table(('layer', 'was', 'is', 'error alone'), cells)}"
+        return f"{', '.join(facts)}\n{format_table(('layer', 'was', 'is', 'error alone'), cells)}"
 
 
 def quantization_report(model: nn.Module) -> QuantizationReport:
@@ -124,13 +124,15 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.3%}"
 
 
-def _format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the last one to the right."""
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], names: int | None = None) -> str:
+    """Columns of text: the first ones, names, to the left and figures to the right; None: all but the last."""
     table = [headings, *rows]
+    left = len(headings) - 1 if names is None else names
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1])]
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
     ]

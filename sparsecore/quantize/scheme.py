@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 
+from sparsecore.calibration import first_names
 from sparsecore.quantize.affine import affine_range
 from sparsecore.quantize.bias import correct_bias
 from sparsecore.quantize.calibrate import observe, observe_channels
 from sparsecore.quantize.channels import channel_scale, weight_channel_absmax
-from sparsecore.quantize.layers import first_names, quantize_layer
+from sparsecore.quantize.layers import quantize_layer
 from sparsecore.quantize.observers import Observer, observer_factory
 
 
@@ -90,23 +91,3 @@ class Scheme:
         elif not self.per_channel:
             observe(model, layers, batches, progress=progress)  # that all layers run, on finite activations
         return settings
-
-
-def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
-    """Return batches that can be run that often, the same ones each time (a loader may shuffle).
-
-    Raises:
-        ValueError: there are none, they are one tensor, or they can be read once and that is not enough.
-    """
-    if isinstance(batches, Tensor):
-        raise ValueError("expected batches as an iterable of inputs, got one tensor; put it in a list")
-    if not isinstance(batches, Iterable):
-        raise ValueError(f"expected calibration batches as an iterable of inputs, got {type(batches).__name__}")
-    if passes == 1:
-        return batches
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            "expected a list of batches, which can be run more than once, for per_channel, bias_correction, max_error "
-            f"and sensitivity(); got a {type(batches).__name__}, put list() around it"
-        )
-    return list(batches)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsecore.calibration import check_batches, first_names, progress_line, run_batches, watching
 from sparsecore.prune.weights import Selector
-from sparsecore.quantize.layers import find_layers, first_names
+from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import Observer
 from sparsecore.quantize.report import LayerError, Sensitivity
-from sparsecore.quantize.run import progress_line, run_batches, watching
-from sparsecore.quantize.scheme import Scheme, check_batches
+from sparsecore.quantize.scheme import Scheme
 
 
 def sensitivity(

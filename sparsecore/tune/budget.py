@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from sparsecore.quantize.run import run_batches, watching
+from sparsecore.calibration import run_batches, watching
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from sparsecore import _C
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.packed_int8 import FEW_ROWS
 from sparsecore.nn import (
+    BinaryConv2d,
+    BinaryLinear,
     BitmapInt8Linear,
     BitmapLinear,
     BlockConv2d,
@@ -31,6 +33,8 @@ from sparsecore.nn import (
     SparseInt8Conv2d,
     SparseInt8Linear,
     SparseLinear,
+    TernaryConv2d,
+    TernaryLinear,
 )
 from sparsecore.nn.dense import dense_layer
 from sparsecore.nn.storage import QuantizedStorage
@@ -90,6 +94,16 @@ def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Mak
     return make
 
 
+def _planes(kind: type[CompressedModule]) -> Maker:
+    def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        try:
+            return kind.from_dense(layer)
+        except FormatError as error:  # nearly every weight
+            raise UnsupportedError(str(error)) from None
+
+    return make
+
+
 def _depthwise(layer: nn.Module, shape: Shape | None) -> nn.Module:
     assert isinstance(layer, nn.Conv2d)
     return DepthwiseConv2d.from_dense(layer, getattr(layer, "activation", "none"))
@@ -116,6 +130,8 @@ def holds_zeros(layer: nn.Module, format_name: str) -> bool:
     """Whether a format is worth timing for a weight without zeros."""
     if format_name in ("4x1", "8x1"):
         return isinstance(layer, nn.Conv2d) and layer.weight[0].numel() <= MOST_DENSE_BLOCK_COLUMNS
+    if format_name in ("binary", "ternary"):
+        return True
     if format_name == "bitmap":  # 1000x2048, one row, weight not in cache: 444 us, PyTorch 688 (Zen 4)
         return isinstance(layer, nn.Linear)
     return format_name in HOLD_ZEROS
@@ -128,6 +144,9 @@ _LINEAR: dict[str, Maker] = {
     "8x1": _blocks(BlockLinear, 8),
     "bitmap": _for_few_rows(BitmapLinear.from_dense),
     "csr": _any_shape(SparseLinear.from_dense),
+    # Of the rare weights that have such values. The second is a case of the first, with half of its bits.
+    "ternary": _planes(TernaryLinear),
+    "binary": _planes(BinaryLinear),
 }
 _CONV2D: dict[str, Maker] = {
     DENSE: _same,
@@ -136,6 +155,8 @@ _CONV2D: dict[str, Maker] = {
     "8x1": _blocks(BlockConv2d, 8),
     "csr": _any_shape(SparseConv2d.from_dense),
     "depthwise": _depthwise,
+    "ternary": _planes(TernaryConv2d),
+    "binary": _planes(BinaryConv2d),
 }
 
 # Class of the layer -> format -> how to make it. Only formats that compute in the layer's own numeric type, except
@@ -162,6 +183,10 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     PanelLinear: {DENSE: _dense, "panel": _same},
     BitmapLinear: {DENSE: _dense, "bitmap": _same},
     PanelConv2d: {DENSE: _dense, "panel": _same},
+    BinaryLinear: {DENSE: _dense, "binary": _same},
+    TernaryLinear: {DENSE: _dense, "ternary": _same},
+    BinaryConv2d: {DENSE: _dense, "binary": _same},
+    TernaryConv2d: {DENSE: _dense, "ternary": _same},
     BlockLinear: {DENSE: _dense, "block": _same},
     BlockConv2d: {DENSE: _dense, "block": _same},
     SparseLinear: {DENSE: _dense, "csr": _same},
@@ -188,6 +213,10 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
     BitmapLinear: ("bitmap", "spmm_bitmap"),
+    BinaryLinear: ("binary", "spmm_planes"),
+    TernaryLinear: ("ternary", "spmm_planes"),
+    BinaryConv2d: ("binary", "spmm_planes"),
+    TernaryConv2d: ("ternary", "spmm_planes"),
     BlockLinear: ("block", "spmm_block"),
     BlockConv2d: ("block", "conv2d_block"),
     DepthwiseConv2d: ("depthwise", "depthwise"),
@@ -291,7 +320,7 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``depthwise``, ``panel``, ``4x1``, ``8x1``, ``bitmap``, ``csr`` or one of INT8_FORMATS."""
+    """Return ``dense``, ``depthwise`` or a format of sparse weights: a key of CANDIDATES."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return _RUNS_ON.get(type(layer), (DENSE, ""))[0]

@@ -211,7 +211,7 @@ def explain(model: nn.Module) -> Explanation:
     """Say for every layer of a converted model what it runs on, how fast, and why.
 
     Args:
-        model: from ``convert()``; a model that was loaded or built by hand has no times.
+        model: from ``compile()`` or ``convert()``; one that was loaded or built by hand has no times.
 
     Returns:
         The table; ``print()`` it, or take ``.rows`` or ``.to_dict()``.
@@ -224,6 +224,7 @@ def explain(model: nn.Module) -> Explanation:
         >>> print(explain(convert(nn.Sequential(nn.Linear(4, 4)))).rows[0].format)
         dense
     """
+    model = getattr(model, "_orig_mod", model)  # under torch.compile
     explanation = getattr(model, ATTRIBUTE, None)
     if isinstance(explanation, Explanation):
         return explanation

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from sparsecore.bench import probes
+from sparsecore.calls import ExampleInputs
 from sparsecore.errors import SparsecoreError
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
-from sparsecore.graph.observe import ExampleInputs
 from sparsecore.nn import CompressedModule, put_layer
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.budget import Budget, Trade, check_max_error, keep_within, layer_errors

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsecore.calls import ExampleInputs, call_model, cloned
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph import copy_model, observe
 from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.graph.observe import ExampleInputs, call_model, cloned
 from sparsecore.graph.prepare import Prepared, prepare
 from sparsecore.graph.requantize import pass_int8_on
 from sparsecore.prune import fold_torch_pruning

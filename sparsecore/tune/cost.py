@@ -12,6 +12,10 @@ from sparsecore.tune.candidates import DENSE, INT8_FORMATS, MOST_BITMAP_ROWS, We
 # of activations. Their ratio decides; the peak itself cancels out.
 DENSE_SHARE = 0.75
 SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
+# Binary and ternary weights, whose zeros are work too, as measured. Their tables, and in a convolution the unfolded
+# image, are made once for all rows and cost as much as some of them.
+PLANES = {"binary": 0.25, "ternary": 0.45}
+PLANES_ROWS = 256
 # Depthwise convolutions of ours over PyTorch's, both in [batch, C, H, W].
 DEPTHWISE = 0.6
 # One column of activations is bound by bytes: 4 per dense weight, 8 per stored entry, and gathers on top.
@@ -40,6 +44,8 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
         return 1.0
     if format_name == "depthwise":
         return DEPTHWISE
+    if format_name in PLANES:
+        return PLANES[format_name] * (1 + PLANES_ROWS / max(weight.N, 1))
     density = 1.0 - weight.sparsity
     if format_name in INT8_FORMATS:
         return _relative_int8_time(format_name, density, columns)

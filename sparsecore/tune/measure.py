@@ -116,7 +116,10 @@ def make_forms(layer: nn.Module, makers: Mapping[str, Maker], calls: Sequence[Ca
     forms = {}
     for name, make in makers.items():
         try:
-            forms[name] = make(layer, shape).eval()
+            form = make(layer, shape).eval()
+            if name == DENSE and form is not layer and calls and calls[0].dtype.is_floating_point:
+                form = form.to(calls[0].dtype)  # what an int8 layer holds comes out in float32
+            forms[name] = form
         except UnsupportedError:
             if name == DENSE:
                 raise

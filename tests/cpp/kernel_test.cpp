@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "sparsecore/codebook.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
@@ -66,6 +67,8 @@ void for_each_table(Function function) {
   function("spmm_block", spmm_block_kernels());
   function("spmm_panel", spmm_panel_kernels());
   function("spmm_bitmap", spmm_bitmap_kernels());
+  function("spmm_codebook", spmm_codebook_kernels());
+  function("spmm_planes", spmm_planes_kernels());
   function("conv2d", conv2d_kernels());
   function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -13,6 +14,7 @@
 #include "guarded.h"
 #include "harness.h"
 #include "numbers.h"
+#include "sparsecore/codebook.h"
 #include "sparsecore/pack.h"
 #include "sparsecore/views.h"
 
@@ -23,11 +25,15 @@ struct Packing {
   int64_t block_rows = 8, panel_cols = 16;  // of panels
   int64_t csr_block_rows = 1;               // of block CSR
   Dtype value_dtype = Dtype::kFloat32;      // of bitmaps; the values must be numbers of it
+  int64_t num_values = 0;                   // of codebooks; the weight must have no more, and no zero; 0: any
+  int64_t gap_bits = 4;                     // of codebooks, whose blocks have block_rows too
+  int64_t planes = 0;                       // of bit planes; the values must be those of with_signs()
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Packing& packing) {
   return out << packing.block_rows << "x" << packing.panel_cols << "/" << packing.csr_block_rows << " "
-             << dtype_name(packing.value_dtype);
+             << dtype_name(packing.value_dtype) << " " << packing.num_values << " values, gaps of " << packing.gap_bits
+             << ", planes " << packing.planes;
 }
 
 template <class View>
@@ -222,6 +228,163 @@ class PackedWeight<BitmapView> {
  private:
   int64_t rows_, cols_, nnz_;
   Dtype dtype_;
+};
+
+// The same entries with one magnitude per row, or two, of which negative ones have the second.
+inline Csr<float> with_signs(Csr<float> csr, int64_t planes, Random& random) {
+  for (int64_t n = 0; n < csr.rows; ++n) {
+    const float positive = std::fabs(random.number()) + 0.1f;
+    const float negative = planes == 1 ? positive : std::fabs(random.number()) + 0.1f;
+    for (auto i = static_cast<size_t>(csr.row_ptr[size_t(n)]); i < static_cast<size_t>(csr.row_ptr[size_t(n) + 1]);
+         ++i) {
+      csr.values[i] = csr.values[i] < 0.0f ? -negative : positive;
+    }
+  }
+  return csr;
+}
+
+// Bits and scales of positions past N and K are set, so that a kernel that takes them shows it.
+template <>
+class PackedWeight<PlanesView> {
+ public:
+  PackedWeight(const Csr<float>& csr, Packing packing, Guard guard)
+      : sizes_{.rows = csr.rows, .cols = csr.cols, .planes = packing.planes},
+        words_(sizes_.num_blocks() * sizes_.num_words() * sizes_.planes * kPlaneBlockRows, guard),
+        scale_(sizes_.planes * sizes_.num_blocks() * kPlaneBlockRows, guard) {
+    const int64_t padded_rows = sizes_.num_blocks() * kPlaneBlockRows;
+    std::fill(words_.begin(), words_.end(), 0u);
+    std::fill(scale_.begin(), scale_.end(), 0.0f);
+    for (int64_t n = 0; n < padded_rows; ++n) {
+      for (int64_t p = 0; p < sizes_.planes; ++p) {
+        const int64_t first = n < csr.rows ? csr.cols : 0;
+        for (int64_t k = first; k < sizes_.num_words() * kPlaneWordBits; ++k) set(p, n, k);
+        if (n >= csr.rows) scale_[p * padded_rows + n] = std::nanf("");
+      }
+      if (n >= csr.rows) continue;
+      for_each_entry(csr, n, [&](int64_t k, float value) {
+        const bool is_negative = value < 0.0f;
+        const int64_t plane = sizes_.planes == 2 && is_negative ? 1 : 0;
+        scale_[plane * padded_rows + n] = sizes_.planes == 2 ? value : std::fabs(value);
+        if (sizes_.planes == 2 || is_negative) set(plane, n, k);
+      });
+    }
+  }
+
+  PlanesView view() const {
+    PlanesView view = sizes_;
+    view.words = words_.data();
+    view.scale = scale_.data();
+    return view;
+  }
+  int64_t num_rows() const { return sizes_.num_blocks(); }
+
+ private:
+  void set(int64_t plane, int64_t n, int64_t k) {
+    const int64_t word = (n / kPlaneBlockRows * sizes_.num_words() + k / kPlaneWordBits) * sizes_.planes + plane;
+    words_[word * kPlaneBlockRows + n % kPlaneBlockRows] |= 1u << (k % kPlaneWordBits);
+  }
+
+  PlanesView sizes_;
+  Buffer<uint32_t> words_;
+  Buffer<float> scale_;
+};
+
+// One bit after another, by hand.
+inline std::vector<uint8_t> packed_fields(const std::vector<uint8_t>& numbers, int64_t bits, int64_t slack) {
+  std::vector<uint8_t> bytes((numbers.size() * static_cast<size_t>(bits) + 7) / 8 + static_cast<size_t>(slack));
+  size_t place = 0;
+  for (const uint8_t number : numbers) {
+    for (int64_t bit = 0; bit < bits; ++bit, ++place) {
+      bytes[place / 8] = static_cast<uint8_t>(bytes[place / 8] | (number >> bit & 1) << (place % 8));
+    }
+  }
+  return bytes;
+}
+
+template <>
+class PackedWeight<CodebookView> {
+ public:
+  PackedWeight(const Csr<float>& csr, Packing packing, Guard guard)
+      : PackedWeight(Entries(csr, packing), packing, guard) {}
+
+  CodebookView view() const {
+    CodebookView view = sizes_;
+    view.codebook = codebook.data();
+    view.codes = codes.data();
+    view.gaps = gaps.data();
+    view.segment_ptr = segment_ptr.data();
+    view.segment_zeros = segment_zeros.data();
+    return view;
+  }
+  int64_t num_rows() const { return sizes_.num_blocks(); }
+
+ private:
+  // Entry by entry: the codes, the gaps with their fillers, and where segments begin.
+  struct Entries {
+    Entries(const Csr<float>& csr, Packing packing) {
+      sizes.rows = csr.rows;
+      sizes.cols = csr.cols;
+      sizes.block_rows = packing.block_rows;
+      sizes.gap_bits = packing.gap_bits;
+      std::map<int64_t, float> places;
+      for (int64_t n = 0; n < csr.rows; ++n) {
+        for_each_entry(csr, n, [&](int64_t k, float value) { places[k * csr.rows + n] = value; });
+      }
+      const int64_t step = int64_t(1) << packing.gap_bits;
+      codebook = {0.0f};  // of fillers
+      std::map<float, uint8_t> code_of;
+      int64_t next = 0;
+      for (const auto& [place, value] : places) {
+        for (; place - next >= step; next += step) add(next, step - 1, 0);
+        const auto [it, is_new] = code_of.try_emplace(value, static_cast<uint8_t>(codebook.size()));
+        if (is_new) codebook.push_back(value);
+        add(next, place - next, it->second);
+        next = place + 1;
+      }
+      while (size_t(1) << sizes.bits < codebook.size()) ++sizes.bits;
+      codebook.resize(size_t(1) << sizes.bits);
+      sizes.nnz = static_cast<int64_t>(codes.size());
+      for (int64_t k = 0; k < csr.cols; ++k) {
+        for (int64_t n = 0; n < csr.rows; n += packing.block_rows) {
+          const int64_t start = k * csr.rows + n;
+          const auto entry = static_cast<size_t>(std::upper_bound(ends.begin(), ends.end(), start) - ends.begin());
+          segment_ptr.push_back(static_cast<int32_t>(entry));
+          const int64_t before = entry == 0 ? 0 : ends[entry - 1];
+          segment_zeros.push_back(static_cast<uint8_t>(std::min<int64_t>(start - before, 255)));
+        }
+      }
+      segment_ptr.push_back(static_cast<int32_t>(codes.size()));
+    }
+
+    void add(int64_t next, int64_t gap, uint8_t code) {
+      codes.push_back(code);
+      gaps.push_back(static_cast<uint8_t>(gap));
+      ends.push_back(next + gap + 1);
+    }
+
+    CodebookView sizes;
+    std::vector<float> codebook;
+    std::vector<uint8_t> codes, gaps, segment_zeros;
+    std::vector<int64_t> ends;  // position behind each entry
+    std::vector<int32_t> segment_ptr;
+  };
+
+  PackedWeight(const Entries& entries, Packing packing, Guard guard)
+      : codebook(entries.codebook, guard),
+        codes(packed_fields(entries.codes, entries.sizes.bits, kCodebookSlack), guard),
+        gaps(packed_fields(entries.gaps, packing.gap_bits, kCodebookSlack), guard),
+        segment_ptr(entries.segment_ptr, guard),
+        segment_zeros(entries.segment_zeros, guard),
+        sizes_(entries.sizes) {}
+
+ public:  // so that tests can damage them
+  Buffer<float> codebook;
+  Buffer<uint8_t> codes, gaps;
+  Buffer<int32_t> segment_ptr;
+  Buffer<uint8_t> segment_zeros;
+
+ private:
+  CodebookView sizes_;
 };
 
 // Calls function(kernel, arguments that hold the weight, what its rows argument counts) for the row in `any`.

@@ -225,3 +225,35 @@ def test_inputs_have_bounds_and_constants_their_values() -> None:
     assert isinstance(batch.size, str)
     assert (batch.least, batch.most, batch.example) == (2, 7, 4)
     assert mode == Input("x", None, value="x")
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention with rotated positions: its heads are views of what the layers return."""
+
+    def __init__(self, length: int, features: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(features, features) for _ in range(4))
+        angles = torch.outer(torch.arange(length), torch.logspace(0, -2, features // heads // 2)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos()[None, None])
+        self.register_buffer("sin", angles.sin()[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            layer(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(self.rotated(query), self.rotated(key), value, is_causal=True)
+        return self.out(y.transpose(1, 2).contiguous().view(x.shape))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * self.cos + torch.cat((-second, first), -1) * self.sin
+
+
+def test_heads_of_attention_are_views_whatever_makes_them() -> None:
+    model, x = RotaryAttention(12, 16, 2).eval(), torch.randn(1, 12, 16)
+    prepared = prepare(model, x)
+    for captured in (prepared.own, prepared.dense):
+        with torch.no_grad():
+            (y,) = captured.module(x)
+        assert_same(y, model(x))

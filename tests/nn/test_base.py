@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import fit_
 from oracle import assert_within, dense_reference
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
@@ -22,7 +23,12 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.PanelLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.PanelConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
     snn.BitmapLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.BinaryLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.TernaryLinear: lambda **options: nn.Linear(12, 7, **options),
+    snn.BinaryConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
+    snn.TernaryConv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, **options),
     snn.BlockLinear: lambda **options: nn.Linear(12, 8, **options),
+    snn.CodebookLinear: lambda **options: nn.Linear(12, 7, **options),
     snn.BlockConv2d: lambda **options: nn.Conv2d(4, 8, 3, padding=1, groups=2, **options),
     snn.Int8Linear: lambda **options: nn.Linear(12, 7, **options),
     snn.SparseInt8Linear: lambda **options: nn.Linear(12, 7, **options),
@@ -31,8 +37,9 @@ LAYERS: dict[type[CompressedModule], Callable[..., nn.Module]] = {
     snn.Int8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
     snn.SparseInt8Conv2d: lambda **options: nn.Conv2d(4, 6, 3, padding=1, groups=2, **options),
 }
-WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d]
-PACKED = [*WIDENING, snn.BitmapLinear]
+WIDENING = [snn.PanelLinear, snn.PanelConv2d, snn.BlockLinear, snn.BlockConv2d, snn.CodebookLinear]
+PLANES = [snn.BinaryLinear, snn.TernaryLinear, snn.BinaryConv2d, snn.TernaryConv2d]
+PACKED = [*WIDENING, snn.BitmapLinear, *PLANES]
 FLOAT = [snn.SparseLinear, snn.SparseConv2d, *PACKED]
 INT8 = [cls for cls in LAYERS if cls not in FLOAT]
 SPARSE = [cls for cls in LAYERS if "col_idx" in cls.buffer_names]
@@ -44,7 +51,7 @@ def dense(cls: type[CompressedModule], sparsity: float = 0.7, **options: object)
     layer = LAYERS[cls](**options)
     with torch.no_grad():
         layer.weight *= torch.rand(layer.weight.shape) >= sparsity
-    return layer
+    return fit_(cls, layer)
 
 
 def example(cls: type[CompressedModule], batch: int = 3) -> Tensor:
@@ -103,7 +110,7 @@ def test_non_contiguous_and_empty_input(cls: type[CompressedModule]) -> None:
 def test_all_and_no_entries(cls: type[CompressedModule], sparsity: float) -> None:
     layer = dense(cls, sparsity)
     compressed, x = cls.from_dense(layer), example(cls)
-    if sparsity == 1.0:
+    if not bool(layer.weight.any()):  # binary weights have no zeros
         expected = layer(x)  # the bias alone
         assert torch.equal(compressed(x), expected)
     assert bool(compressed(x).isfinite().all())
@@ -116,7 +123,8 @@ def test_deepcopy_is_independent(cls: type[CompressedModule]) -> None:
     expected = layer(x)
     with torch.no_grad():
         layer.bias.add_(1)
-        layer.get_buffer(layer.buffer_names[-1]).zero_()
+        for buffer in layer.buffers():
+            buffer.zero_()
     assert torch.equal(other(x), expected)
 
 
@@ -237,7 +245,9 @@ def test_16_bit_float_layers(cls: type[CompressedModule], dtype: torch.dtype) ->
     compressed = cls.from_dense(layer)
     assert compressed.bias.dtype == dtype
     # Kernels want float32 values, and packed layers hold those, except for bitmaps.
-    assert compressed.get_buffer("values").dtype == (torch.float32 if cls in WIDENING else dtype)
+    values = [buffer for buffer in compressed.buffers() if buffer.is_floating_point()]
+    widened = cls in WIDENING or cls in PLANES
+    assert [value.dtype for value in values] == [torch.float32 if widened else dtype]
     x = example(cls).to(dtype)
     y = compressed(x)
     assert y.dtype == dtype
@@ -325,7 +335,9 @@ def test_nan_and_infinity_in_x(cls: type[CompressedModule]) -> None:
     assert torch.equal(y[[0, 2]], clean[[0, 2]])
 
 
-@each_layer
+@pytest.mark.parametrize(
+    "cls", [cls for cls in LAYERS if cls not in PLANES]
+)  # tests/nn/test_planes_layers.py has theirs
 def test_masks_of_torch_prune_are_applied(cls: type[CompressedModule]) -> None:
     layer = LAYERS[cls]()
     torch_prune.random_unstructured(layer, "weight", amount=0.5)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecore.prune.choose import keep_groups, keep_largest
+from sparsecore.prune.choose import keep_groups, keep_largest, keep_largest_by_row
 
 # Few distinct values, so that ties are the rule.
 SCORES = st.sampled_from([-2.0, 0.0, 0.5, 1.0, 3.0])
@@ -35,6 +35,18 @@ def test_keep_largest_equals_loop(scores: list[list[float]], sparsity: float) ->
     numel = sum(map(len, scores))
     keep = keep_largest([torch.tensor(row) for row in scores], sparsity)
     assert [row.tolist() for row in keep] == largest_by_loop(scores, numel - round(sparsity * numel))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.floats(0, 1, exclude_max=True), st.data())
+def test_keep_largest_by_row_equals_loop(columns: int, rows: int, sparsity: float, data: st.DataObject) -> None:
+    row = st.lists(st.one_of(SCORES, st.just(-float("inf"))), min_size=columns, max_size=columns)
+    scores = data.draw(st.lists(row, min_size=rows, max_size=rows))
+    keep = keep_largest_by_row(torch.tensor(scores), sparsity)
+    num_kept = max(columns - round(sparsity * columns), 1)
+    for got, values in zip(keep.tolist(), scores, strict=True):
+        (best,) = largest_by_loop([values], num_kept)
+        assert got == [kept and value > -float("inf") for kept, value in zip(best, values, strict=True)]
 
 
 @pytest.mark.parametrize(("numel", "num_pruned"), [(1, 0), (3, 2), (10, 5), (11, 6), (13, 6)], ids=str)

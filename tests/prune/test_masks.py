@@ -4,29 +4,51 @@ import copy
 import hashlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import (
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
-from sparsecore.errors import FormatError
+from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune import Masks, MaskStatistics, prune
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": partial(SGD, lr=0.1),
+    "sgd fused": partial(SGD, lr=0.1, momentum=0.9, fused=True),
     "momentum": partial(SGD, lr=0.1, momentum=0.9),
     "weight decay": partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
     "nesterov": partial(SGD, lr=0.1, momentum=0.9, nesterov=True),
     "adam": partial(Adam, lr=0.01),
     "adam amsgrad": partial(Adam, lr=0.01, amsgrad=True, foreach=True),
+    "adam fused": partial(Adam, lr=0.01, fused=True),
     "adamw": partial(AdamW, lr=0.01, weight_decay=0.1),
+    "adamw foreach": partial(AdamW, lr=0.01, weight_decay=0.1, foreach=True),
+    "radam": partial(RAdam, lr=0.01),
+    "adamax": partial(Adamax, lr=0.01),
+    "adadelta": partial(Adadelta, lr=0.5),
     "nadam": partial(NAdam, lr=0.01),
     "rmsprop": partial(RMSprop, lr=0.01, momentum=0.9, centered=True),
     "adagrad": partial(Adagrad, lr=0.01),
+    "adagrad fused": partial(Adagrad, lr=0.01, fused=True),
 }
 
 
@@ -80,6 +102,124 @@ def test_training_equals_training_under_torch_masks(name: str) -> None:
         assert not any(state.any() for state in masked_state(masks, ours_optimizer))
     if name != "sgd":
         assert masked_state(masks, ours_optimizer)
+
+
+def test_zeros_stay_under_an_optimizer_with_factored_state() -> None:
+    """Adafactor keeps a moment per row and column, where no entry can be cleared."""
+    model = small_net()
+    optimizer = Adafactor(model.parameters(), lr=0.1, weight_decay=0.1)
+    masks = prune(model, 0.5)
+    masks.attach(optimizer)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+        assert Masks.from_model(model) == masks
+
+
+def test_an_optimizer_that_evaluates_within_a_step_is_refused() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    optimizer = LBFGS(model.parameters())
+    with pytest.raises(UnsupportedError, match="LBFGS evaluates the model within a step"):
+        masks.attach(optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_two_optimizers_of_one_model() -> None:
+    model = small_net()
+    optimizers = [SGD(model[0].parameters(), lr=0.1, momentum=0.9), AdamW(model[3].parameters(), lr=0.01)]
+    masks = prune(model, 0.5)
+    for optimizer in optimizers:
+        masks.attach(optimizer)
+    for step in range(3):
+        backward(model, step)
+        optimizers[step % 2].step()
+        assert Masks.from_model(model) == masks
+    for optimizer in optimizers:
+        state = [t for s in optimizer.state.values() for t in s.values() if t.dim() > 1]
+        assert state
+        assert not any(t[~mask].any() for t in state for mask in masks.values() if mask.shape == t.shape)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_scaled_gradients_and_a_skipped_step(fused: bool) -> None:
+    """Under bfloat16 autocast with a GradScaler: a step with an infinite gradient is skipped, and moves nothing."""
+    model = small_net()
+    optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=fused)
+    masks = prune(model, 0.5)
+    masks.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(6):
+        optimizer.zero_grad()
+        for half in range(2):  # gradient accumulation
+            generator = torch.Generator().manual_seed(2 * step + half)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(torch.randn(8, 1, 4, 4, generator=generator)).float().square().mean()
+            scaler.scale(loss).backward()
+        skipped = step in (1, 4)
+        if skipped:
+            model[3].weight.grad[0, 0] = float("inf")
+        before = model[3].weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(model[3].weight, before) == skipped
+        assert Masks.from_model(model) == masks
+        assert not any(state.any() for state in masked_state(masks, optimizer))
+    assert scaler.get_scale() == 2.0
+    assert masked_state(masks, optimizer)
+
+
+def test_a_wrapper_stands_for_the_model_inside() -> None:
+    model = small_net()
+    wrapped = torch.compile(nn.DataParallel(model), backend="eager")
+    masks = prune(wrapped, {"0": 0.5, "3.weight": 0.7})
+    assert list(masks) == ["0.weight", "3.weight"]
+    assert masks.model is model
+    assert Masks.from_model(wrapped) == masks == Masks(wrapped, masks)
+    again = prune(wrapped, 0.8, exclude="0", masks=masks)
+    assert again & masks == again
+    optimizer = AdamW(wrapped.parameters(), lr=0.01)
+    again.attach(optimizer)
+    for step in range(2):
+        backward(wrapped, step)
+        optimizer.step()
+        assert Masks.from_model(model) == again
+
+
+def test_exact_resume_through_files(tmp_path: Path) -> None:
+    """Model and masks in one safetensors file, the optimizer by torch.save."""
+
+    def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+
+    model = small_net()
+    optimizer = AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    masks = prune(model, 0.7)
+    masks.attach(optimizer)
+    train(model, optimizer, range(3))
+    groups = {"model": model.state_dict(), "masks": masks.state_dict()}
+    tensors = {f"{group} {name}": tensor for group, state in groups.items() for name, tensor in state.items()}
+    save_file(tensors, tmp_path / "checkpoint.safetensors")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    train(model, optimizer, range(3, 6))
+
+    torch.manual_seed(1)
+    other = small_net()
+    loaded = load_file(tmp_path / "checkpoint.safetensors")
+    states = {
+        group: {name.removeprefix(f"{group} "): t for name, t in loaded.items() if name.startswith(group)}
+        for group in groups
+    }
+    other.load_state_dict(states["model"])
+    other_optimizer = AdamW(other.parameters(), lr=0.01, weight_decay=0.1)
+    other_optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    Masks(other, states["masks"]).attach(other_optimizer)
+    train(other, other_optimizer, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert Masks.from_model(other) == masks
 
 
 def test_a_removed_handle_lets_weights_free() -> None:
@@ -182,8 +322,9 @@ def test_copy_of_the_model_gets_masks_of_its_own() -> None:
         {"3.weight": torch.ones(5, 16, dtype=torch.bool)},
         {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool), "3.weight": torch.ones(5, 16)},
         {name: torch.ones(5, 16, dtype=torch.bool) for name in ("0.weight", "3.weight")},
+        {"0.weight": None, "3.weight": None},
     ],
-    ids=["empty", "one missing", "not bool", "wrong shape"],
+    ids=["empty", "one missing", "not bool", "wrong shape", "no tensors"],
 )
 def test_bad_state_changes_nothing(state: dict[str, Tensor]) -> None:
     masks = prune(small_net(), 0.5)
@@ -191,6 +332,40 @@ def test_bad_state_changes_nothing(state: dict[str, Tensor]) -> None:
     with pytest.raises(FormatError):
         masks.load_state_dict(state)
     assert masks.hash() == before
+
+
+def test_masks_do_not_hold_on_to_the_tensors_they_are_made_from() -> None:
+    model = small_net()
+    masks = prune(model, 0.5)
+    state = {name: mask.clone() for name, mask in masks.items()}
+    masks.load_state_dict(state)
+    before = masks.hash()
+    state["3.weight"].logical_not_()
+    assert masks.hash() == before
+
+
+def test_one_parameter_has_one_mask() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    mask = torch.tensor([[True, False], [False, True]])
+    assert Masks(model, {"0.weight": mask, "1.weight": mask}).sparsity() == 0.5
+    with pytest.raises(FormatError, match=r"0\.weight and 1\.weight are one parameter"):
+        Masks(model, {"0.weight": mask, "1.weight": ~mask})
+
+
+def test_a_layer_that_was_replaced_is_named() -> None:
+    model = small_net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    masks = prune(model, 0.5)
+    masks.attach(optimizer)
+    before = model[0].weight.detach().clone()
+    for layer in (nn.Linear(16, 7), nn.Identity()):
+        model[3] = layer
+        with pytest.raises(FormatError, match=r"3\.weight: .* no longer in the model"):
+            masks.apply()
+        with pytest.raises(FormatError, match=r"3\.weight"):
+            optimizer.step()
+        assert torch.equal(model[0].weight, before)
 
 
 def test_mask_of_an_unknown_weight() -> None:
@@ -206,7 +381,12 @@ BITS = st.lists(st.booleans(), min_size=6, max_size=6)
 def test_merge_bit_by_bit(left: list[bool], right: list[bool]) -> None:
     layer = nn.Linear(6, 1)
     a, b = (Masks(layer, {"weight": torch.tensor([bits])}) for bits in (left, right))
-    assert (a & b)["weight"].tolist() == [[x and y for x, y in zip(left, right, strict=True)]]
+    both = [x and y for x, y in zip(left, right, strict=True)]
+    if any(left) and any(right) and not any(both):
+        with pytest.raises(FormatError, match="weight: the two masks have no entry in common"):
+            a & b
+    else:
+        assert (a & b)["weight"].tolist() == [both]
     assert (a | b)["weight"].tolist() == [[x or y for x, y in zip(left, right, strict=True)]]
     assert (a == b) == (left == right) == (a.hash() == b.hash())
 

@@ -4,24 +4,17 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Conv1D
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, SparsecoreError, UnsupportedError
 from sparsecore.prune import CRITERIA, Masks, prune
-
-
-class Conv1D(nn.Module):
-    """Looks like transformers' layer of that name: weight stored [K, N]."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
 
 
 def small_net() -> nn.Sequential:
@@ -226,7 +219,7 @@ def test_criterion_is_one_function() -> None:
 
 
 def test_criterion_by_name() -> None:
-    assert list(CRITERIA) == ["magnitude"]
+    assert list(CRITERIA) == ["magnitude", "taylor"]
     a, b = small_net(), small_net()
     assert prune(a, 0.5) == prune(b, 0.5, criterion=CRITERIA["magnitude"])
 
@@ -305,6 +298,18 @@ def _foreign_masks(model: nn.Sequential) -> dict[str, Any]:
     return {"sparsity": 0.5, "masks": Masks.from_model(small_net())}
 
 
+def _masks_that_empty_a_layer(model: nn.Sequential) -> dict[str, Any]:
+    masks = {**Masks.from_model(model), "3.weight": torch.zeros(11, 16, dtype=torch.bool)}
+    return {"sparsity": 0.5, "masks": Masks(model, masks)}
+
+
+def _nan_gradient(model: nn.Sequential) -> dict[str, Any]:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model[3].weight.grad[0, 0] = float("nan")
+    return {"sparsity": 0.5, "criterion": lambda name, weight: (weight * weight.grad).abs()}
+
+
 BAD: list[tuple[str, type[Exception], str, Callable[[nn.Sequential], dict[str, Any]]]] = [
     ("none", ValueError, "got None", lambda m: {}),
     ("one", ValueError, "got 1.0", lambda m: {"sparsity": 1.0}),
@@ -327,7 +332,9 @@ BAD: list[tuple[str, type[Exception], str, Callable[[nn.Sequential], dict[str, A
     ("score shape", FormatError, r"shape \[11, 16\]", _bad_scores(lambda w: w.abs().sum(1))),
     ("score type", FormatError, "got NoneType", _bad_scores(lambda w: None)),
     ("raises", ZeroDivisionError, "division", _bad_scores(lambda w: 1 / 0)),
+    ("nan gradient", FormatError, r"3\.weight: the score is NaN or infinite in 1 of 176", _nan_gradient),
     ("masks", ValueError, "another model", _foreign_masks),
+    ("masks of nothing", FormatError, r"3\.weight: the earlier masks leave none", _masks_that_empty_a_layer),
 ]
 
 
@@ -354,3 +361,27 @@ def test_bad_input_changes_nothing(
 def test_model_without_prunable_layer() -> None:
     with pytest.raises(SparsecoreError, match="nothing to prune in ReLU"):
         prune(nn.ReLU(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exclude": 3}, "expected names, patterns or module types in exclude, got 3"),
+        ({"exclude": ["0", None]}, "in exclude, got None"),
+        ({"masks": {}}, "expected Masks or None as masks, got dict"),
+    ],
+    ids=["number", "none among names", "dict of masks"],
+)
+def test_arguments_of_another_type_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        prune(nn.Linear(4, 4), 0.5, **arguments)
+
+
+@pytest.mark.parametrize("model", [None, {"weight": torch.ones(2, 2)}, nn.Linear], ids=["none", "state", "class"])
+def test_what_is_no_model_is_named(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got"):
+        prune(model, 0.5)
+
+
+def test_sparsity_may_be_numpys() -> None:
+    assert prune(nn.Linear(4, 4), np.float32(0.5)).sparsity() == 0.5

@@ -108,6 +108,12 @@ def test_sparsity_for_each_layer() -> None:
     assert [row.sparsity for row in training.pruner.masks.statistics().values()] == [0.5, 0.8]
 
 
+def test_exclude_may_be_an_iterator() -> None:
+    training = Training(exclude=iter(["2"]), begin=0, end=2, frequency=1)
+    training.run(1, 2)
+    assert list(training.pruner.masks) == ["0.weight"]
+
+
 def test_earlier_masks_stay() -> None:
     torch.manual_seed(0)
     model = nn.Linear(10, 10)
@@ -172,10 +178,19 @@ def test_remove_lets_weights_free() -> None:
     assert training.model[0].weight[~mask].any()
 
 
+def test_a_removed_pruner_prunes_no_more() -> None:
+    pruner = GradualPruner(model := nn.Linear(4, 4), torch.optim.SGD(model.parameters(), lr=0.1), 0.5, end=1)
+    pruner.remove()
+    with pytest.raises(RuntimeError, match="this pruner was removed"):
+        pruner.step()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"frequency": 0}, "frequency of at least 1"),
+        ({"frequency": 0}, "frequency as a number of steps, 1 or more, got 0"),
+        ({"frequency": 2.5}, "frequency as a number of steps"),
+        ({"end": "10"}, "end as a number of steps"),
         ({"begin": 9, "end": 9}, "begin < end"),
         ({"sparsity": 1.5}, "final < 1"),
         ({"sparsity": {"0": 0.9, "1": 0.5}}, "'1' matches no weight"),
@@ -200,10 +215,42 @@ def test_bad_arguments_change_nothing(arguments: dict[str, Any], text: str) -> N
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_masks_of_another_model_are_refused() -> None:
-    training = Training()
-    before = training.pruner.masks.hash()
-    other = Masks.from_model(nn.Linear(2, 2)).state_dict()
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"step": 3, "masks": Masks.from_model(nn.Linear(2, 2)).state_dict()},
+        {
+            "step": 3,
+            "masks": Masks.from_model(nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(5, 20))).state_dict(),
+        },
+        {"masks": Training().pruner.masks.state_dict()},
+        {"round": 3, "qualities": {}, "masks": Training().pruner.masks.state_dict()},
+        None,
+    ],
+    ids=["names", "shapes", "no step", "another schedule", "none"],
+)
+def test_state_of_another_changes_nothing(state: Any) -> None:
+    straight, training = Training(), Training()
+    straight.run(1, 12)
+    training.run(1, 7)
     with pytest.raises(FormatError):
-        training.pruner.load_state_dict({"step": 3, "masks": other})
-    assert training.pruner.masks.hash() == before
+        training.pruner.load_state_dict(state)
+    training.run(8, 12)
+    assert training.pruner.masks == straight.pruner.masks
+
+
+def test_a_weight_that_is_nan_prunes_nothing() -> None:
+    """A NaN gradient makes a weight NaN; the pruner says so when it is due, and counts no step."""
+    training = Training()
+    training.run(1, 6)
+    weight = training.model[2].weight
+    weight.grad[tuple(training.pruner.masks["2.weight"].nonzero()[0])] = float("nan")
+    training.optimizer.step()
+    before = deepcopy(training.model.state_dict())
+    saved = {"step": 6, "masks": dict(training.pruner.masks)}
+    with pytest.raises(FormatError, match=r"2\.weight: the weight is NaN or infinite in 1 of 100"):
+        training.pruner.step()
+    assert training.pruner.state_dict()["step"] == saved["step"]
+    assert training.pruner.masks == saved["masks"]
+    for name, tensor in training.model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(7), before[name].nan_to_num(7))

@@ -2,21 +2,13 @@
 
 import pytest
 import torch
+from networks import Conv1D
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune import fold_torch_pruning
-from sparsecore.prune.weights import prunable_weights
-
-
-class Conv1D(nn.Module):
-    """Looks like transformers' layer of that name: weight stored [K, N]."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
+from sparsecore.prune.weights import find_weights, prunable_weights
 
 
 class Everything(nn.Module):
@@ -82,7 +74,7 @@ def test_a_model_may_be_a_single_layer() -> None:
             {name for name in names(Everything()) if name.startswith(("attention", "cross"))},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # sets have no order
 )
 def test_exclude(exclude: object, gone: set[str]) -> None:
     model = Everything()
@@ -169,3 +161,11 @@ def test_fold_torch_pruning() -> None:
     assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert model[0].weight is originals[0]
     assert all(torch.equal(a, b) for a, b in zip(expected, [model[0](x), model[1](x)], strict=True))
+
+
+def test_weights_without_values_are_found_but_not_prunable() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    assert [(weight.name, weight.matrix_shape) for weight in find_weights(model, exclude="2")] == [("0.weight", (2, 3))]
+    with pytest.raises(UnsupportedError, match=r"0\.weight has no values yet"):
+        prunable_weights(model)

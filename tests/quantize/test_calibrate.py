@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsecore.quantize import run
+from sparsecore import calibration
 from sparsecore.quantize.calibrate import observe, observe_channels
 from sparsecore.quantize.observers import OBSERVERS, MinMax, Percentile
 
@@ -115,6 +115,6 @@ def test_progress_only_when_it_takes_long(
     observe(model, {"0": model[0]}, batches, progress=progress)
     assert capsys.readouterr().err == ""
     clock = iter(range(100))
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: next(clock))
     observe(model, {"0": model[0]}, batches, progress=progress)
     assert ("calibrating: 4 batches" in capsys.readouterr().err) == progress

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsecore import calibration
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import CompressedModule, Int8Linear
-from sparsecore.quantize import quantization_report, quantize, run, sensitivity
+from sparsecore.quantize import quantization_report, quantize, sensitivity
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 
 
@@ -88,7 +89,7 @@ def test_progress_only_when_it_takes_long(
     quantize(network(), batches(), max_error=1e-9, progress=progress)
     assert capsys.readouterr().err == ""
     clock = iter(range(1000))
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: next(clock))
     quantize(network(), batches(), max_error=1e-9, bias_correction=True, progress=progress)
     shown = capsys.readouterr().err
     for text in ("calibrating: 2 batches", "correcting biases: 2 batches", "sensitivity: 3 of 4", "error budget: "):

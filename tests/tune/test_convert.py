@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import with_signs_
 from torch import Tensor, nn
 
 import sparsecore as sc
@@ -332,3 +333,34 @@ def test_noisy_times_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     fast = sc.convert(pruned_net(), X)
     assert "busy" in sc.explain(fast).rows[0].reason
     assert not (tmp_path / cache.FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("is_conv", [False, True])
+@pytest.mark.parametrize("form", ["binary", "ternary"])
+def test_binary_and_ternary_weights(form: str, is_conv: bool, times: dict[str, float], tmp_path: Path) -> None:
+    times[form] = 10.0
+    first, x = (nn.Conv2d(4, 600, 3), torch.randn(2, 4, 5, 5)) if is_conv else (nn.Linear(64, 600), torch.randn(2, 64))
+    model = nn.Sequential(with_signs_(first, form == "ternary"), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).eval()
+    model(x)
+    for fast in (sc.convert(model, x), sc.convert(model, x, policy="model"), sc.compile(model, x, policy="model")):
+        assert formats(fast) == {"0": form, "3": "dense"}, "and what holds other numbers stays"
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    fixed = sc.convert(model, x, policy={"0": "spmm_planes_f32_scalar"})
+    assert sc.explain(fixed).rows[0].kernel == "spmm_planes_f32_scalar"
+    fast = sc.convert(model, x)
+    assert formats(sc.convert(fast, x)) == {"0": form, "3": "dense"}
+    sc.save(fast, tmp_path / "m.safetensors")
+    loaded = sc.load(tmp_path / "m.safetensors", lambda: copy.deepcopy(model))
+    assert formats(loaded) == {"0": form}
+    assert torch.equal(loaded(x), fast(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_int8_models_in_16_bits(dtype: torch.dtype) -> None:
+    x = torch.randn(8, 64).to(dtype)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).to(dtype).eval()
+    model = sc.quantize(model, [x], activations="static", progress=False)
+    for fast in (sc.convert(model, x), sc.compile(model, x)):
+        got = fast(x)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, model(x), rtol=0.1, atol=0.05)

@@ -40,10 +40,12 @@ using SpmmArgs = SpmmOf<CsrView<float>>;
 using SpmmBlockArgs = SpmmOf<BlockCsrView<float>>;  // block_rows 4 or 8; the rows argument of run counts blocks
 using SpmmPanelArgs = SpmmOf<PanelView<float>>;     // the rows argument of run counts blocks
 using SpmmBitmapArgs = SpmmOf<BitmapView>;          // Layout::kRows only; the rows argument of run counts blocks
+using SpmmPlanesArgs = SpmmOf<PlanesView>;          // sums of x are scaled at their end; the rows of run count blocks
 std::span<const Kernel<SpmmArgs>> spmm_kernels();
 std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels();
 std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
 std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels();
+std::span<const Kernel<SpmmPlanesArgs>> spmm_planes_kernels();
 
 // Sizes of a convolution: x[batch, channels, height, width], y[batch, N, out_height, out_width].
 struct ConvShape {

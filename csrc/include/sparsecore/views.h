@@ -164,4 +164,25 @@ struct BitmapView {
   int64_t num_blocks() const { return (rows + kBitmapBlockRows - 1) / kBitmapBlockRows; }
 };
 
+// Weights whose rows have one magnitude per sign: a bit for each position and plane. Rows come in blocks of 16, columns
+// in words of 32. Private to its kernels, which accept any bits; those of positions past N or K have no effect.
+//
+//   words  uint32 [num_blocks, num_words, planes, 16]    bit i of words[b][w][p][r]: row 16 b + r, column 32 w + i
+//   scale  float32 [planes, 16 num_blocks]
+//
+//   one plane (binary)      weight = bit ? -scale[0][n] : scale[0][n]
+//   two planes (ternary)    weight = scale[0][n] where plane 0 has a bit + scale[1][n] where plane 1 has one
+inline constexpr int64_t kPlaneBlockRows = 16;
+inline constexpr int64_t kPlaneWordBits = 32;
+struct PlanesView {
+  int64_t rows = 0;    // N
+  int64_t cols = 0;    // K
+  int64_t planes = 1;  // 1 or 2
+  const uint32_t* words = nullptr;
+  const float* scale = nullptr;  // finite
+
+  int64_t num_blocks() const { return (rows + kPlaneBlockRows - 1) / kPlaneBlockRows; }
+  int64_t num_words() const { return (cols + kPlaneWordBits - 1) / kPlaneWordBits; }
+};
+
 }  // namespace sparsecore

@@ -11,6 +11,10 @@ Kernel<SpmmBitmapArgs> spmm_bitmap_f32_avx512();
 Kernel<SpmmBitmapArgs> spmm_bitmap_f32_avx2();
 Kernel<SpmmBitmapArgs> spmm_bitmap_f32_neon();
 Kernel<SpmmBitmapArgs> spmm_bitmap_f32_scalar();
+Kernel<SpmmPlanesArgs> spmm_planes_f32_avx512();
+Kernel<SpmmPlanesArgs> spmm_planes_f32_avx2();
+Kernel<SpmmPlanesArgs> spmm_planes_f32_neon();
+Kernel<SpmmPlanesArgs> spmm_planes_f32_scalar();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx512();
 Kernel<SpmmBlockArgs> spmm_block_f32_avx2();
 Kernel<SpmmBlockArgs> spmm_block_f32_neon();
@@ -69,6 +73,19 @@ std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels() {
       spmm_bitmap_f32_neon(),
 #endif
       spmm_bitmap_f32_scalar(),
+  };
+  return table;
+}
+
+std::span<const Kernel<SpmmPlanesArgs>> spmm_planes_kernels() {
+  static const Kernel<SpmmPlanesArgs> table[] = {
+#if defined(__x86_64__)
+      spmm_planes_f32_avx512(),
+      spmm_planes_f32_avx2(),
+#elif defined(__aarch64__)
+      spmm_planes_f32_neon(),
+#endif
+      spmm_planes_f32_scalar(),
   };
   return table;
 }

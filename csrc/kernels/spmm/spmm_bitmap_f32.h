@@ -13,8 +13,8 @@
 #pragma once
 
 #include "kernels/copy.h"
+#include "kernels/spmm/finish_row.h"
 #include "kernels/tile.h"
-#include "simd/activation.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore {
@@ -40,24 +40,6 @@ constexpr int blocks_at_once() {
     if (vectors <= kSums && vectors * M < S::kRegisters * 3 / 4) return blocks;
   }
   return 1;
-}
-
-// Rows n of y for row m of x: sums[16] and what comes after them.
-template <class S>
-void finish_row(const SpmmBitmapArgs& args, int64_t m, Range n, const float* sums) {
-  with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
-    using T = typename decltype(tag)::type;
-    const T* residual = static_cast<const T*>(args.residual);
-    T* y = static_cast<T*>(args.y) + m * args.ldy;
-    for (int64_t i = n.begin; i < n.end; i += S::kLanes) {
-      const int count = static_cast<int>(smaller(n.end - i, S::kLanes));
-      typename S::F32 acc[1] = {S::load(sums + (i - n.begin))};
-      if (args.epilogue.bias != nullptr) acc[0] = S::add(acc[0], S::load_n(args.epilogue.bias + i, count));
-      if (residual != nullptr) acc[0] = S::add(acc[0], S::load_n(residual + m * args.ldy + i, count));
-      apply_epilogue<S, 1>(acc, 0.0f, args.epilogue.activation);
-      S::store_n(y + i, acc[0], count);
-    }
-  });
 }
 
 // B blocks for M rows of x, whose distance is ldx; T is what the values are stored as.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from sparsecore.bench.models.zoo import ZOO, create
 from sparsecore.errors import ModelError, UnsupportedError, require_extra
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.graph.plain import plain_module
+from sparsecore.lookup import close_matches, import_by_name
 from sparsecore.nn import CompressedModule, DepthwiseConv2d, put_layer
 
 IMAGE = (3, 224, 224)
@@ -179,26 +177,21 @@ def _find(name: str) -> ModelSource:
         return _LIBRARIES.get(library, partial(_from_factory, library))(rest)
     if Path(name).is_file():
         raise ModelError(f"{name} is a file; a file holds weights only: expected MODEL@{name}")
-    raise ModelError(f"no model is called {name!r}{_close(name, ZOO)}; expected {WAYS}")
-
-
-def _close(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f", perhaps you meant {' or '.join(found)}" if found else ""
+    raise ModelError(f"no model is called {name!r}{close_matches(name, ZOO)}; expected {WAYS}")
 
 
 def _from_torchvision(name: str) -> ModelSource:
     models = require_extra("torchvision.models", "zoo")
     known = models.list_models()
     if name not in known:
-        raise ModelError(f"torchvision has no model {name!r}{_close(name, known)}")
+        raise ModelError(f"torchvision has no model {name!r}{close_matches(name, known)}")
     return ModelSource(name, partial(models.get_model, name, weights=None), lambda model: Input())
 
 
 def _from_timm(name: str) -> ModelSource:
     timm = require_extra("timm", "zoo")
     if not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}{_close(name, timm.list_models())}")
+        raise ModelError(f"timm has no model {name!r}{close_matches(name, timm.list_models())}")
 
     def input_of(model: Any) -> Input:
         return Input(tuple(model.pretrained_cfg["input_size"]))
@@ -211,7 +204,7 @@ def _from_transformers(name: str) -> ModelSource:
     config_class = getattr(transformers, name, None)
     if not (isinstance(config_class, type) and issubclass(config_class, transformers.PretrainedConfig)):
         configs = [known for known in dir(transformers) if known.endswith("Config")]
-        raise ModelError(f"transformers has no configuration {name!r}{_close(name, configs)}")
+        raise ModelError(f"transformers has no configuration {name!r}{close_matches(name, configs)}")
     return _hugging_face(name, config_class(), None)
 
 
@@ -263,15 +256,11 @@ def _hugging_face_input(model: Any) -> Input | None:
 
 
 def _from_factory(module: str, function: str) -> ModelSource:
-    """Import MODULE:FUNCTION, with the current folder on the path."""
     name = f"{module}:{function}"
-    sys.path.insert(0, "")
     try:
-        factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"{name} means nothing ({error}); expected {WAYS}") from error
-    finally:
-        sys.path.remove("")
+        factory = import_by_name(name)
+    except ValueError as error:
+        raise ModelError(f"{error}; expected {WAYS}") from error
     return ModelSource(name, partial(_call, name, factory), lambda model: None, is_random=False)
 
 

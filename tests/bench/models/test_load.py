@@ -46,7 +46,7 @@ def test_the_random_state_outside_stays() -> None:
         ("nothing-like-it", "expected a name of the zoo, torchvision:NAME"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("sparsecore:no_such_function", "no_such_function"),
-        (":", "Empty module name"),
+        (":", 'expected "module:attribute"'),
         ("resnet18@/no/such/file", "expected a file of weights behind @"),
         (__file__, "is a file; a file holds weights only"),
         ("", "no model is called ''"),

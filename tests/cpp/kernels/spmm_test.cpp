@@ -11,12 +11,13 @@
 #include "numbers.h"
 #include "oracle.h"
 #include "packed.h"
+#include "sparsecore/codebook.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
 namespace {
 
-using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs>;
+using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -136,7 +137,15 @@ class Problem {
     for (float& bias : bias_) bias = random.number();
     for (float& value : weight_.values) {
       value = static_cast<float>(round_to(shape.packing.value_dtype, double(value)));
+      if (shape.packing.num_values > 0) value = one_of(value, shape.packing.num_values);
     }
+    if (shape.packing.planes > 0) weight_ = with_signs(weight_, shape.packing.planes, random);
+  }
+
+  // Of so many numbers, none of them zero.
+  static float one_of(float value, int64_t num_values) {
+    const int64_t which = static_cast<int64_t>(std::fabs(value) * 1e3f) % num_values;
+    return 0.37f * static_cast<float>(which % 2 == 0 ? which + 1 : -which);
   }
 
   // What lies in the padding is NaN: whoever reads it gets NaN into the result.
@@ -161,7 +170,8 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs> {
+class SpmmTest
+    : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -170,17 +180,26 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
     problem.check(problem.run(any_kernel()));
   }
 
-  bool is_bitmap() const { return std::holds_alternative<Kernel<SpmmBitmapArgs>>(any_kernel().row); }
+  template <class Args>
+  bool is_of() const {
+    return std::holds_alternative<Kernel<Args>>(any_kernel().row);
+  }
 
-  // Block CSR has whole blocks of rows; bitmaps have one layout, and values of any dtype.
+  // Block CSR has whole blocks of rows; bitmaps and codebooks have one layout, bitmaps values of any dtype, codebooks
+  // few different ones; one bit plane has no zeros.
   Shape fitted(Shape shape) const {
     Random random(shape.seed);
-    if (is_bitmap()) {
+    if (is_of<SpmmBitmapArgs>() || is_of<SpmmCodebookArgs>()) {
       shape.layout = Layout::kRows;
       shape.columns *= shape.batch;
       shape.batch = 1;
-      shape.packing.value_dtype = random.pick(kAllDtypes);
     }
+    if (is_of<SpmmBitmapArgs>()) shape.packing.value_dtype = random.pick(kAllDtypes);
+    if (is_of<SpmmCodebookArgs>()) {
+      shape.packing.num_values = random.pick<int64_t>({1, 3, 15, 255});
+      shape.packing.gap_bits = random.integer(1, 8);
+    }
+    if (is_of<SpmmPlanesArgs>()) shape.packing.planes = shape.fill == Fill::kFull && random.chance(0.8) ? 1 : 2;
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
     shape.N = (shape.N + R - 1) / R * R;
@@ -192,8 +211,8 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmB
             .panel_cols = random.pick<int64_t>({1, 5, 16, 64, 255})};
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(),
-                            spmm_bitmap_kernels());
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(), spmm_bitmap_kernels(),
+                            spmm_planes_kernels(), spmm_codebook_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,

@@ -236,6 +236,23 @@ TEST_P(SimdTest, ExpandsOntoAnyLanes) {
   }
 }
 
+TEST_P(SimdTest, LooksUpByTheLowBits) {
+  const int bits = simd().table_bits;
+  if (bits == 0) GTEST_SKIP() << "no table of numbers in a vector";
+  const auto lanes = static_cast<size_t>(simd().lanes);
+  std::vector<float> table(lanes), to(lanes);
+  for (size_t i = 0; i < lanes; ++i) table[i] = static_cast<float>(i) + 0.5f;
+  Random random(70);
+  std::vector<uint32_t> index(lanes);
+  for (int shifts = 0; shifts * bits < 32; ++shifts) {
+    for (uint32_t& i : index) i = static_cast<uint32_t>(random.next());
+    simd().lookup(table.data(), index.data(), shifts, to.data());
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      ASSERT_EQ(to[lane], table[index[lane] >> (shifts * bits) & ((1u << bits) - 1)]) << shifts << ", lane " << lane;
+    }
+  }
+}
+
 TEST_P(SimdTest, TransposesOfEverySize) {
   const int64_t most = simd().lanes + 3;
   for (const Dtype dtype : kAllDtypes) {

@@ -21,6 +21,10 @@ struct Wrapper {
   // Packed numbers on the lanes of `bits`, times b, plus c; and how many bits are set.
   void (*expand_fma)(uint32_t bits, const float* packed, const float* b, const float* c, float* to);
   int64_t (*count)(uint32_t bits);
+  // Numbers of a table of one vector by the low bits of each index, after these bits were shifted out `shifts` times;
+  // and how many bits: 0 where there is no such instruction.
+  void (*lookup)(const float* table, const uint32_t* index, int shifts, float* to);
+  int table_bits;
   // csrc/kernels/copy.h
   void (*copy_in)(Dtype dtype, const void* from, float* to, int64_t n);
   void (*copy_out)(Dtype dtype, const float* from, void* to, int64_t n);

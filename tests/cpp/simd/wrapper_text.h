@@ -28,6 +28,13 @@ struct WrapperText {
     S::store(to, S::fma_on(lanes, S::expand(S::load(packed), lanes), S::load(b), S::load(c)));
   }
   static int64_t count(uint32_t bits) { return S::count(bits); }
+  static void lookup(const float* table, const uint32_t* from, int shifts, float* to) {
+    if constexpr (S::kTableBits > 0) {
+      auto index = S::load_index(from);
+      for (int i = 0; i < shifts; ++i) index = S::template shift_right<S::kTableBits>(index);
+      S::store(to, S::lookup(S::load(table), index));
+    }
+  }
   static void copy_in(Dtype dtype, const void* from, float* to, int64_t n) {
     with_dtype(dtype, [=](auto tag) { copy_numbers<S>(static_cast<const Element<decltype(tag)>*>(from), to, n); });
   }
@@ -52,8 +59,8 @@ struct WrapperText {
   }
 
   static Wrapper table(Isa isa) {
-    return {isa,        S::kLanes, load,    load_n,   store,   store_n,      even,         odd,
-            expand_fma, count,     copy_in, copy_out, strided, transpose_in, transpose_out};
+    return {isa,   S::kLanes, load,          load_n,  store,    store_n, even,         odd,          expand_fma,
+            count, lookup,    S::kTableBits, copy_in, copy_out, strided, transpose_in, transpose_out};
   }
 
  private:

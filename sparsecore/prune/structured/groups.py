@@ -1,0 +1,183 @@
+"""The groups of channels of a model: what can be cut, and what cannot and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+from torch import nn
+
+from sparsecore.calls import ExampleInputs
+from sparsecore.lookup import close_matches
+from sparsecore.prune.structured.edits import Edits
+from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units
+from sparsecore.prune.structured.layers import is_producer
+from sparsecore.prune.structured.removal import edits_without
+from sparsecore.prune.structured.verify import find_difference, find_misfit
+from sparsecore.prune.weights import Selector
+
+# Every how manieth unit is cut in the trial of whether a group can be cut.
+_TRIAL_STEP = 4
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Layers that lose the same channels.
+
+    Attributes:
+        layers: The convolutions and linear layers that make the channels, in the order of the model: all that are
+            added to each other, and depthwise ones between them.
+        units: What can be removed one by one, in the order of the first layer's channels: usually a channel of each
+            of the layers, a whole group of channels around a grouped convolution. Each has channels of the first
+            layer; where that is added to several layers side by side, each unit has channels of one of these.
+        reason: Why nothing of it can be cut, empty if it can.
+    """
+
+    layers: tuple[str, ...]
+    units: tuple[Unit, ...]
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The first of its layers."""
+        return self.layers[0]
+
+    def channels_of(self, units: Iterable[int]) -> tuple[int, ...]:
+        """Return the channels of the first layer that belong to units, as :func:`cut` takes them."""
+        return tuple(sorted(index for unit in units for index in self.units[unit].channels[self.name]))
+
+
+@dataclass(frozen=True)
+class ChannelGroups(Mapping[str, ChannelGroup]):
+    """The groups of a model by the names of their first layers; prints as a table.
+
+    Attributes:
+        groups: All of them, in the order of the model, also those that cannot be cut.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """Those that can be cut."""
+        return tuple(group for group in self.groups if not group.reason)
+
+    def __getitem__(self, layer: str) -> ChannelGroup:
+        """Return the group that a layer belongs to."""
+        for group in self.groups:
+            if layer in group.layers:
+                return group
+        known = [name for group in self.groups for name in group.layers]
+        raise KeyError(f"no layer with channels is called {layer!r}{close_matches(layer, known)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return (group.name for group in self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __str__(self) -> str:
+        width = max((len(group.name) for group in self.groups), default=0)
+        lines = []
+        for group in self.groups:
+            more = f" with {', '.join(group.layers[1:])}" if len(group.layers) > 1 else ""
+            what = f"cannot be cut: {group.reason}" if group.reason else f"{len(group.units)} units"
+            lines.append(f"{group.name:{width}}  {what}{more}")
+        return "\n".join(lines)
+
+
+def prunable_channels(
+    model: nn.Module, example_inputs: ExampleInputs, exclude: Selector | Iterable[Selector] = ()
+) -> ChannelGroups:
+    """List the groups of channels of a model, and find out by trial which can be cut.
+
+    A group can be cut if the model still runs, and computes what it computes with the same channels zero: a trial
+    cuts a quarter of all groups in a copy, and compares. So LayerNorm's channels cannot go, nor those that a view
+    splits by a number in the code. Channels of an attention are left out, since only whole heads can go: :func:`cut`
+    removes these where the code allows it.
+
+    Args:
+        model: Any module in any mode; it is not changed.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments that it runs on.
+        exclude: Layers whose channels stay: names, fnmatch patterns or module types; a module stands for all inside.
+
+    Returns:
+        All groups; those that cannot be cut have a reason.
+
+    Raises:
+        MissingExtraError: torch-pruning is not installed.
+        ModelError: The model does not run on the inputs.
+        ValueError: A name in ``exclude`` matches nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+        >>> print(prunable_channels(model, torch.randn(1, 3, 8, 8)))
+        0  8 units
+        3  cannot be cut: they are an output of the model
+    """
+    excluded = _excluded(model, exclude)
+    groups = [_with_reason(group, excluded) for group in _groups(model, find_units(model, example_inputs))]
+    for find in (find_misfit, find_difference):
+        candidates = [group for group in groups if not group.reason]
+        reasons = _refused(candidates, partial(find, model, example_inputs), model)
+        groups = [replace(group, reason=reasons.get(group.name, group.reason)) for group in groups]
+    return ChannelGroups(tuple(groups))
+
+
+def _groups(model: nn.Module, units: Sequence[Unit]) -> list[ChannelGroup]:
+    """Put together the units of the same first layer; layers that the trace did not meet make groups of their own."""
+    order = {name: number for number, name in enumerate(dict(model.named_modules()))}
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        if unit.channels:
+            found.setdefault(min(unit.channels, key=order.__getitem__), []).append(unit)
+    groups = []
+    for members in found.values():
+        layers = sorted({name for unit in members for name in unit.channels}, key=order.__getitem__)
+        groups.append(ChannelGroup(tuple(layers), tuple(members)))
+    seen = {name for group in groups for name in group.layers}
+    for name, module in model.named_modules():
+        if is_producer(module) and name not in seen:
+            groups.append(ChannelGroup((name,), (), UNSEEN))
+    return sorted(groups, key=lambda group: order[group.name])
+
+
+def _with_reason(group: ChannelGroup, excluded: set[str]) -> ChannelGroup:
+    """Add what is known without a trial."""
+    reason = group.reason or next((unit.reason or unit.doubt for unit in group.units if unit.reason or unit.doubt), "")
+    if not reason and excluded & set(group.layers):
+        reason = f"{', '.join(name for name in group.layers if name in excluded)} excluded"
+    if not reason and len(group.units) < 2:
+        reason = "its channels can only go all together"
+    return replace(group, reason=reason)
+
+
+def _excluded(model: nn.Module, exclude: Selector | Iterable[Selector]) -> set[str]:
+    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    names = dict(model.named_modules())
+    excluded: set[str] = set()
+    for selector in selectors:
+        matched = {
+            name
+            for name, module in names.items()
+            if (fnmatchcase(name, selector) if isinstance(selector, str) else isinstance(module, selector))
+        }
+        if isinstance(selector, str) and not matched:
+            raise ValueError(f"exclude: no module is called {selector!r}{close_matches(selector, names)}")
+        excluded.update(name for name in names for outer in matched if name == outer or name.startswith(f"{outer}."))
+    return excluded
+
+
+def _refused(groups: Sequence[ChannelGroup], find: Callable[[Edits], str], model: nn.Module) -> dict[str, str]:
+    """Try groups all together, and where that fails by halves: the name of each that fails -> the reason."""
+    if not groups:
+        return {}
+    reason = find(edits_without(model, [unit for group in groups for unit in group.units[1::_TRIAL_STEP]]))
+    if not reason:
+        return {}
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    middle = len(groups) // 2
+    return _refused(groups[:middle], find, model) | _refused(groups[middle:], find, model)

@@ -1,0 +1,234 @@
+"""Quantization-aware training: layers that compute as their int8 forms will, with gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsecore.calibration import first_names
+from sparsecore.errors import UnsupportedError
+from sparsecore.prune.criteria import require_finite
+from sparsecore.prune.weights import Selector
+from sparsecore.quantize.affine import affine_range
+from sparsecore.quantize.calibrate import observe
+from sparsecore.quantize.fake import fake_dynamic, fake_static, fake_weight
+from sparsecore.quantize.layers import quantize_layer
+from sparsecore.quantize.report import ATTRIBUTE, LayerRow, QuantizationReport
+from sparsecore.quantize.scheme import Scheme
+from sparsecore.quantize.simulated import (
+    Geometry,
+    SimulatedLinear,
+    Simulation,
+    replace_layer,
+    simulate,
+    simulated_layers,
+    trainable_layers,
+)
+
+RANGE_MOMENTUM = 0.9  # share of the old range in each step of its moving average
+INT8_BITS = 8
+
+
+def prepare_qat(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    bits: int = 8,
+    activation_bits: int | None = None,
+    activations: Literal["dynamic", "static"] = "static",
+    exclude: Selector | Iterable[Selector] = (),
+    skip_ends: bool = False,
+    progress: bool = True,
+) -> nn.Module:
+    """Make a model train with quantized weights and activations, in place.
+
+    nn.Linear and nn.Conv2d (not their subclasses) are swapped for layers that hold the same parameters, so optimizers
+    and masks go on working: prune first, quantize last, and entries that are zero stay exactly zero. Train as usual,
+    then ``convert_qat()`` gives int8 layers and ``fold_qat()`` plain ones. In evaluation mode the output of a layer
+    equals that of its int8 form to the bit; in training it is summed in float32.
+
+    Weights are symmetric per output channel, their integers at most 2^(bits - 1) - 1, with a straight-through
+    gradient. Static activations have one range per layer, the moving average of the batches' extremes (0.9 of the
+    old one in each training step); outside of it the gradient is zero. Dynamic ones are scaled per row.
+
+    A BatchNorm stays where it is. Fold it first, ``sparsecore.graph.fold_batchnorm(model, example_inputs)``, so that
+    training sees the weights that will be quantized.
+
+    Args:
+        model: any module that contains such layers.
+        batches: calibration data to start the static ranges from, as for ``quantize()``; without it they start with
+            the first training batch.
+        bits: of the weights, 2 to 8.
+        activation_bits: of the activations, 2 to 8; None for as many as the weights have. int8 kernels run weights of
+            any bits with activations of 8; for fewer there is no kernel, and ``fold_qat()`` is the way out.
+        activations: ``"static"`` or ``"dynamic"``, see ``quantize()``.
+        exclude: what to leave alone: names of modules, fnmatch patterns or module types.
+        skip_ends: leave the first and the last layer alone too, in the order of the model.
+        progress: write a line to stderr while calibration takes long.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: an argument is out of range, batches are empty, one did not reach a layer, or an activation is NaN
+            or infinite.
+        FormatError: a weight is NaN or infinite.
+        UnsupportedError: there is nothing to quantize, or a layer that the int8 kernels cannot run.
+
+    Example:
+        >>> model = prepare_qat(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
+        >>> model(torch.rand(16, 8)).sum().backward()
+        >>> convert_qat(model)[0]
+        Int8Linear(in_features=8, out_features=4, bias=True, x_scale=..., x_zero_point=-128)
+
+    Reference:
+        Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+        CVPR 2018, sec. 3.
+    """
+    activation_bits = bits if activation_bits is None else activation_bits
+    for what, value in (("bits", bits), ("activation_bits", activation_bits)):
+        if type(value) is not int or not 2 <= value <= INT8_BITS:
+            raise ValueError(f"expected {what} from 2 to 8, got {value!r}")
+    is_static = Scheme(activations).activations == "static"
+    if batches is not None and not is_static:
+        raise ValueError('expected calibration batches only with activations="static"')
+    layers = trainable_layers(model, exclude, skip_ends)
+    ranges = {} if batches is None else observe(model, layers, batches, progress=progress)
+
+    def make(name: str, layer: nn.Module) -> Simulation:
+        if activation_bits == INT8_BITS:
+            quantize_layer(name, layer, {})  # says what the kernels lack before training, not after
+        simulation = IntegerArithmetic(name, bits, activation_bits, is_static)
+        if layer in ranges:
+            simulation.x_range = torch.tensor(ranges[layer])
+        return simulation
+
+    return simulate(model, layers, make)
+
+
+class IntegerArithmetic(Simulation):
+    """A layer in integers times their scales, as the int8 kernels compute it.
+
+    Args:
+        name: of the layer, for errors.
+        bits: of the weights.
+        activation_bits: of the activations.
+        is_static: whether activations have one range.
+
+    Attributes:
+        x_range: ``[2]`` float, the ends of the static range; infinite as long as nothing was seen.
+    """
+
+    x_range: Tensor | None
+
+    def __init__(self, name: str, bits: int, activation_bits: int, is_static: bool) -> None:
+        super().__init__()
+        self.name, self.bits, self.activation_bits = name, bits, activation_bits
+        self.register_buffer("x_range", torch.tensor([math.inf, -math.inf]) if is_static else None)
+
+    def values(self, weight: Tensor) -> Tensor:
+        integers, scale = fake_weight(weight.float(), self.bits)
+        return (integers * scale).to(weight.dtype)
+
+    def forward(self, x: Tensor, layer: Geometry) -> Tensor:
+        # Sums of integers and what follows are exact in float64; in training float32 is near enough, and faster.
+        wide = torch.float32 if self.training else torch.float64
+        with torch.autocast(x.device.type, enabled=False):
+            x_integers, x_scale = self._activations(x.float(), layer.row_dims)
+            integers, scale = fake_weight(layer.weight.float(), self.bits)
+            acc = layer.product(x_integers.to(wide), integers.to(wide), None).float()
+            per_channel = [-1, *[1] * (len(layer.row_dims) - 1)]
+            y = acc.to(wide) * (x_scale * scale.view(per_channel)).to(wide)
+            if layer.bias is not None:
+                y = y + layer.bias.to(wide).view(per_channel)
+            return y.float().to(x.dtype)
+
+    def _activations(self, x: Tensor, row_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if self.x_range is None:
+            return fake_dynamic(x, row_dims, self.activation_bits)
+        if self.training:
+            self._widen_range(self.x_range, x.detach())
+        elif not torch.compiler.is_compiling():
+            self.seen_range()
+        return fake_static(x, self.x_range[0], self.x_range[1], self.activation_bits)
+
+    @torch.no_grad()
+    def _widen_range(self, x_range: Tensor, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        seen = torch.stack(x.aminmax()).to(x_range.dtype)
+        average = RANGE_MOMENTUM * x_range + (1 - RANGE_MOMENTUM) * seen
+        average = torch.where(x_range.isfinite().all(), average, seen)
+        x_range.copy_(torch.where(seen.isfinite().all(), average, x_range))  # NaN shows in the loss
+
+    def seen_range(self) -> tuple[float, float]:
+        """Return the static range.
+
+        Raises:
+            ValueError: the layer has not run in training yet.
+        """
+        assert self.x_range is not None
+        low, high = self.x_range.tolist()
+        if not low <= high:
+            raise ValueError(
+                f"{self.name} has no range of activations, for no batch reached it in training mode; train the model "
+                f"or pass batches to prepare_qat(), or leave the layer out with exclude={self.name!r}"
+            )
+        return low, high
+
+
+@torch.no_grad()
+def convert_qat(model: nn.Module) -> nn.Module:
+    """Replace the layers of a model trained by ``prepare_qat()`` by int8 ones, in place.
+
+    Int8Linear and Int8Conv2d hold the same integers, scales and ranges, so their outputs equal those of the model in
+    evaluation mode to the bit; weights of fewer bits are stored as int8. ``compile()`` and ``convert()`` then choose
+    among the int8 formats, those without zeros too.
+
+    Args:
+        model: from ``prepare_qat()`` with ``activation_bits=8``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a layer with static activations never ran in training.
+        FormatError: a weight has become NaN or infinite.
+        UnsupportedError: there is nothing to convert, or activations have fewer than 8 bits.
+    """
+    layers = simulated_layers(model)
+    converted = {layer: _int8_layer(name, layer) for layer, name in first_names(layers).items()}
+    rows = [
+        LayerRow(name, type(layer).__name__, type(converted[layer]).__name__, None)
+        for layer, name in first_names(layers).items()
+    ]
+    for name, layer in layers.items():
+        replace_layer(model, name, converted[layer])
+    setattr(model, ATTRIBUTE, QuantizationReport({"training": "quantization-aware"}, None, None, tuple(rows)))
+    return model
+
+
+def _int8_layer(name: str, layer: Any) -> nn.Module:
+    from sparsecore.formats import Int8Weight  # late, like sparsecore.nn: both build on this package
+    from sparsecore.nn import Int8Conv2d, Int8Linear
+
+    simulation = layer.simulation
+    if not isinstance(simulation, IntegerArithmetic):
+        raise UnsupportedError(f"{name} was not trained for int8; fold_qat() makes it plain")
+    if simulation.activation_bits != INT8_BITS:
+        raise UnsupportedError(
+            f"{name} has activations of {simulation.activation_bits} bits, which no kernel takes: train with "
+            "activation_bits=8, which runs with weights of any bits, or take plain layers from fold_qat()"
+        )
+    require_finite(f"{name}.weight", layer.weight)
+    settings: dict[str, Any] = {}
+    if simulation.x_range is not None:
+        settings = dict(zip(("x_scale", "x_zero_point"), affine_range(*simulation.seen_range()), strict=True))
+    integers, scale = fake_weight(layer.weight.float(), simulation.bits)
+    weight = Int8Weight(integers.flatten(1).to(torch.int8), scale.flatten())
+    kind: Any = Int8Linear if isinstance(layer, SimulatedLinear) else Int8Conv2d
+    return kind.with_weight(layer, weight, **settings).train(layer.training)
