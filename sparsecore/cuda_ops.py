@@ -1,4 +1,4 @@
-"""Operations that only GPUs have, with their fakes: weights in the fragment format."""
+"""Operations that only GPUs have, with their fakes: weights in the fragment and the delta format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsecore._native import has_cuda_kernels, raw
 from sparsecore.errors import UnsupportedError
+from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight
 from sparsecore.ops_shared import check_devices
 
@@ -74,6 +75,38 @@ def expand_fragment(x: Tensor, weight: FragmentWeight) -> Tensor:
     return raw.expand_fragment(x, list(weight.tensors), weight.sizes)
 
 
+def spmm_delta(
+    x: Tensor,
+    weight: DeltaWeight,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Multiply with a delta weight on a GPU: ``activation(x @ weight^T + bias + residual)``.
+
+    Work and bytes are in proportion to what is stored; the weight is read once for every 8 rows of x. Sums are float32
+    and do not depend on timing. A missing entry is not multiplied with.
+
+    Args:
+        x: ``[..., K]`` float16 or bfloat16, on a CUDA device; of the weight's dtype if its values are float.
+        weight: ``[N, K]`` on the same device.
+        bias: ``[N]`` float32.
+        residual: what to add, of the result's shape and dtype.
+        activation: one of ``sparsecore.ops.ACTIVATIONS``.
+
+    Returns:
+        ``[..., N]`` of x's dtype.
+
+    Raises:
+        UnsupportedError: x is not on a CUDA device, or this build has no CUDA kernels.
+        RuntimeError: dtype, shape or device of x, bias or residual does not fit.
+    """
+    check_cuda(x.device, "a delta weight")
+    return raw.spmm_delta(x, list(weight.tensors), weight.sizes, bias, residual, activation)
+
+
+@torch.library.register_fake("sparsecore::spmm_delta")
 @torch.library.register_fake("sparsecore::spmm_fragment")
 def _(
     x: Tensor,

@@ -37,6 +37,9 @@ struct Brain {
   }
 };
 
+// Offsets that were read from memory, kept inside [0, size].
+SPARSECORE_DEVICE int64_t clamp_index(int64_t i, int64_t size) { return i < 0 ? 0 : i > size ? size : i; }
+
 SPARSECORE_DEVICE float warp_sum(float x) {
   for (int step = kWarp / 2; step > 0; step /= 2) x += shuffle_xor(x, step);
   return x;

@@ -36,6 +36,7 @@ SPARSECORE_DEVICE uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(kA
 SPARSECORE_DEVICE uint32_t shuffle_up(uint32_t x, int by) { return __shfl_up_sync(kAllLanes, x, by); }  // warp
 
 SPARSECORE_DEVICE int count_bits(uint32_t x) { return __popc(x); }
+SPARSECORE_DEVICE uint32_t sum_bytes(uint32_t x) { return __dp4a(x, 0x01010101u, 0u); }
 // Byte i of the result is byte (selector >> 4 i) & 7 of the eight of low and high; bit 3 of each is 0. (The function of
 // CUDA clears it once more.)
 SPARSECORE_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {

@@ -1,9 +1,10 @@
-// Bias and activation in registers, as in sparsecore/kernel.h.
+// From a sum to an element of y: scale, bias, residual and activation, as in sparsecore/kernel.h.
 #pragma once
 
 #include <cmath>
 
 #include "cuda/device.h"
+#include "cuda/kernels.h"
 #include "sparsecore/kernel.h"
 
 namespace sparsecore::cuda {
@@ -30,6 +31,16 @@ SPARSECORE_DEVICE float activate(Activation activation, float y) {
       return relu6(y + 3.0f) / 6.0f;
   }
   return y;
+}
+
+// Element `at` of y, in that row of W; scale: of rows, or null.
+template <class X>
+SPARSECORE_DEVICE void store(const SpmmOutput& out, const float* scale, int64_t row, int64_t at, float sum) {
+  using T = typename X::Storage;
+  if (scale != nullptr) sum *= load(scale + row);
+  if (out.bias != nullptr) sum += load(out.bias + row);
+  if (out.residual != nullptr) sum += X::widen(load(static_cast<const T*>(out.residual) + at));
+  static_cast<T*>(out.y)[at] = X::narrow(activate(out.activation, sum));
 }
 
 }  // namespace sparsecore::cuda

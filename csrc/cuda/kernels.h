@@ -56,6 +56,25 @@ int64_t spmm_fragment_tokens(int64_t M);
 const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                           const SpmmOutput& out, Stream stream);
 
+// The delta format (pack/delta.h) on the device.
+struct DeltaArrays {
+  int64_t rows = 0, cols = 0;
+  const int32_t* quad_ptr = nullptr;  // [panels * rows + 1]
+  const uint8_t* codes = nullptr;     // [4 * quads], 4-byte aligned
+  const void* values = nullptr;       // [4 * quads] of 16 bits, 8-byte aligned, or int8, 4-byte aligned
+  int64_t quads = 0;
+  const int32_t* block_ptr = nullptr;  // [num_blocks + 1] ranges of units, from split_delta()
+  int64_t num_blocks = 0;
+  const float* scale = nullptr;  // [N] of int8 values; null for 16 bits
+};
+
+// Floats that spmm_delta() needs as `partial`.
+int64_t spmm_delta_floats(const DeltaArrays& weight, int64_t M);
+
+// As spmm_fragment().
+const char* spmm_delta(const DeltaArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
+                       const SpmmOutput& out, Stream stream);
+
 // dense[N, K] float16 or bfloat16.
 const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
 

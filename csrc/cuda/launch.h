@@ -22,6 +22,14 @@ inline dim3 grid_of(int64_t x, int64_t y) {
               static_cast<unsigned>(std::clamp<int64_t>(y, 1, kMaxGridY)));
 }
 
+// Of the current device; 0 if there is none.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+
 // Calls function(number type) with the type of a dtype.
 template <class Function>
 auto with_number(Dtype dtype, Function function) {
@@ -33,6 +41,13 @@ auto with_number(Dtype dtype, Function function) {
     default:
       return function(Float32{});
   }
+}
+
+// The same for float16 and bfloat16.
+template <class Function>
+void with_16_bits(Dtype dtype, Function function) {
+  if (dtype == Dtype::kBFloat16) return function(Brain{});
+  function(Half{});
 }
 
 }  // namespace sparsecore::cuda

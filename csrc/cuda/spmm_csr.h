@@ -16,22 +16,12 @@ namespace sparsecore::cuda {
 inline constexpr int kCsrThreads = 128;
 inline constexpr int kRowTokens = 8;
 
-SPARSECORE_DEVICE int64_t clamp_index(int64_t i, int64_t size) { return i < 0 ? 0 : i > size ? size : i; }
-
 // Entry range of a row, inside the arrays whatever row_ptr says.
 struct EntryRange {
   int64_t begin, end;
 };
 SPARSECORE_DEVICE EntryRange entries_of(const CsrArrays& weight, int64_t row) {
   return {clamp_index(load(weight.row_ptr + row), weight.nnz), clamp_index(load(weight.row_ptr + row + 1), weight.nnz)};
-}
-
-template <class X>
-SPARSECORE_DEVICE void store(const SpmmOutput& out, int64_t row, int64_t at, float sum) {
-  using T = typename X::Storage;
-  if (out.bias != nullptr) sum += load(out.bias + row);
-  if (out.residual != nullptr) sum += X::widen(load(static_cast<const T*>(out.residual) + at));
-  static_cast<T*>(out.y)[at] = X::narrow(activate(out.activation, sum));
 }
 
 template <class X, class Value>
@@ -57,7 +47,7 @@ spmm_csr_rows(CsrArrays weight, const void* x_any, int64_t M, SpmmOutput out) {
       SPARSECORE_UNROLL
       for (int m = 0; m < kRowTokens; ++m) {
         const float sum = warp_sum(sums[m]);
-        if (lane == 0 && first + m < M) store<X>(out, row, (first + m) * weight.rows + row, sum);
+        if (lane == 0 && first + m < M) store<X>(out, nullptr, row, (first + m) * weight.rows + row, sum);
       }
     }
   }
@@ -79,7 +69,7 @@ spmm_csr_columns(CsrArrays weight, const void* x_any, int64_t batch, int64_t col
         if (col < 0 || col >= weight.cols) continue;
         sum = fmaf(Value::widen(load(values + i)), X::widen(load(from + col * columns)), sum);
       }
-      store<X>(out, row, (image * weight.rows + row) * columns + column, sum);
+      store<X>(out, nullptr, row, (image * weight.rows + row) * columns + column, sum);
     }
   }
 }

@@ -8,13 +8,6 @@ namespace {
 // Token tiles of a block, for M rows of x: more of them read W less often, fewer leave room for more warps.
 int token_tiles(int64_t M) { return M <= kTokenTile ? 1 : M <= 2 * kTokenTile ? 2 : 4; }
 
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, attribute, device);
-  return value;
-}
-
 template <class Number, class Function>
 void with_values(int value_bits, Function function) {
   if (value_bits == 16) return function(Values16<Number>{});
@@ -49,12 +42,6 @@ const char* choose_copies(const FragmentArrays& weight, const void* x, int64_t M
   const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   return (has_bulk_copies ? launch<Values, kTokenTiles, true>
                           : launch<Values, kTokenTiles, false>)(weight, x, M, partial, out, stream);
-}
-
-template <class Function>
-void with_16_bits(Dtype dtype, Function function) {
-  if (dtype == Dtype::kBFloat16) return function(Brain{});
-  function(Half{});
 }
 
 }  // namespace

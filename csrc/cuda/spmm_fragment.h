@@ -186,7 +186,6 @@ template <class X, int kTokenTiles>
 SPARSECORE_KERNEL(kFragmentThreads, 4)
 spmm_fragment_finish(FragmentArrays weight, int M, const float* partial, SpmmOutput out) {
   constexpr int kTokens = kTokenTile * kTokenTiles;
-  using T = typename X::Storage;
   const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols);
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
   const float* slots =
@@ -203,11 +202,7 @@ spmm_fragment_finish(FragmentArrays weight, int M, const float* partial, SpmmOut
       if (to > begin && to > from)
         sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
     }
-    if (weight.scale != nullptr) sum *= load(weight.scale + row);
-    if (out.bias != nullptr) sum += load(out.bias + row);
-    const int64_t at = token * weight.rows + row;
-    if (out.residual != nullptr) sum += X::widen(load(static_cast<const T*>(out.residual) + at));
-    static_cast<T*>(out.y)[at] = X::narrow(activate(out.activation, sum));
+    store<X>(out, weight.scale, row, token * weight.rows + row, sum);
   }
 }
 

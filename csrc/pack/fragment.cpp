@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "pack/split_evenly.h"
+
 namespace sparsecore {
 namespace {
 
@@ -209,14 +211,7 @@ void unpack_group_scales(const FragmentView& weight, Range row_tiles, uint16_t* 
 }
 
 void split_fragment(const FragmentView& weight, int64_t num_blocks, int32_t* block_ptr, int32_t* row_block) {
-  const int64_t num_tiles = weight.num_tiles(), units = weight.tile_ptr[num_tiles];
-  int64_t tile = 0;
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const int64_t target = units * block / num_blocks;
-    while (tile < num_tiles && weight.tile_ptr[tile] < target) ++tile;
-    block_ptr[block] = static_cast<int32_t>(tile);
-  }
-  block_ptr[num_blocks] = static_cast<int32_t>(num_tiles);
+  split_evenly(weight.tile_ptr, weight.num_tiles(), 0, num_blocks, block_ptr);
   int64_t block = 0;
   for (int64_t row_tile = 0; row_tile < weight.row_tiles(); ++row_tile) {
     while (block < num_blocks && block_ptr[block + 1] <= row_tile * weight.col_tiles()) ++block;

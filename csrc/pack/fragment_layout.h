@@ -22,11 +22,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SPARSECORE_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SPARSECORE_HOST_DEVICE inline
-#endif
+#include "pack/device_text.h"
 
 namespace sparsecore {
 

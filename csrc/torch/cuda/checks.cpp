@@ -27,6 +27,36 @@ const void* cuda_residual(const std::optional<Tensor>& residual, const Tensor& y
   return kept.const_data_ptr();
 }
 
+void check_weight_dtype(std::optional<ScalarType> weight, const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  check(type == ScalarType::Half || type == ScalarType::BFloat16,
+        "expected float16 or bfloat16 x for a weight that is packed for CUDA, got ", dtype_name(type));
+  check(!weight || *weight == type, "expected x of the weight's dtype, ", weight ? dtype_name(*weight) : "", ", got ",
+        dtype_name(type));
+}
+
+namespace {
+
+Tensor new_output(const Tensor& x, ScalarType dtype, int64_t N, int64_t K) {
+  check(input_features(x, "rows") == K, "expected x with K = ", K, ", got shape ", shape_text(x));
+  std::vector<int64_t> shape = shape_of(x);
+  shape.back() = N;
+  return new_tensor(x, shape, dtype);
+}
+
+}  // namespace
+
+CudaOutput::CudaOutput(const Tensor& x, ScalarType dtype, int64_t N, int64_t K, const std::optional<Tensor>& bias,
+                       const std::optional<Tensor>& residual, const std::string& activation)
+    : y_(new_output(x, dtype, N, K)), residual_(y_) {
+  const std::vector<int64_t> shape = shape_of(y_);
+  M_ = product(shape, 0, shape.size() - 1);
+  output_.y = y_.mutable_data_ptr();
+  output_.residual = cuda_residual(residual, y_, residual_);
+  output_.bias = cuda_bias(bias, x, N);
+  output_.activation = make_epilogue(std::nullopt, activation, N).activation;
+}
+
 const float* cuda_bias(const std::optional<Tensor>& bias, const Tensor& x, int64_t rows) {
   if (!bias) return nullptr;
   check_cuda_tensor(*bias, "bias", x, ScalarType::Float, 1);

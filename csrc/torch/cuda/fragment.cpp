@@ -20,12 +20,9 @@ cuda::FragmentArrays fragment_arrays(const std::vector<Tensor>& weight, const st
   check_cuda_tensor(weight[2], "block_ptr", x, ScalarType::Int, 1);
   check_cuda_tensor(weight[3], "row_block", x, ScalarType::Int, 1);
   check_cuda_tensor(weight[4], "scale", x, ScalarType::Float, 1);
-  const ScalarType type = x.scalar_type();
-  check(type == ScalarType::Half || type == ScalarType::BFloat16,
-        "expected float16 or bfloat16 x for a fragment weight, got ", dtype_name(type));
-  check(tensors.float_type == 0 || (tensors.float_type == 1) == (type == ScalarType::Half),
-        "expected x of the weight's dtype, ", tensors.float_type == 1 ? "float16" : "bfloat16", ", got ",
-        dtype_name(type));
+  std::optional<ScalarType> type;
+  if (tensors.float_type != 0) type = tensors.float_type == 1 ? ScalarType::Half : ScalarType::BFloat16;
+  check_weight_dtype(type, x);
   cuda::FragmentArrays arrays;
   arrays.rows = tensors.shape.rows;
   arrays.cols = tensors.shape.cols;
@@ -38,35 +35,23 @@ cuda::FragmentArrays fragment_arrays(const std::vector<Tensor>& weight, const st
   arrays.row_block = weight[3].const_data_ptr<int32_t>();
   arrays.num_blocks = tensors.num_blocks;
   if (arrays.value_bits == 8) arrays.scale = weight[4].const_data_ptr<float>();
-  check(reinterpret_cast<uintptr_t>(arrays.blob) % kFragmentUnit == 0,
-        "expected a blob aligned to 16 bytes; make it with .clone()");
+  check_aligned(arrays.blob, "blob", kFragmentUnit);
   return arrays;
 }
 
 Tensor spmm_fragment(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                      const std::string& activation) {
-  const int64_t K = input_features(x_any, "rows");
   Dtype dtype;
   const Tensor x = cuda_activations(x_any, dtype);
   const cuda::FragmentArrays arrays = fragment_arrays(weight, sizes, x);
-  check(K == arrays.cols, "expected x with K = ", arrays.cols, ", got shape ", shape_text(x));
-  std::vector<int64_t> shape = shape_of(x);
-  const int64_t M = product(shape, 0, shape.size() - 1);
-  shape.back() = arrays.rows;
   const OnDevice device(x);
-  const Tensor y = new_tensor(x, shape, x.scalar_type());
-  Tensor kept = y;
-  cuda::SpmmOutput out;
-  out.y = y.mutable_data_ptr();
-  out.residual = cuda_residual(residual, y, kept);
-  out.bias = cuda_bias(bias, x, arrays.rows);
-  out.activation = make_epilogue(std::nullopt, activation, arrays.rows).activation;
-  if (y.numel() == 0) return y;
-  const Tensor partial = new_tensor(x, {cuda::spmm_fragment_floats(arrays, M)}, ScalarType::Float);
-  check_launch(cuda::spmm_fragment(arrays, dtype, x.const_data_ptr(), M, partial.mutable_data_ptr<float>(), out,
-                                   device.stream()));
-  return y;
+  CudaOutput y(x, arrays.rows, arrays.cols, bias, residual, activation);
+  if (y.is_empty()) return y.tensor();
+  const Tensor partial = new_tensor(x, {cuda::spmm_fragment_floats(arrays, y.M())}, ScalarType::Float);
+  check_launch(cuda::spmm_fragment(arrays, dtype, x.const_data_ptr(), y.M(), partial.mutable_data_ptr<float>(),
+                                   y.output(), device.stream()));
+  return y.tensor();
 }
 
 // x: only for the dtype and the device of the result.

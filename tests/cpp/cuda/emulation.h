@@ -80,6 +80,7 @@ inline uint32_t shuffle_up(uint32_t x, int by) {
 }
 
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
+inline uint32_t sum_bytes(uint32_t x) { return (x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24); }
 inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
   uint32_t result = 0;
