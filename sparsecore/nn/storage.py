@@ -540,6 +540,7 @@ class LookupStorage(CsrInt8Storage):
         "entry_group",
         "entry_steps",
         "slots",
+        "row_place",
         "scale",
         "weight_sum",
     )
