@@ -290,7 +290,8 @@ def _accounting_lines(report: Mapping[str, Any]) -> list[str]:
         "AlexNet's total is met where a filler takes a code and a gap, and gaps have 4 bits in convolutions, as in the "
         "table, and 5 in the other layers, as in the paper's section 2. With 4 bits everywhere it is missed with "
         "fillers and far exceeded without. Codebooks, biases and headers are too small to decide. This reading was "
-        "found after the miss, by comparing the ones above; the goal as it was set, with the table's gaps, stays missed.",
+        "found after the miss, by comparing the ones above; the goal as it was set, with the table's gaps, stays "
+        "missed.",
         "",
     ]
     orders = list(report["digits"][0]["fillers"])
