@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore.prune.criteria import require_finite
-from sparsecore.quantize.affine import affine_parameters, affine_range, row_absmax, symmetric_max, symmetric_scale
+from sparsecore.quantize.affine import affine_parameters, affine_range, symmetric_max
 from sparsecore.quantize.fake import (
     fake_affine,
     fake_dynamic,
@@ -113,9 +113,9 @@ class IntegerArithmetic(Simulation):
 class LearnedSteps(IntegerArithmetic):
     """A layer in integers whose scales, the steps between neighbouring values, are parameters.
 
-    Weights start from the steps of their ranges, or from the paper's where those are smaller. Gradients of a step are
-    divided by the root of the number of values that share it times the largest integer, so that steps learn about as
-    fast as weights do.
+    Weights start from steps of twice their mean magnitude over the root of the largest integer. Gradients of a step
+    are divided by the root of the number of values that share it times the largest integer, so that steps learn about
+    as fast as weights do.
 
     Args:
         name: of the layer, for errors.
@@ -140,10 +140,8 @@ class LearnedSteps(IntegerArithmetic):
         self, name: str, bits: int, activation_bits: int, weight: Tensor, x_range: tuple[float, float] | None
     ) -> None:
         super().__init__(name, bits, activation_bits, is_static=False)
-        rows, largest = weight.detach().float().flatten(1), symmetric_max(bits)
-        of_range = symmetric_scale(row_absmax(rows), bits)  # as without learning
-        of_mean = 2 * rows.abs().mean(1) / math.sqrt(largest)  # the paper's, smaller with 2 or 3 bits
-        start = torch.where(of_mean > 0, torch.minimum(of_mean, of_range), of_range)
+        mean = weight.detach().float().flatten(1).abs().mean(1)
+        start = torch.where(mean > 0, 2 * mean / math.sqrt(symmetric_max(bits)), torch.ones_like(mean))
         self.weight_step = nn.Parameter(start.view(-1, *[1] * (weight.dim() - 1)))
         x_step: nn.Parameter | None = None
         x_zero_point: Tensor | None = None

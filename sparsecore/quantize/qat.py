@@ -65,8 +65,8 @@ def prepare_qat(
             any bits with activations of 8; for fewer there is no kernel, and ``fold_qat()`` is the way out.
         activations: ``"static"`` or ``"dynamic"``, see ``quantize()``.
         steps: ``"range"`` as above. ``"learned"``: the scales of weights and of static activations are parameters and
-            are trained, which pays with few bits; make the optimizer afterwards, so that it holds them. Static
-            activations need ``batches`` then, to start from.
+            are trained, which pays with few bits (8 start better from ranges); make the optimizer afterwards, so that
+            it holds them. Static activations need ``batches`` then, to start from.
         exclude: what to leave alone: names of modules, fnmatch patterns or module types.
         skip_ends: leave the first and the last layer alone too, in the order of the model.
         progress: write a line to stderr while calibration takes long.
