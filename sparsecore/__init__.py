@@ -1,6 +1,9 @@
 """sparsecore: pruned and quantized PyTorch models that really run faster.
 
 The way through: ``prune`` -> ``quantize`` -> ``convert`` -> ``explain``, ``save`` and ``load``. See README.md.
+
+``sc.prune`` and ``sc.quantize`` are the functions. The packages of these names hold more; take it by
+``from sparsecore.prune import SparseGPT``, for ``import sparsecore.prune as p`` gives the function.
 """
 
 from importlib.metadata import version as _version

@@ -168,6 +168,8 @@ def pruning_sensitivity(
         figure 6.
     """
     require_evaluate(evaluate)
+    if not isinstance(sparsities, Iterable):
+        raise TypeError(f"expected a list of sparsities in (0, 1), got {sparsities!r}")
     score, chosen = find_score(criterion), parse_pattern(pattern)
     shares = sorted({*sparsities})
     for share in shares:

@@ -100,6 +100,24 @@ def trainable_layers(model: nn.Module, exclude: Selector | Iterable[Selector], s
     return layers
 
 
+def require_unshared(layers: Mapping[str, nn.Module], what: str, way_out: str) -> None:
+    """Raise UnsupportedError where two layers hold one weight.
+
+    Args:
+        layers: from ``trainable_layers()``.
+        what: of which a weight cannot have two.
+        way_out: the setting that does without them.
+    """
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, layer in layers.items():
+        first, owner = owners.setdefault(id(layer.get_parameter("weight")), (name, layer))
+        if owner is not layer:
+            raise UnsupportedError(
+                f"{first} and {name} share a weight, which cannot have the {what} of both; take {way_out}, or leave "
+                f"both as they are with exclude={[first, name]}"
+            )
+
+
 def simulate(
     model: nn.Module, layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Simulation]
 ) -> nn.Module:

@@ -158,6 +158,7 @@ def test_evaluate_may_return_any_kind_of_number(as_number: Callable[[float], Any
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
+        ({"sparsities": 0.5}, TypeError, r"list of sparsities in \(0, 1\), got 0\.5"),
         ({"sparsities": []}, ValueError, r"in \(0, 1\), got \[\]"),
         ({"sparsities": [0, 0.5]}, ValueError, r"in \(0, 1\), got \[0, 0.5\]"),
         ({"sparsities": [0.5, 1]}, ValueError, r"in \[0, 1\)"),
