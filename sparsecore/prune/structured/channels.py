@@ -23,7 +23,7 @@ from sparsecore.prune.structured.criteria import (
 from sparsecore.prune.structured.cut import remove_units
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, must_stay, prunable_channels
 from sparsecore.prune.structured.removal import removed_slices
 from sparsecore.prune.structured.rounding import Rounding, check_round_to, find_rounding
 from sparsecore.prune.weights import Selector
@@ -174,26 +174,31 @@ def choose_units(
         The units that go.
     """
     if scope == "layer":
-        keeps = [keep_largest([_protected(scores[group.name])], shares[group.name])[0] for group in groups]
+        keeps = [keep_largest([_protected(group, scores[group.name])], shares[group.name])[0] for group in groups]
     else:
         if len({shares[group.name] for group in groups}) > 1:
             raise ValueError('scope "global" has one ratio for all layers, got several')
-        keeps = keep_largest([_protected(scores[group.name]) for group in groups], shares[groups[0].name])
+        keeps = keep_largest([_protected(group, scores[group.name]) for group in groups], shares[groups[0].name])
     stay = {group.name: int(keep.sum()) for group, keep in zip(groups, keeps, strict=True)}
     if rounding is not None:
         stay = rounding(groups, stay)
     units = []
     for group in groups:
-        keep = keep_count(scores[group.name], stay[group.name])
+        keep = keep_count(_protected(group, scores[group.name]), stay[group.name])
         units += [unit for unit, stays in zip(group.units, keep.tolist(), strict=True) if not stays]
     return units
 
 
 def keep_count(scores: Tensor, count: int) -> Tensor:
-    """Keep the ``count`` largest scores, of equal ones the earlier; returns a bool mask."""
+    """Keep the ``count`` largest scores and all that are +inf, of equal ones the earlier; returns a bool mask."""
     keep = torch.zeros(len(scores), dtype=torch.bool)
-    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    keep[scores.argsort(descending=True, stable=True)[: max(count, int(scores.isposinf().sum()))]] = True
     return keep
+
+
+def first_to_go(scores: Tensor) -> tuple[int, ...]:
+    """Return the units of a group in the order in which they go: the lowest score first, of equal ones the later."""
+    return tuple(reversed(scores.argsort(descending=True, stable=True).tolist()))
 
 
 def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
@@ -238,10 +243,10 @@ def _greedy(
     return units
 
 
-def _protected(scores: Tensor) -> Tensor:
-    """Raise the best score to +inf, so that no group is pruned to nothing."""
+def _protected(group: ChannelGroup, scores: Tensor) -> Tensor:
+    """Raise the best scores to +inf, so that no layer is pruned to nothing."""
     protected = scores.clone()
-    protected[scores.argmax()] = torch.inf
+    protected[list(must_stay(group, first_to_go(scores)))] = torch.inf
     return protected
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -158,7 +159,32 @@ def _dependencies(torch_pruning: ModuleType, traced: nn.Module, inputs: ExampleI
         graph.build_dependency(
             traced, inputs, forward_fn=call_model, output_transform=_tensors_with_history, verbose=False
         )
+    _correct_mappings(torch_pruning, graph)
     return graph
+
+
+def _correct_mappings(torch_pruning: ModuleType, graph: Any) -> None:
+    """Mend what torch-pruning guesses of splits and concatenations."""
+    # It takes any parameter of three dimensions before one for the class token of a vision transformer.
+    has_tokens = any(
+        parameter.dim() == 3 and parameter.shape[1:] != (1, 1)
+        for parameter in graph.module2node
+        if isinstance(parameter, nn.Parameter)
+    )
+    for node in graph.module2node.values():
+        node.enable_index_mapping |= not has_tokens
+        if sizes := _split_sizes(node.grad_fn):
+            node.module.offsets = [0, *accumulate(sizes)]
+    torch_pruning.dependency.index_mapping.update_index_mapping(graph)
+
+
+def _split_sizes(grad_fn: Any) -> list[int]:
+    """Return the sizes that a tensor is split into, which torch-pruning guesses by what reads the parts."""
+    if not hasattr(grad_fn, "_saved_split_size"):
+        return []
+    sizes, size = grad_fn._saved_self_sym_sizes, grad_fn._saved_split_size
+    dim = (grad_fn._saved_dim + 2**63) % 2**64 - 2**63  # a negative one is saved as unsigned
+    return [min(size, sizes[dim] - begin) for begin in range(0, sizes[dim], size)]
 
 
 def _tensors_with_history(output: Any) -> list[Tensor]:

@@ -16,17 +16,17 @@ from sparsecore.bench.timing import interleave
 from sparsecore.calls import ExampleInputs, call_model, cloned
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.structured.activations import Loss
-from sparsecore.prune.structured.channels import score_groups
+from sparsecore.prune.structured.channels import first_to_go, score_groups
 from sparsecore.prune.structured.copies import evaluating
 from sparsecore.prune.structured.cost import count_costs
 from sparsecore.prune.structured.criteria import FilterCriterion
 from sparsecore.prune.structured.cut import remove_units
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, must_stay, prunable_channels
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.rounding import MEASURED, Rounding, check_round_to, find_rounding, round_up
-from sparsecore.prune.structured.sensitivity import ChannelSensitivity, first_to_go
+from sparsecore.prune.structured.sensitivity import ChannelSensitivity
 from sparsecore.prune.weights import Selector
 
 #: What a model costs, lower is better.
@@ -188,12 +188,13 @@ class _Plan:
         step: int,
     ) -> None:
         self._groups = {group.name: group for group in groups}
-        self._orders = orders
+        self._orders = {}
         steps = []
         for number, group in enumerate(groups):
-            count = len(group.units)
+            count, staying = len(group.units), must_stay(group, orders[group.name])
+            self._orders[group.name] = [index for index in orders[group.name] if index not in staying]
             furthest = max(sensitivity.scores[group.name]) if sensitivity else 1.0
-            for gone in range(1, count):
+            for gone in range(1, len(self._orders[group.name]) + 1):
                 ratio = gone / count
                 if count - round_up(group, count - gone, step) != gone or ratio > furthest:
                     continue  # no multiple of the step stays, or the scan did not go so far
