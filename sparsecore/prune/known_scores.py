@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import finite_number
 from sparsecore.errors import BundleError
 
 #: What a model is worth, higher is better.
@@ -48,11 +48,11 @@ class KnownScores:
             ValueError: It is not a finite number.
         """
         if (name, share) not in self._scores:
-            value = evaluate()
-            if not isinstance(value, float | int) or not math.isfinite(value):
+            value = finite_number(found := evaluate())
+            if value is None:
                 what = f"{name} pruned to {share:.1%}" if name else "the model as it is"
-                raise ValueError(f"expected a finite number from evaluate, got {value!r} for {what}")
-            self._scores[name, share] = float(value)
+                raise ValueError(f"expected a finite number from evaluate, got {found!r} for {what}")
+            self._scores[name, share] = value
             self._write()
         return self._scores[name, share]
 

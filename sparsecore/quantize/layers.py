@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sparsecore.arguments import require_module
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.weights import Selector
 
@@ -28,6 +29,7 @@ def find_layers(
         ValueError: a name means nothing in the model.
         UnsupportedError: there is nothing to quantize, or the model is itself a layer.
     """
+    require_module(model)
     selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     for selector in selectors:

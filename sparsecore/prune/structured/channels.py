@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import is_real
+from sparsecore.calibration import check_batches
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.choose import keep_largest
@@ -23,7 +25,7 @@ from sparsecore.prune.structured.criteria import (
 from sparsecore.prune.structured.cut import remove_units
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, must_stay, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, ChannelGroups, must_stay, prunable_channels
 from sparsecore.prune.structured.removal import removed_slices
 from sparsecore.prune.structured.rounding import Rounding, check_round_to, find_rounding
 from sparsecore.prune.weights import Selector
@@ -118,10 +120,11 @@ def prune_channels(
     if criterion not in _OTHERS:
         find_filter_criterion(criterion, _OTHERS)
     groups = prunable_channels(model, example_inputs, exclude)
+    require_groups(model, groups)
     shares = ratios_of(groups.groups, ratio)
     chosen = [group for group in groups.prunable if group.name in shares]
     if not chosen:
-        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
+        raise ValueError("expected a ratio for at least one layer, got {}")
     rounding = find_rounding(round_to, model, example_inputs)
     if criterion == "l1_greedy":
         units = _greedy(model, chosen, shares, rounding)
@@ -201,6 +204,17 @@ def first_to_go(scores: Tensor) -> tuple[int, ...]:
     return tuple(reversed(scores.argsort(descending=True, stable=True).tolist()))
 
 
+def require_groups(model: nn.Module, groups: ChannelGroups) -> None:
+    """Raise UnsupportedError if nothing of a model can be cut."""
+    if not groups.groups:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no convolutions and linear layers of torch.nn; cut before quantize() and "
+            "convert(), which replace them"
+        )
+    if not groups.prunable:
+        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
+
+
 def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
     """Return the share that goes for each group that has one.
 
@@ -208,7 +222,9 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
         ValueError: A share is out of range, a name matches nothing, or only groups that cannot be cut.
     """
     shares = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
-    for share in shares.values():
+    for name, share in shares.items():
+        if not isinstance(name, str):
+            raise TypeError(f"ratio: expected names or patterns of layers, got {name!r}")
         require_ratio(share)
     found: dict[str, float] = {}
     for pattern in shares:
@@ -224,7 +240,7 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
 
 def require_ratio(ratio: object) -> None:
     """Raise ValueError if a share of channels is out of range."""
-    if isinstance(ratio, bool) or not isinstance(ratio, float | int) or not 0 <= ratio < 1:
+    if not is_real(ratio) or not 0 <= ratio < 1:  # type: ignore[operator]
         raise ValueError(f"expected a ratio in [0, 1), got {ratio!r}")
 
 
@@ -250,8 +266,10 @@ def _protected(group: ChannelGroup, scores: Tensor) -> Tensor:
     return protected
 
 
-def _require_data(criterion: object, batches: object, loss: object) -> None:
+def _require_data(criterion: object, batches: Iterable[Any] | None, loss: object) -> None:
     if criterion in ("activation", "taylor") and batches is None:
         raise ValueError(f'criterion "{criterion}" is judged on data: give batches')
-    if criterion == "taylor" and loss is None:
+    if batches is not None:
+        check_batches(batches, 1)
+    if criterion == "taylor" and not callable(loss):
         raise ValueError('criterion "taylor" needs a loss: give loss=lambda model, batch: ...')

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs, call_model
 from sparsecore.errors import ModelError, UnsupportedError, require_extra
+from sparsecore.graph.compiled import CompiledModule
 from sparsecore.prune.structured.copies import copy_to, first_line, inputs_to
 from sparsecore.prune.structured.layers import (
     BOTH,
@@ -103,7 +105,8 @@ def find_units(model: nn.Module, example_inputs: ExampleInputs) -> list[Unit]:
     Raises:
         MissingExtraError: torch-pruning is not installed.
         ModelError: The model has no values, or does not run on the inputs.
-        UnsupportedError: torch-pruning cannot follow what it does.
+        TypeError: It is no module.
+        UnsupportedError: It is compiled, or torch-pruning cannot follow what it does.
     """
     _require_values(model)
     torch_pruning = require_extra("torch_pruning", "prune")
@@ -115,8 +118,10 @@ def find_units(model: nn.Module, example_inputs: ExampleInputs) -> list[Unit]:
 
 
 def _require_values(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
+    for name, module in model.named_modules():
+        if isinstance(module, CompiledModule):
+            raise UnsupportedError(f"{name or 'the model'} is compiled: cut first, then compile")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} has no shape yet: run the model once, so that lazy layers get theirs")

@@ -17,7 +17,7 @@ from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units
 from sparsecore.prune.structured.layers import is_producer
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.verify import find_difference, find_misfit
-from sparsecore.prune.weights import Selector
+from sparsecore.prune.weights import Selector, as_selectors
 
 # Share of a group's units that the trial cuts, of whether it can be cut.
 _TRIED = 0.25
@@ -110,6 +110,7 @@ def prunable_channels(
     Raises:
         MissingExtraError: torch-pruning is not installed.
         ModelError: The model does not run on the inputs.
+        TypeError: ``model`` is no module, or ``exclude`` holds something else than names, patterns and types.
         ValueError: A name in ``exclude`` matches nothing.
 
     Example:
@@ -118,8 +119,10 @@ def prunable_channels(
         0  8 units
         3  cannot be cut: they are an output of the model
     """
-    excluded = _excluded(model, exclude)
-    groups = [_with_reason(group, excluded) for group in _groups(model, find_units(model, example_inputs))]
+    selectors = as_selectors(exclude)
+    units = find_units(model, example_inputs)
+    excluded = _excluded(model, selectors)
+    groups = [_with_reason(group, excluded) for group in _groups(model, units)]
     for find in (find_misfit, find_difference):
         reasons: dict[str, str] | None = None
         while reasons is None or reasons:  # those that are left may still fail together
@@ -159,8 +162,7 @@ def _with_reason(group: ChannelGroup, excluded: set[str]) -> ChannelGroup:
     return replace(group, reason=reason)
 
 
-def _excluded(model: nn.Module, exclude: Selector | Iterable[Selector]) -> set[str]:
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+def _excluded(model: nn.Module, selectors: Iterable[Selector]) -> set[str]:
     names = dict(model.named_modules())
     excluded: set[str] = set()
     for selector in selectors:

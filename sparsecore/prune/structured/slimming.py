@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.criteria import require_finite
@@ -146,9 +147,10 @@ def slim(
     Reference:
         Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017.
     """
+    require_module(model)
     require_share(ratio)
-    if round_to < 1:
-        raise ValueError(f"expected round_to of at least 1, got {round_to}")
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"expected round_to of at least 1, got {round_to!r}")
     for name, module in model.named_modules():
         if _has_scale(module):
             require_finite(f"{name}: the scale", module.get_parameter("weight"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsecore.arguments import finite_number, is_real
 from sparsecore.bench.timing import interleave
 from sparsecore.calls import ExampleInputs, call_model, cloned
-from sparsecore.errors import UnsupportedError
 from sparsecore.prune.structured.activations import Loss
-from sparsecore.prune.structured.channels import first_to_go, score_groups
+from sparsecore.prune.structured.channels import first_to_go, require_groups, score_groups
 from sparsecore.prune.structured.copies import evaluating
 from sparsecore.prune.structured.cost import count_costs
 from sparsecore.prune.structured.criteria import FilterCriterion
@@ -84,13 +83,14 @@ def prune_to_target(
     Reference:
         Sensitivities and the target in FLOPs as in PaddleSlim's SensitivePruner and UniformPruneStrategy.
     """
-    if isinstance(reduce_by, bool) or not isinstance(reduce_by, float | int) or not 0 < reduce_by < 1:
+    if not is_real(reduce_by) or not 0 < reduce_by < 1:
         raise ValueError(f"expected reduce_by in (0, 1), got {reduce_by!r}")
+    if sensitivity is not None and not isinstance(sensitivity, ChannelSensitivity):
+        raise TypeError(f"expected sensitivity from channel_sensitivity(), got {type(sensitivity).__name__}")
     check_round_to(round_to)
-    cost = _cost(model, example_inputs, measure)
     groups = prunable_channels(model, example_inputs, exclude)
-    if not groups.prunable:
-        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
+    require_groups(model, groups)
+    cost = _cost(model, example_inputs, measure)
     chosen: Sequence[ChannelGroup] = groups.prunable
     if sensitivity is None:
         scores = score_groups(model, chosen, criterion, batches, loss)
@@ -162,10 +162,10 @@ def _cost(model: nn.Module, example_inputs: ExampleInputs, measure: str | Measur
     def of_copy(units: Sequence[Unit]) -> float:
         candidate = copy.deepcopy(model)
         edits_without(model, units).apply(candidate)
-        found = measure(candidate)
-        if not isinstance(found, float | int) or not math.isfinite(found):
+        cost = finite_number(found := measure(candidate))
+        if cost is None:
             raise ValueError(f"expected a finite number from measure, got {found!r}")
-        return found
+        return cost
 
     return of_copy
 
