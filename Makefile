@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 BUILD := build
 
-.PHONY: demo test test-all test-cpp test-neon test-sanitize test-sanitize-python bench bench-cpp lint format build clean
+.PHONY: demo test test-all test-cpp test-neon test-sanitize test-sanitize-python cuda-check bench bench-cpp lint format build clean
 .DEFAULT_GOAL := test
 
 $(BIN)/python:
@@ -73,6 +73,10 @@ test-sanitize-python: build
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k "not compile" \
 	  $(addprefix $(CURDIR)/tests/,test_ops.py test_ops_int8.py test_ops_int8_errors.py formats test_io.py test_bundle.py)
+
+# Every CUDA kernel with nvcc alone: no GPU, no torch with CUDA; installs nvcc's packages where there is no nvcc.
+cuda-check: $(VENV)/.tools
+	$(BIN)/python cmake/cuda_check.py --install --out $(BUILD)/cuda-check
 
 # Every kernel on single layers against other libraries; BENCH="--shapes all --threads 1 --threads 2" measures more.
 BENCH ?= --shapes quick

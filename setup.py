@@ -46,6 +46,28 @@ def check_requirements() -> None:
         require(has_module(module), f"{module} is not installed here; `pip install {module}`")
 
 
+def find_nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def cuda_options(torch_has_cuda: bool) -> dict[str, object]:
+    """What SPARSECORE_BUILD_CUDA asks for: auto, 0 (no CUDA), or 1 (also beside a CPU torch, as a compile check)."""
+    wish = os.environ.get("SPARSECORE_BUILD_CUDA", "auto")
+    require(wish in ("auto", "0", "1"), f"expected SPARSECORE_BUILD_CUDA auto, 0 or 1, got {wish!r}")
+    nvcc = find_nvcc()
+    require(
+        wish != "1" or nvcc is not None,
+        "SPARSECORE_BUILD_CUDA=1 but there is no nvcc; `pip install nvidia-cuda-nvcc nvidia-cuda-runtime "
+        "nvidia-cuda-cccl` and put it on the PATH",
+    )
+    build = wish == "1" or (wish == "auto" and nvcc is not None and torch_has_cuda)
+    options: dict[str, object] = {
+        "SPARSECORE_CUDA": "ON" if build else "OFF",
+        "SPARSECORE_CUDA_TORCH": "ON" if build and torch_has_cuda else "OFF",
+    }
+    return options | ({"CMAKE_CUDA_COMPILER": nvcc} if build else {})
+
+
 class CMakeBuild(build_ext):
     """Configures and builds once for all three libraries, and copies them beside the package."""
 
@@ -73,6 +95,7 @@ class CMakeBuild(build_ext):
             "SPARSECORE_PYBIND11_INCLUDE": pybind11.get_include(),
             "SPARSECORE_TORCH_INCLUDE": ";".join(cpp_extension.include_paths()),
             "SPARSECORE_TORCH_LIBRARY_DIR": Path(torch.__file__).parent / "lib",
+            **cuda_options(torch.version.cuda is not None),
         }
         cmake = [sys.executable, "-m", "cmake"]
         ninja = Path(sysconfig.get_path("scripts")) / "ninja"

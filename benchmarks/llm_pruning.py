@@ -82,13 +82,19 @@ def train_model(folder: Path, steps: int, seed: int) -> None:
     (folder / TRAINING).write_text(json.dumps(training) + "\n")
 
 
-def train(model: Any, ids: Tensor, steps: int) -> float:
+def train(model: Any, ids: Tensor, steps: int, decay_gains: bool = True) -> float:
     """Train on random windows of the text: AdamW, a linear warm-up, then a cosine down to a tenth.
 
     Returns:
         Mean loss of the last 100 steps.
     """
-    optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    parameters = list(model.parameters())
+    gains = [parameter for parameter in parameters if parameter.ndim == 1]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": gains} if decay_gains else {"params": gains, "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
     def learning_rate(step: int) -> float:
         if step < WARMUP_STEPS:
@@ -138,6 +144,13 @@ def perplexity(model: nn.Module, ids: Tensor) -> float:
         logits = model(batch)[:, :-1].flatten(0, 1)
         total += float(F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
     return math.exp(total / ids[:, 1:].numel())
+
+
+def validation_windows(folder: Path) -> Tensor:
+    """Windows of the validation text's tokens, spread over it, ``[EVALUATION_WINDOWS, LENGTH]``."""
+    ids = torch.from_numpy(np.load(folder / VALIDATION_IDS))
+    windows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    return windows[:: len(windows) // EVALUATION_WINDOWS][:EVALUATION_WINDOWS]
 
 
 def unigram_perplexity(train_ids: Tensor, ids: Tensor) -> float:
@@ -287,9 +300,7 @@ def main() -> None:
     if not (folder / TRAINING).is_file():
         train_model(folder, arguments.steps, seed=0)
 
-    train_ids, validation_ids = (torch.from_numpy(np.load(folder / name)) for name in (TRAIN_IDS, VALIDATION_IDS))
-    windows = validation_ids[: len(validation_ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    windows = windows[:: len(windows) // EVALUATION_WINDOWS][:EVALUATION_WINDOWS]
+    train_ids, windows = torch.from_numpy(np.load(folder / TRAIN_IDS)), validation_windows(folder)
     dense = Logits(folder / "model")
     seeds = list(range(arguments.seeds))
     report: dict[str, Any] = {

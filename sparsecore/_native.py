@@ -30,3 +30,8 @@ def _load() -> ModuleType:
 
 _C = _load()
 raw = torch.ops.sparsecore
+
+
+def has_cuda_kernels() -> bool:
+    """Whether this build runs on CUDA tensors."""
+    return bool(_C.build_info()["cuda"])

@@ -15,15 +15,6 @@
 namespace sparsecore::torch_binding {
 namespace {
 
-// K, after x and layout are known to have one.
-int64_t input_features(const Tensor& x, const std::string& layout) {
-  check(layout == "rows" || layout == "columns", "expected layout rows or columns, got '", layout, "'");
-  const bool is_rows = layout == "rows";
-  check(x.dim() >= (is_rows ? 1 : 2), "expected x [..., K] for rows or [batch, K, ...] for columns, got shape ",
-        shape_text(x));
-  return x.size(is_rows ? x.dim() - 1 : 1);
-}
-
 // Everything but the weight, which args has; rows: what run's rows argument counts.
 template <class Args, class Rows>
 Tensor run_spmm(Args& args, std::span<const Kernel<Args>> kernels, const Rows& rows, const Tensor& x_any,

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "torch/checks.h"
@@ -44,6 +45,15 @@ inline Tensor float_input(const Tensor& x) {
 inline Tensor activations(const Tensor& x, Dtype& dtype) {
   check(float_dtype(x.scalar_type(), dtype), "expected float32, float16 or bfloat16 x; convert it with .float()");
   return on_cpu(x);
+}
+
+// K, after x and layout are known to have one.
+inline int64_t input_features(const Tensor& x, const std::string& layout) {
+  check(layout == "rows" || layout == "columns", "expected layout rows or columns, got '", layout, "'");
+  const bool is_rows = layout == "rows";
+  check(x.dim() >= (is_rows ? 1 : 2), "expected x [..., K] for rows or [batch, K, ...] for columns, got shape ",
+        shape_text(x));
+  return x.size(is_rows ? x.dim() - 1 : 1);
 }
 
 // What is added to y: contiguous, of its shape and dtype, or null. `kept` owns it.

@@ -4,6 +4,8 @@ from sparsecore.formats.bitmap import BitmapWeight
 from sparsecore.formats.block_csr import BlockCsrWeight
 from sparsecore.formats.codebook import CodebookWeight
 from sparsecore.formats.csr import CsrWeight
+from sparsecore.formats.delta import DeltaWeight
+from sparsecore.formats.fragment import FragmentWeight
 from sparsecore.formats.int8 import Int8Weight
 from sparsecore.formats.packed_codebook import PackedCodebookWeight
 from sparsecore.formats.packed_int8 import PackedInt8Weight
@@ -16,6 +18,8 @@ __all__ = [
     "BlockCsrWeight",
     "CodebookWeight",
     "CsrWeight",
+    "DeltaWeight",
+    "FragmentWeight",
     "Int8Weight",
     "PackedCodebookWeight",
     "PackedInt8Weight",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
+from sparsecore.cuda_ops import check_cuda
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
@@ -43,6 +44,7 @@ class CompressedModule(nn.Module):
 
     weight_type: ClassVar[type[WeightFormat]]
     buffer_names: ClassVar[tuple[str, ...]]
+    runs_on_cuda: ClassVar[bool] = False
     takes_16_bits: ClassVar[bool] = False  # its operations take bfloat16 and float16 activations
     keywords: ClassVar[tuple[str, ...]] = ("activation", "kernel")
     dense_type: ClassVar[type[nn.Module]]
@@ -254,6 +256,7 @@ class CompressedModule(nn.Module):
     # --- torch.nn.Module ---
 
     def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
+        self._check_device(fn(torch.empty(0)).device)
         kept = {name: self._buffers[name] for name in self._fixed_dtype_names()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
@@ -261,6 +264,17 @@ class CompressedModule(nn.Module):
             if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
         return self
+
+    def _check_device(self, device: torch.device) -> None:
+        """Refuse to move to a GPU before anything has moved."""
+        if device.type != "cuda":
+            return
+        if not self.runs_on_cuda:
+            raise UnsupportedError(
+                f"expected a device with kernels for {type(self).__name__}, got {device}; "
+                "move the dense model and make a SparseLinear or FragmentLinear of its layers"
+            )
+        check_cuda(device, type(self).__name__)
 
     def _fixed_dtype_names(self) -> tuple[str, ...]:
         """Buffers that model.half() must not round."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore._native import raw
+from sparsecore.cuda_ops import EXPAND_ROWS, expand_fragment, spmm_fragment
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
+from sparsecore.nn.dense import activate
 from sparsecore.nn.storage import (
     BitmapInt8Storage,
     BitmapStorage,
     BlockStorage,
     CodebookStorage,
     CsrStorage,
+    FragmentStorage,
     Int8Storage,
     LookupStorage,
     PanelStorage,
@@ -58,6 +62,8 @@ class SparseLinear(LinearGeometry, CsrStorage):
         torch.Size([2, 3, 4])
     """
 
+    runs_on_cuda: ClassVar[bool] = True
+
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         settings = (residual, self.activation, "rows", self.kernel)
         return cast(Tensor, raw.spmm_csr(x, *self._arguments(), *settings))
@@ -72,6 +78,8 @@ class BlockLinear(SparseLinear, BlockStorage):
         >>> layer(torch.randn(2, 3, 8)).shape
         torch.Size([2, 3, 4])
     """
+
+    runs_on_cuda: ClassVar[bool] = False
 
 
 class PanelLinear(LinearGeometry, PanelStorage):
@@ -116,6 +124,26 @@ class BitmapLinear(LinearGeometry, BitmapStorage):
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return cast(Tensor, raw.spmm_bitmap(x, *self._arguments(), residual, self.activation, self.kernel))
+
+
+class FragmentLinear(LinearGeometry, FragmentStorage):
+    """SparseLinear on a GPU's tensor cores, for float16 or bfloat16 weights.
+
+    Made on the CPU and moved with ``to("cuda")``. For many rows of activations it expands the weight and multiplies
+    densely, which saves memory and no time. NaN or infinity in a row of x reaches all outputs of that row.
+
+    Example:
+        >>> layer = FragmentLinear.from_dense(nn.Linear(8, 4).half())
+        >>> layer.weight_format.shape
+        (4, 8)
+    """
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        weight, bias = self._packed_weight(), self._wide_bias()
+        if x.numel() <= EXPAND_ROWS * self.in_features:
+            return spmm_fragment(x, weight, bias, residual=residual, activation=self.activation)
+        y = F.linear(x, expand_fragment(x, weight), None if bias is None else bias.to(x.dtype))
+        return activate(y if residual is None else y + residual, self.activation)
 
 
 class CodebookLinear(LinearGeometry, CodebookStorage):

@@ -121,9 +121,11 @@ class IntegerArithmetic(Simulation):
 
     Attributes:
         x_range: ``[2]`` float, the ends of the static range; infinite as long as nothing was seen.
+        is_range_frozen: whether training leaves the range as it is; see ``freeze_ranges()``.
     """
 
     x_range: Tensor | None
+    is_range_frozen = False
 
     def __init__(self, name: str, bits: int, activation_bits: int, is_static: bool) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class IntegerArithmetic(Simulation):
     def _activations(self, x: Tensor, row_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         if self.x_range is None:
             return fake_dynamic(x, row_dims, self.activation_bits)
-        if self.training:
+        if self.training and not self.is_range_frozen:
             self._widen_range(self.x_range, x.detach())
         elif not torch.compiler.is_compiling():
             self.seen_range()
@@ -179,6 +181,45 @@ class IntegerArithmetic(Simulation):
                 f"or pass batches to prepare_qat(), or leave the layer out with exclude={self.name!r}"
             )
         return low, high
+
+
+def freeze_ranges(model: nn.Module) -> nn.Module:
+    """Keep the ranges of static activations as they are while training goes on, in place.
+
+    For the last part of training: the weights then settle on the steps that the deployed model has. What a
+    checkpoint holds are the ranges; call this again after loading one.
+
+    Args:
+        model: from ``prepare_qat()``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a layer with static activations never ran in training; nothing is frozen.
+        UnsupportedError: the model has no layers from ``prepare_qat()``.
+
+    Example:
+        >>> model = prepare_qat(nn.Sequential(nn.Linear(8, 4)), [torch.rand(16, 8)])
+        >>> before = model[0].simulation.seen_range()
+        >>> _ = freeze_ranges(model)(100 * torch.rand(16, 8))
+        >>> model[0].simulation.seen_range() == before
+        True
+
+    Reference:
+        Krishnamoorthi, Quantizing deep convolutional networks for efficient inference, arXiv 1806.08342, 2018,
+        sec. 3.2, for BatchNorm's statistics, which are folded here.
+    """
+    found = [layer.get_submodule("simulation") for layer in simulated_layers(model).values()]
+    simulations = [simulation for simulation in found if isinstance(simulation, IntegerArithmetic)]
+    if not simulations:
+        raise UnsupportedError(f"expected a model from prepare_qat(), got a {type(model).__name__} trained otherwise")
+    for simulation in simulations:
+        if simulation.x_range is not None:
+            simulation.seen_range()
+    for simulation in simulations:
+        simulation.is_range_frozen = True
+    return model
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore.calibration import first_names
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.prune.criteria import require_finite
-from sparsecore.prune.weights import Selector
+from sparsecore.prune.weights import Selector, require_floating_point
 from sparsecore.quantize.layers import find_layers
 
 
@@ -122,6 +122,7 @@ def simulated_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnsupportedError: there are none.
     """
+    require_module(model)
     kinds = tuple(SIMULATED.values())
     found = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, kinds)}
     if not found:
@@ -194,6 +195,7 @@ def _require_own_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> N
             )
         if weight.is_meta:
             raise UnsupportedError(f"{name}.weight has no values yet; initialise the model first")
+        require_floating_point(f"{name}.weight", weight)
         require_finite(f"{name}.weight", weight)
         if id(weight) in others:
             raise UnsupportedError(

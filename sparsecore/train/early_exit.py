@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecore.arguments import require_module
 from sparsecore.calibration import evaluation_mode
 from sparsecore.cost import count_multiply_adds
+from sparsecore.errors import require_module
 from sparsecore.lookup import close_matches
 from sparsecore.train.terms import Term, at_least_float32, cross_entropy, weighted_sum
 

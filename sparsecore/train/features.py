@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecore.arguments import require_module
+from sparsecore.errors import require_module
 from sparsecore.lookup import close_matches
 from sparsecore.train.terms import check_same_shape, check_weights
 

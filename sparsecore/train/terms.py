@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecore.arguments import is_real, require_module
+from sparsecore.arguments import is_real
+from sparsecore.errors import require_module
 
 NO_LABEL = -100  # as in PyTorch
 

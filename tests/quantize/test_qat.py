@@ -19,7 +19,14 @@ import sparsecore as sc
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.nn import Int8Conv2d, Int8Linear, SparseInt8Linear
 from sparsecore.prune import prune
-from sparsecore.quantize import convert_qat, fold_qat, prepare_binary, prepare_qat, quantize
+from sparsecore.quantize import (
+    convert_qat,
+    fold_qat,
+    freeze_ranges,
+    prepare_binary,
+    prepare_qat,
+    quantize,
+)
 from sparsecore.quantize.affine import affine_range
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -104,6 +111,21 @@ def test_the_range_is_a_moving_average_that_evaluation_and_nan_leave_alone() -> 
     model.eval()(torch.full((1, 2), 100.0))
     model.train()(torch.ones(0, 2))
     assert simulation.seen_range() == pytest.approx((-1.2, 1.85))
+
+
+def test_frozen_ranges_stay() -> None:
+    model = prepare_qat(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    model(torch.tensor([[-1.0, 2.0]]))
+    before = [layer.simulation.seen_range() for layer in model]
+    freeze_ranges(model)(torch.full((1, 2), 100.0)).sum().backward()
+    assert [layer.simulation.seen_range() for layer in model] == before
+    assert freeze_ranges(prepare_qat(nn.Sequential(nn.Linear(2, 2)), activations="dynamic")) is not None
+    with pytest.raises(UnsupportedError, match=r"expected a model from prepare_qat\(\), got a Sequential"):
+        freeze_ranges(prepare_binary(nn.Sequential(nn.Linear(2, 2))))
+    fresh = prepare_qat(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="0 has no range of activations"):
+        freeze_ranges(fresh)
+    assert not fresh[0].simulation.is_range_frozen
 
 
 def test_without_training_it_is_post_training_quantization() -> None:

@@ -172,5 +172,5 @@ def test_numbers_are_numbers(arguments: dict[str, object], message: str) -> None
         replace_by_low_rank(nn.Sequential(nn.Linear(16, 16)), **arguments)
     with pytest.raises(ValueError, match="multiplier of at least 1, got 'a'"):
         replace_by_separable(nn.Sequential(nn.Conv2d(3, 8, 3)), multiplier="a")
-    with pytest.raises(TypeError, match="expected the model as a torch"):
+    with pytest.raises(TypeError, match="expected a torch"):
         replace_by_low_rank([nn.Linear(16, 16)], rank=2)

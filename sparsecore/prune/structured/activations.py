@@ -79,7 +79,7 @@ def score_taylor(
         Name of the group -> float64 ``[units]``.
 
     Raises:
-        ValueError: There are no batches, or the loss is no scalar with a gradient.
+        ValueError: There are no batches, or the loss is no scalar.
         FormatError: A score is not finite.
 
     Reference:
@@ -91,6 +91,8 @@ def score_taylor(
         gates: dict[str, Tensor] = {}
         with torch.enable_grad(), _gated(model, groups, gates):
             value = require_loss(loss(model, batch))
+        if not value.requires_grad:
+            raise UnsupportedError("the loss does not depend on the channels; it must come from the model's output")
         names = list(gates)
         found = torch.autograd.grad(value, [gates[name] for name in names], allow_unused=True)
         size = max((len(gates[name]) for name in names), default=0)

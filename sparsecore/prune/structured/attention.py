@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from sparsecore.arguments import require_module
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 
 
 class SplitAttention(nn.Module):

@@ -120,8 +120,8 @@ def prune_channels(
     if criterion not in _OTHERS:
         find_filter_criterion(criterion, _OTHERS)
     groups = prunable_channels(model, example_inputs, exclude)
+    shares = ratios_of(groups.groups, ratio) if groups.groups else {}
     require_groups(model, groups)
-    shares = ratios_of(groups.groups, ratio)
     chosen = [group for group in groups.prunable if group.name in shares]
     if not chosen:
         raise ValueError("expected a ratio for at least one layer, got {}")

@@ -10,9 +10,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs, cloned
 from sparsecore.cost import count_by_layer
+from sparsecore.errors import require_module
 from sparsecore.prune.structured.copies import copy_to, inputs_to
 from sparsecore.prune.structured.edits import Edits, Shapes, shapes_of
 from sparsecore.prune.structured.graph import Unit

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.lookup import close_matches
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units

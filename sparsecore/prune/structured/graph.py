@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs, call_model
-from sparsecore.errors import ModelError, UnsupportedError, require_extra
+from sparsecore.errors import ModelError, UnsupportedError, require_extra, require_module
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.prune.structured.copies import copy_to, first_line, inputs_to
 from sparsecore.prune.structured.layers import (

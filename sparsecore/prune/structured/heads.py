@@ -90,7 +90,7 @@ def head_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> dic
 
 def _changes(loss: Tensor, flows: Sequence[tuple[str, Tensor]], layers: Mapping[str, Attention]) -> dict[str, Tensor]:
     """First-order change of each sample's loss without each head, ``[samples, heads]``, by layer."""
-    if not flows:
+    if not flows or not loss.requires_grad:
         raise UnsupportedError("the loss does not depend on the attention layers; it must come from the model's output")
     gradients = torch.autograd.grad(loss, [x for _, x in flows], allow_unused=True, materialize_grads=True)
     changes: dict[str, Tensor] = {}

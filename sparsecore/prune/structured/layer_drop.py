@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsecore.arguments import require_module
-from sparsecore.errors import BundleError, UnsupportedError
+from sparsecore.errors import BundleError, UnsupportedError, require_module
 from sparsecore.lookup import close_matches
 from sparsecore.prune.oneshot import require_share
 

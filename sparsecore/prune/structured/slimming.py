@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparsecore.arguments import require_module
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.iterative import round_sparsity
 from sparsecore.prune.oneshot import require_share

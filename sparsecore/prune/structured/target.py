@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsecore.arguments import finite_number, is_real
+from sparsecore.arguments import is_real
 from sparsecore.bench.timing import interleave
 from sparsecore.calls import ExampleInputs, call_model, cloned
+from sparsecore.prune.known_scores import finite_number
 from sparsecore.prune.structured.activations import Loss
 from sparsecore.prune.structured.channels import first_to_go, require_groups, score_groups
 from sparsecore.prune.structured.copies import evaluating

@@ -1,0 +1,105 @@
+// Tiles on their way from global to shared memory: every warp has its own ring of kStages stages and never waits for
+// another one. Two ways to copy: cp.async by all lanes (sm_80), or bulk copies with barriers by one (sm_90).
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/fragment_tile.h"
+#include "cuda/kernels.h"
+
+namespace sparsecore::cuda {
+
+// What is in flight per multiprocessor must cover latency times bandwidth, some 50 KB on an H200: 8 warps with two
+// stages of about 4 KB on their way and one in work.
+inline constexpr int kStages = 3;
+
+template <bool kBulk>
+class TileRing {
+ public:
+  // memory: stage_bytes for each stage of each warp; barriers: kStages for each warp. `first`, `end`, `step`: the
+  // warp's tiles.
+  SPARSECORE_DEVICE TileRing(const FragmentArrays& weight, uint8_t* memory, uint64_t* barriers, int first, int end,
+                             int step)
+      : weight_(weight),
+        memory_(memory + thread_index() / kWarp * kStages * weight.stage_bytes),
+        barriers_(barriers + thread_index() / kWarp * kStages),
+        next_(first),
+        end_(end),
+        step_(step) {
+    if constexpr (kBulk) {
+      if (thread_index() % kWarp == 0) {
+        for (int stage = 0; stage < kStages; ++stage) init_barrier(barriers_ + stage);
+        publish_barriers();
+      }
+      sync_warp();
+    }
+    extent_ = extent_of(next_);
+    for (int stage = 0; stage < kStages; ++stage) fetch(stage);
+  }
+
+  // The shared address of the warp's next tile, once it is there.
+  SPARSECORE_DEVICE uint32_t wait() {
+    if constexpr (kBulk) {
+      wait_barrier(barriers_ + stage_, phase_);
+    } else {
+      wait_for_copies<kStages - 1>();
+    }
+    sync_warp();
+    return shared_address(memory_) + static_cast<uint32_t>(stage_ * weight_.stage_bytes);
+  }
+
+  // All lanes have read it: its stage takes another one.
+  SPARSECORE_DEVICE void release() {
+    sync_warp();
+    fetch(stage_);
+    stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
+    if (stage_ == 0) phase_ ^= 1;
+  }
+
+  // Nothing is on its way any more.
+  SPARSECORE_DEVICE void finish() {
+    if constexpr (!kBulk) wait_for_copies<0>();
+  }
+
+ private:
+  struct Extent {
+    int begin;  // in units
+    int bytes;
+  };
+
+  // Inside the blob and a stage, whatever tile_ptr says.
+  SPARSECORE_DEVICE Extent extent_of(int tile) const {
+    if (tile >= end_) return {0, 0};
+    const int begin = load(weight_.tile_ptr + tile), end = load(weight_.tile_ptr + tile + 1);
+    if (begin < 0 || end < begin || int64_t(end) * kFragmentUnit > weight_.blob_bytes) return {0, 0};
+    if (end - begin > weight_.stage_bytes / kFragmentUnit) return {0, 0};
+    return {begin, (end - begin) * kFragmentUnit};
+  }
+
+  SPARSECORE_DEVICE void fetch(int stage) {
+    const int lane = thread_index() % kWarp;
+    uint8_t* to = memory_ + stage * weight_.stage_bytes;
+    const uint8_t* from = weight_.blob + int64_t(extent_.begin) * kFragmentUnit;
+    if constexpr (kBulk) {
+      if (lane == 0 && next_ < end_) {
+        expect_bytes(barriers_ + stage, static_cast<uint32_t>(extent_.bytes));
+        if (extent_.bytes > 0) copy_bulk(to, from, static_cast<uint32_t>(extent_.bytes), barriers_ + stage);
+      }
+    } else {
+      for (int at = lane * kFragmentUnit; at < extent_.bytes; at += kWarp * kFragmentUnit)
+        copy_async(to + at, from + at);
+      commit_copies();
+    }
+    next_ += step_;
+    extent_ = extent_of(next_);  // now, so that it is there when this stage is free again
+  }
+
+  const FragmentArrays& weight_;
+  uint8_t* memory_;
+  uint64_t* barriers_;
+  int next_, end_, step_;
+  Extent extent_;
+  int stage_ = 0;
+  uint32_t phase_ = 0;
+};
+
+}  // namespace sparsecore::cuda

@@ -1,0 +1,126 @@
+"""Operations that only GPUs have, with their fakes: weights in the fragment and the delta format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsecore._native import has_cuda_kernels, raw
+from sparsecore.errors import UnsupportedError
+from sparsecore.formats.delta import DeltaWeight
+from sparsecore.formats.fragment import FragmentWeight
+from sparsecore.ops_shared import check_devices
+
+# With more rows of x a dense product does so much with each weight that reading fewer bytes gains nothing. To be
+# measured (benchmarks/gpu.py).
+EXPAND_ROWS = 128
+
+
+def check_cuda(device: torch.device, what: str) -> None:
+    """Raise UnsupportedError unless ``what`` can run on the device.
+
+    Raises:
+        UnsupportedError: the device is no GPU, or this build has no CUDA kernels.
+    """
+    if device.type != "cuda":
+        raise UnsupportedError(f"expected {what} on a CUDA device, got {device}; SparseLinear runs on the CPU")
+    if not has_cuda_kernels():
+        raise UnsupportedError(
+            f"expected a build with CUDA kernels for {what} on {device}; build sparsecore beside a torch with CUDA, "
+            "with nvcc on the PATH and SPARSECORE_BUILD_CUDA=1"
+        )
+
+
+def spmm_fragment(
+    x: Tensor,
+    weight: FragmentWeight,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Multiply with a fragment weight on a GPU: ``activation(x @ weight^T + bias + residual)``.
+
+    Sums are float32 and do not depend on timing. Tensor cores multiply missing entries too, as zeros: NaN or infinity
+    in a row of x reaches all outputs of that row.
+
+    Args:
+        x: ``[..., K]`` float16 or bfloat16, on a CUDA device; of the weight's dtype if its values are float.
+        weight: ``[N, K]`` on the same device.
+        bias: ``[N]`` float32.
+        residual: what to add, of the result's shape and dtype.
+        activation: one of ``sparsecore.ops.ACTIVATIONS``.
+
+    Returns:
+        ``[..., N]`` of x's dtype.
+
+    Raises:
+        UnsupportedError: x is not on a CUDA device, or this build has no CUDA kernels.
+        RuntimeError: dtype, shape or device of x, bias or residual does not fit.
+    """
+    check_cuda(x.device, "a fragment weight")
+    return raw.spmm_fragment(x, list(weight.tensors), weight.sizes, bias, residual, activation)
+
+
+def expand_fragment(x: Tensor, weight: FragmentWeight) -> Tensor:
+    """Return the dense weight ``[N, K]`` of x's dtype on x's device, for products with many rows of x.
+
+    Raises:
+        UnsupportedError: x is not on a CUDA device, or this build has no CUDA kernels.
+        RuntimeError: x and the weight do not fit together.
+    """
+    check_cuda(x.device, "a fragment weight")
+    return raw.expand_fragment(x, list(weight.tensors), weight.sizes)
+
+
+def spmm_delta(
+    x: Tensor,
+    weight: DeltaWeight,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """Multiply with a delta weight on a GPU: ``activation(x @ weight^T + bias + residual)``.
+
+    Work and bytes are in proportion to what is stored; the weight is read once for every 8 rows of x. Sums are float32
+    and do not depend on timing. A missing entry is not multiplied with.
+
+    Args:
+        x: ``[..., K]`` float16 or bfloat16, on a CUDA device; of the weight's dtype if its values are float.
+        weight: ``[N, K]`` on the same device.
+        bias: ``[N]`` float32.
+        residual: what to add, of the result's shape and dtype.
+        activation: one of ``sparsecore.ops.ACTIVATIONS``.
+
+    Returns:
+        ``[..., N]`` of x's dtype.
+
+    Raises:
+        UnsupportedError: x is not on a CUDA device, or this build has no CUDA kernels.
+        RuntimeError: dtype, shape or device of x, bias or residual does not fit.
+    """
+    check_cuda(x.device, "a delta weight")
+    return raw.spmm_delta(x, list(weight.tensors), weight.sizes, bias, residual, activation)
+
+
+@torch.library.register_fake("sparsecore::spmm_delta")
+@torch.library.register_fake("sparsecore::spmm_fragment")
+def _(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    check_devices(x, *weight, bias, residual)
+    return x.new_empty([*x.shape[:-1], sizes[0]])
+
+
+@torch.library.register_fake("sparsecore::expand_fragment")
+def _(x: Tensor, weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    check_devices(x, *weight)
+    return x.new_empty(sizes[:2])

@@ -1,0 +1,137 @@
+"""DeltaWeight: exact round trips on any number of threads, size in memory, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecore._native import raw
+from sparsecore.cuda_ops import spmm_delta
+from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.formats import CsrWeight, DeltaWeight
+
+DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+SHAPES = [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (2, 4096), (3, 4097), (65, 9000)]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_csr(N: int, K: int, sparsity: float, dtype: torch.dtype) -> CsrWeight:
+    """A weight whose rows have from none to twice the usual number of non-zeros."""
+    density = (1 - sparsity) * 2 * torch.rand(N, 1)
+    dense = torch.randn(N, K) * (torch.rand(N, K) < density)
+    return CsrWeight.from_dense(dense).quantize() if dtype == torch.int8 else CsrWeight.from_dense(dense.to(dtype))
+
+
+def assert_equal(got: CsrWeight, expected: CsrWeight) -> None:
+    for name in ("row_ptr", "col_idx", "values", "scale"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sparsity", [0.5, 0.95, 0.999])
+def test_round_trip_is_exact(shape: tuple[int, int], sparsity: float, dtype: torch.dtype) -> None:
+    weight = random_csr(*shape, sparsity, dtype)
+    packed = DeltaWeight.pack(weight)
+    assert packed.shape == shape
+    assert packed.dtype == dtype
+    assert_equal(packed.unpack(), weight)
+
+
+def test_threads_change_nothing() -> None:
+    weight = random_csr(700, 9000, 0.9, torch.float16)
+    torch.set_num_threads(1)
+    one = DeltaWeight.pack(weight)
+    torch.set_num_threads(4)
+    for a, b in zip(one.tensors, DeltaWeight.pack(weight).tensors, strict=True):
+        assert torch.equal(a, b)
+    assert_equal(one.unpack(), weight)
+
+
+def test_special_values_and_stored_zeros_survive() -> None:
+    dense = torch.tensor([[float("nan"), -0.0, float("inf")], [1e-7, 0.0, -float("inf")]], dtype=torch.float16)
+    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
+    assert_equal(DeltaWeight.pack(weight).unpack(), weight)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_per_entry"), [(torch.float16, 3), (torch.int8, 2)])
+def test_bytes_are_those_of_what_is_stored(dtype: torch.dtype, bytes_per_entry: int) -> None:
+    dense = torch.zeros(100, 4096)
+    dense[:, ::100] = torch.randn(100, 41)  # no wide gaps
+    weight = CsrWeight.from_dense(dense).quantize() if dtype == torch.int8 else CsrWeight.from_dense(dense.to(dtype))
+    packed = DeltaWeight.pack(weight)
+    padding = packed.codes.nbytes + packed.values.nbytes - bytes_per_entry * weight.nnz
+    assert 0 <= padding <= 100 * 3 * bytes_per_entry  # a quad is filled up
+
+
+def test_refusals() -> None:
+    weight = random_csr(8, 8, 0.5, torch.float16)
+    with pytest.raises(FormatError, match="float16, bfloat16 or int8 values to pack"):
+        DeltaWeight.pack(weight.to(torch.float32))
+    with pytest.raises(RuntimeError, match="1 to 65536 blocks, got 0"):
+        DeltaWeight.pack(weight, 0)
+    with pytest.raises(UnsupportedError, match="on a CUDA device, got cpu"):
+        spmm_delta(torch.ones(2, 8, dtype=torch.float16), DeltaWeight.pack(weight))
+
+
+def tampered(packed: DeltaWeight, name: str, at: int, value: float) -> DeltaWeight:
+    tensor: Tensor = getattr(packed, name).clone()
+    tensor[at] = value
+    return replace(packed, **{name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value", "message"),
+    [
+        ("codes", 1, 0, "columns must rise inside their panel"),
+        ("codes", 0, 254, "columns must rise inside their panel"),
+        ("values", 3, 1.0, "must have no value"),
+        ("quad_ptr", 1, 5, "must rise inside the arrays"),
+        ("quad_ptr", 1, -1, "must rise inside the arrays"),
+        ("quad_ptr", 2, 1, "from 0 to the end"),
+    ],
+)
+def test_tampered_arrays_are_refused(name: str, at: int, value: float, message: str) -> None:
+    weight = CsrWeight.from_dense(torch.tensor([[1.0, 2, 3, 0], [0, 0, 4, 5]], dtype=torch.float16))
+    with pytest.raises(RuntimeError, match=message):
+        tampered(DeltaWeight.pack(weight), name, at, value).unpack()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": torch.zeros(7, dtype=torch.uint8)}, "fit together"),
+        ({"quad_ptr": torch.zeros(2, dtype=torch.int32)}, "fit together"),
+        ({"values": torch.zeros(8)}, "values, got float32"),
+        ({"quad_ptr": torch.zeros(3)}, "int32 quad_ptr"),
+        ({"codes": torch.zeros(16, dtype=torch.uint8)[::2]}, "contiguous codes"),
+        ({"shape": (1 << 31, 1)}, r"in \[0, 2\^31\)"),
+        ({"shape": (1 << 30, 1 << 14)}, r"fewer than 2\^31 rows of panels"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(change: dict[str, Tensor], message: str) -> None:
+    weight = CsrWeight.from_dense(torch.tensor([[1.0, 2, 3, 0], [0, 0, 4, 5]], dtype=torch.float16))
+    with pytest.raises(RuntimeError, match=message):
+        replace(DeltaWeight.pack(weight), **change).unpack()  # type: ignore[arg-type]
+
+
+def test_the_operation_has_a_fake() -> None:
+    weight = DeltaWeight.pack(random_csr(70, 100, 0.9, torch.float16)).to("meta")
+    x = torch.empty(2, 3, 100, dtype=torch.float16, device="meta")
+    y = raw.spmm_delta(x, list(weight.tensors), weight.sizes, None, None, "none")
+    assert y.shape == (2, 3, 70)
+    assert y.dtype == torch.float16

@@ -1,0 +1,128 @@
+"""FragmentWeight: exact round trips on any number of threads, 4-bit rounding, size in memory, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecore._native import raw
+from sparsecore.errors import FormatError
+from sparsecore.formats import CsrWeight, FragmentWeight
+from sparsecore.formats.fragment import TILE
+
+DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+SHAPES = [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (64, 64), (65, 129), (130, 700)]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_csr(N: int, K: int, sparsity: float, dtype: torch.dtype) -> CsrWeight:
+    """A weight whose rows have from none to twice the usual number of non-zeros."""
+    density = (1 - sparsity) * 2 * torch.rand(N, 1)
+    dense = torch.randn(N, K) * (torch.rand(N, K) < density)
+    return CsrWeight.from_dense(dense).quantize() if dtype == torch.int8 else CsrWeight.from_dense(dense.to(dtype))
+
+
+def assert_equal(got: CsrWeight, expected: CsrWeight) -> None:
+    for name in ("row_ptr", "col_idx", "values", "scale"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_round_trip_is_exact(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = random_csr(*shape, 0.6, dtype)
+    packed = FragmentWeight.pack(weight)
+    assert packed.shape == shape
+    assert packed.dtype == dtype
+    assert_equal(packed.unpack(), weight)
+
+
+def test_threads_change_nothing() -> None:
+    weight = random_csr(700, 900, 0.5, torch.float16)
+    torch.set_num_threads(1)
+    one = FragmentWeight.pack(weight)
+    torch.set_num_threads(4)
+    for a, b in zip(one.tensors, FragmentWeight.pack(weight).tensors, strict=True):
+        assert torch.equal(a, b)
+    assert_equal(one.unpack(), weight)
+
+
+def test_special_values_and_stored_zeros_survive() -> None:
+    dense = torch.tensor([[float("nan"), -0.0, float("inf")], [1e-7, 0.0, -float("inf")]], dtype=torch.float16)
+    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
+    assert_equal(FragmentWeight.pack(weight).unpack(), weight)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 16), (torch.int8, 8)])
+def test_bytes(dtype: torch.dtype, bits: int) -> None:
+    weight = random_csr(128, 128, 0.5, dtype)
+    packed = FragmentWeight.pack(weight)
+    padding = packed.blob.numel() - (128 * 128 / 8 + weight.nnz * bits / 8)
+    assert 0 <= padding < 4 * 16
+    assert packed.max_tile_bytes == int(packed.tile_ptr.diff().max()) * 16
+
+
+def test_int4_rounds_to_the_nearest_of_its_group() -> None:
+    weight = random_csr(70, 200, 0.5, torch.float16).to(torch.float32)
+    unpacked = FragmentWeight.pack_int4(weight).unpack()
+    assert torch.equal(unpacked.row_ptr, weight.row_ptr)
+    assert torch.equal(unpacked.col_idx, weight.col_idx)
+    dense, got = weight.to_dense(), unpacked.to_dense()
+    for begin in range(0, 200, TILE):
+        group, rounded = dense[:, begin : begin + TILE], got[:, begin : begin + TILE]
+        scale = (group.abs().amax(1, keepdim=True) / 7).half().float()
+        assert bool((rounded == (group / scale.clamp_min(1e-30)).round().clamp(-7, 7) * scale).all())
+
+
+def test_refusals() -> None:
+    weight = random_csr(5, 5, 0.5, torch.float16)
+    with pytest.raises(FormatError, match="float16, bfloat16 or int8 values"):
+        FragmentWeight.pack(weight.to(torch.float32))
+    with pytest.raises(FormatError, match="expected float values to round"):
+        FragmentWeight.pack_int4(random_csr(5, 5, 0.5, torch.int8))
+    with pytest.raises(FormatError, match="expected finite values"):
+        FragmentWeight.pack_int4(CsrWeight.from_dense(torch.full((2, 2), float("nan"))))
+    with pytest.raises(RuntimeError, match="1 to 65536 blocks"):
+        FragmentWeight.pack(weight, num_blocks=0)
+    arrays = (weight.row_ptr, weight.col_idx, weight.values)
+    with pytest.raises(RuntimeError, match="int8 values of 8 or 4"):
+        raw.pack_fragment(*arrays, 5, 8, None, 1)
+    with pytest.raises(RuntimeError, match="invalid CSR"):
+        raw.pack_fragment(weight.row_ptr, weight.col_idx + 100, weight.values, 5, 16, None, 1)
+    scales, nines = torch.ones(5, 1, dtype=torch.float16), torch.full_like(weight.values, 9).to(torch.int8)
+    with pytest.raises(RuntimeError, match=r"in \[-8, 7\]"):
+        raw.pack_fragment(*arrays[:2], nines, 5, 4, scales, 1)
+
+
+def test_tampered_weights_are_refused() -> None:
+    packed = FragmentWeight.pack(random_csr(100, 100, 0.5, torch.float16))
+
+    def changed(tensor: Tensor, at: int, value: int) -> Tensor:
+        result = tensor.clone()
+        result[at] = value
+        return result
+
+    bad = {
+        "tile_ptr": [changed(packed.tile_ptr, 0, 1), changed(packed.tile_ptr, 2, 1 << 30), packed.tile_ptr[:-1]],
+        "blob": [changed(packed.blob, 0, int(packed.blob[0]) ^ 255), packed.blob[:-16], packed.blob[:-1]],
+    }
+    for name, tensors in bad.items():
+        for tensor in tensors:
+            with pytest.raises(RuntimeError, match="fragment weight"):
+                replace(packed, **{name: tensor}).unpack()
+    with pytest.raises(RuntimeError, match="16, 8 or 4 bits"):
+        replace(packed, value_bits=5).unpack()
