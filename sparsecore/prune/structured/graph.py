@@ -178,7 +178,7 @@ def _correct_mappings(torch_pruning: ModuleType, graph: Any) -> None:
     for node in graph.module2node.values():
         node.enable_index_mapping |= not has_tokens
         if sizes := _split_sizes(node.grad_fn):
-            node.module.offsets = [0, *accumulate(sizes)]
+            node.module.split_sizes, node.module.offsets = sizes, [0, *accumulate(sizes)]
     torch_pruning.dependency.index_mapping.update_index_mapping(graph)
 
 

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from random_nets import Builder, random_net
+from random_nets import Builder, Halves, Scale, random_net
 from structured_nets import IMAGE, SideBySide, build
+from torch import nn
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.structured import prunable_channels, prune_channels, prune_to_target
@@ -58,3 +59,35 @@ def test_layers_side_by_side_keep_a_channel_each(cut):
     cut(model, x)
     assert model.left.out_channels >= 1
     assert model(torch.randn(IMAGE)).shape == (2, 5, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(3, 8, 1), Halves(), nn.Flatten(), nn.Linear(256, 5)),
+        nn.Sequential(nn.Conv2d(3, 6, 1), Scale(6), nn.Conv2d(6, 8, 1), Halves(), nn.Conv2d(4, 5, 1)),
+    ],
+)
+def test_halves_lose_the_same_channels(model):
+    """Whatever reads them, and with a parameter of three dimensions before."""
+    x = torch.randn(IMAGE)
+    halved = next(layer for layer in model if isinstance(layer, nn.Conv2d) and layer.out_channels == 8)
+    prune_channels(model.eval(), x, 0.25)
+    assert halved.out_channels == 6
+    assert model(x).shape[:2] == (2, 5)
+
+
+def test_a_part_that_only_an_even_cut_leaves_whole_is_refused():
+    """The code asks for two parts of one size: by chance they stay so, if every fourth channel goes."""
+
+    class Parts(nn.Module):
+        def forward(self, x):
+            return torch.stack(torch.tensor_split(x, 2, 1)).sum(0)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 1), Parts(), nn.Conv2d(8, 5, 1)).eval()
+    groups = prunable_channels(model, torch.randn(IMAGE))
+    assert not groups["0"].reason
+    prune_channels(model, torch.randn(IMAGE), 0.5)
+    assert model[0].out_channels == 4
+    assert model(torch.randn(IMAGE)).shape[:2] == (2, 5)
