@@ -36,10 +36,11 @@ class MissingExtraError(SparsecoreError, ImportError):
     """A library of an optional extra is not installed."""
 
 
-def require_module(model: Any) -> None:
-    """Raise TypeError for anything but a torch.nn.Module."""
+def require_module(model: Any, what: str = "") -> None:
+    """Raise TypeError for anything but a torch.nn.Module; ``what`` it is, for the message."""
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+        expected = f"{what} as a torch.nn.Module" if what else "a torch.nn.Module"
+        raise TypeError(f"expected {expected}, got {type(model).__name__}; pass the model itself")
 
 
 def require_generator(generator: Any) -> None:

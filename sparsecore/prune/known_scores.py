@@ -40,14 +40,24 @@ def score_of(evaluate: Evaluate, model: nn.Module, what: str) -> float:
         ValueError: The result is not one finite number.
     """
     value: Any = evaluate(model)
-    number = value
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        number = value.item()
-    elif isinstance(value, np.integer | np.floating):
-        number = float(value)
-    if not isinstance(number, float | int) or not math.isfinite(number):
+    number = finite_number(value)
+    if number is None:
         raise ValueError(f"expected a finite number from evaluate, got {value!r} for {what}")
-    return float(number)
+    return number
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a finite number of Python's or NumPy's, or of a tensor or array of one; None for anything else.
+
+    Example:
+        >>> finite_number(torch.tensor(2)), finite_number(float("nan")), finite_number("2")
+        (2.0, None, None)
+    """
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    elif isinstance(value, np.integer | np.floating):
+        value = float(value)
+    return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
 class KnownScores:

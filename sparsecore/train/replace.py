@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def replace_by_separable(
         Howard et al., MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications,
         arXiv 1704.04861, 2017, sec. 3.1.
     """
-    if isinstance(multiplier, float) or multiplier < 1:
+    if type(multiplier) is not int or multiplier < 1:
         raise ValueError(f"expected a multiplier of at least 1, got {multiplier!r}")
 
     def plan(layer: nn.Module) -> nn.Sequential | str:
@@ -117,7 +118,8 @@ def replace_by_low_rank(
     """Replace linear layers and convolutions of a model by factors of low rank, in place.
 
     The weights multiply to the best approximation of the old one (``low_rank()``). Where the pair would not cost less,
-    and where there are groups, a layer stays as it is. Train afterwards with an optimizer created after this.
+    and where there are groups, hooks, or a weight that two layers share, a layer stays as it is. Train afterwards with
+    an optimizer created after this.
 
     Args:
         model: Any module that contains nn.Linear or nn.Conv2d (not subclasses).
@@ -177,8 +179,14 @@ def _replace(
     """Plan all layers, then swap those that have a pair; errors leave the model as it is."""
     pairs: dict[nn.Module, nn.Sequential] = {}
     rows = []
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     for layer, name in first_names(layers).items():
-        planned = plan(layer)
+        if any(owners[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
+            planned: nn.Sequential | str = "stays: it shares its weight with another layer"
+        elif layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            planned = "stays: it has hooks"
+        else:
+            planned = plan(layer)
         before = after = _multiply_adds(layer)
         error = 0.0
         if isinstance(planned, nn.Sequential):

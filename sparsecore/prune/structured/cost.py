@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsecore.calls import ExampleInputs, cloned
 from sparsecore.cost import count_by_layer
+from sparsecore.errors import require_module
 from sparsecore.prune.structured.copies import copy_to, inputs_to
 from sparsecore.prune.structured.edits import Edits, Shapes, shapes_of
 from sparsecore.prune.structured.graph import Unit
@@ -131,6 +132,7 @@ def count_costs(model: nn.Module, example_inputs: ExampleInputs) -> Costs:
         2            10         330            320
         total                   546           1184
     """
+    require_module(model)
     try:
         multiply_adds = _count(copy_to(model, "meta"), inputs_to(example_inputs, "meta"))
     except Exception:  # a model whose code needs values

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecore.bench.progress import Progress, silent, stage
 from sparsecore.calls import ExampleInputs
 from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of, require_evaluate
 from sparsecore.prune.structured.activations import Loss
-from sparsecore.prune.structured.channels import choose_units, require_ratio, score_groups
+from sparsecore.prune.structured.channels import choose_units, first_to_go, require_ratio, score_groups
 from sparsecore.prune.structured.criteria import FilterCriterion
 from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.groups import prunable_channels
@@ -148,11 +148,6 @@ def channel_sensitivity(
                     scores[group.name][share] = known.score(group.name, share, evaluate, model)
                 done(count / len(shares))
     return ChannelSensitivity(whole, scores, {name: first_to_go(values) for name, values in importance.items()})
-
-
-def first_to_go(scores: Tensor) -> tuple[int, ...]:
-    """Return the units of a group in the order in which they go: the lowest score first, of equal ones the later."""
-    return tuple(reversed(scores.argsort(descending=True, stable=True).tolist()))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,21 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsecore.arguments import is_real
 from sparsecore.bench.timing import interleave
 from sparsecore.calls import ExampleInputs, call_model, cloned
-from sparsecore.errors import UnsupportedError
+from sparsecore.prune.known_scores import finite_number
 from sparsecore.prune.structured.activations import Loss
-from sparsecore.prune.structured.channels import score_groups
+from sparsecore.prune.structured.channels import first_to_go, require_groups, score_groups
 from sparsecore.prune.structured.copies import evaluating
 from sparsecore.prune.structured.cost import count_costs
 from sparsecore.prune.structured.criteria import FilterCriterion
 from sparsecore.prune.structured.cut import remove_units
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, must_stay, prunable_channels
 from sparsecore.prune.structured.removal import edits_without
 from sparsecore.prune.structured.rounding import MEASURED, Rounding, check_round_to, find_rounding, round_up
-from sparsecore.prune.structured.sensitivity import ChannelSensitivity, first_to_go
+from sparsecore.prune.structured.sensitivity import ChannelSensitivity
 from sparsecore.prune.weights import Selector
 
 #: What a model costs, lower is better.
@@ -84,13 +84,14 @@ def prune_to_target(
     Reference:
         Sensitivities and the target in FLOPs as in PaddleSlim's SensitivePruner and UniformPruneStrategy.
     """
-    if isinstance(reduce_by, bool) or not isinstance(reduce_by, float | int) or not 0 < reduce_by < 1:
+    if not is_real(reduce_by) or not 0 < reduce_by < 1:
         raise ValueError(f"expected reduce_by in (0, 1), got {reduce_by!r}")
+    if sensitivity is not None and not isinstance(sensitivity, ChannelSensitivity):
+        raise TypeError(f"expected sensitivity from channel_sensitivity(), got {type(sensitivity).__name__}")
     check_round_to(round_to)
-    cost = _cost(model, example_inputs, measure)
     groups = prunable_channels(model, example_inputs, exclude)
-    if not groups.prunable:
-        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
+    require_groups(model, groups)
+    cost = _cost(model, example_inputs, measure)
     chosen: Sequence[ChannelGroup] = groups.prunable
     if sensitivity is None:
         scores = score_groups(model, chosen, criterion, batches, loss)
@@ -162,10 +163,10 @@ def _cost(model: nn.Module, example_inputs: ExampleInputs, measure: str | Measur
     def of_copy(units: Sequence[Unit]) -> float:
         candidate = copy.deepcopy(model)
         edits_without(model, units).apply(candidate)
-        found = measure(candidate)
-        if not isinstance(found, float | int) or not math.isfinite(found):
+        cost = finite_number(found := measure(candidate))
+        if cost is None:
             raise ValueError(f"expected a finite number from measure, got {found!r}")
-        return found
+        return cost
 
     return of_copy
 
@@ -188,12 +189,13 @@ class _Plan:
         step: int,
     ) -> None:
         self._groups = {group.name: group for group in groups}
-        self._orders = orders
+        self._orders = {}
         steps = []
         for number, group in enumerate(groups):
-            count = len(group.units)
+            count, staying = len(group.units), must_stay(group, orders[group.name])
+            self._orders[group.name] = [index for index in orders[group.name] if index not in staying]
             furthest = max(sensitivity.scores[group.name]) if sensitivity else 1.0
-            for gone in range(1, count):
+            for gone in range(1, len(self._orders[group.name]) + 1):
                 ratio = gone / count
                 if count - round_up(group, count - gone, step) != gone or ratio > furthest:
                     continue  # no multiple of the step stays, or the scan did not go so far
