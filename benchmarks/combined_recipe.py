@@ -16,6 +16,7 @@ from the last checkpoints, as on a quieter machine.
 from __future__ import annotations
 
 import copy
+import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -49,10 +50,8 @@ def recipe_of(version: str, seed: int) -> dict[str, Any]:
     content |= {"seed": seed, "compile": {"cache": False}}
     for key in ("data", "metric"):
         content[key] = {"name": content[key], "split": seed}
-    kept = {DENSE: (), COMBINED: [entry["name"] for entry in content["strategies"]]}.get(
-        version, (SINGLE.get(version),)
-    )
-    content["strategies"] = [entry for entry in content["strategies"] if entry["name"] in kept]
+    if version != COMBINED:
+        content["strategies"] = [entry for entry in content["strategies"] if entry["name"] == SINGLE.get(version)]
     return content
 
 
@@ -139,6 +138,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("combined-recipe-runs"))
     add_file_options(parser)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(RECIPE.parent))  # where digits.py is
     torch.set_num_threads(1)
     seeds = list(range(arguments.seeds))
     versions = {"torch": torch.__version__, "sparsecore": sc.__version__}
