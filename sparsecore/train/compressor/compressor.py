@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,8 @@ class Compressed:
 
     Attributes:
         model: The compressed model, in plain PyTorch layers as far as it is not int8.
-        fast: The same compiled for this machine; the model itself if the recipe does not compile.
+        fast: The same compiled for this machine; the model itself if the recipe does not compile, and in all
+            processes but the first one.
         report: Rows after each strategy.
         path: The saved model.
     """
@@ -188,7 +188,7 @@ class Compressor:
     def _start(self, model: nn.Module, ranks: Ranks, folder: Path | None) -> Run:
         """Return a run before its first epoch."""
         recipe = self.recipe
-        with self._blamed(("optimizer",)):
+        with self._blamed(("data",)):
             ranks.broadcast_([*model.parameters(), *model.buffers()])
             seed_everything(recipe.seed, ranks.rank)
             if folder is not None and ranks.is_first:
@@ -197,7 +197,7 @@ class Compressor:
                 model.train(),
                 self._data,
                 self._functions,
-                partial(make_optimizer, recipe.optimizer.name, recipe.optimizer.arguments),
+                self._make_optimizer,
                 self._make_scheduler,
                 ranks=ranks,
                 seed=recipe.seed,
@@ -205,6 +205,10 @@ class Compressor:
                 calibration_batches=recipe.calibration_batches,
                 folder=folder,
             )
+
+    def _make_optimizer(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        with self._blamed(("optimizer",)):
+            return make_optimizer(self.recipe.optimizer.name, self.recipe.optimizer.arguments, parameters)
 
     def _make_scheduler(self, optimizer: Optimizer) -> Any:
         recipe = self.recipe

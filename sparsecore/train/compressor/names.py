@@ -13,6 +13,7 @@ from torch import nn
 
 from sparsecore.lookup import import_by_name
 from sparsecore.train.compressor.run import Functions
+from sparsecore.train.compressor.state import random_state, seed_everything, set_random_state
 from sparsecore.train.recipe import CheckedRecipe
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ def resolve(checked: CheckedRecipe, given: Given) -> tuple[nn.Module, Any, Funct
 
 
 def _seeded_model(checked: CheckedRecipe) -> Any:
-    from sparsecore.train.compressor.state import random_state, seed_everything, set_random_state
-
     before = random_state()
     seed_everything(checked.recipe.seed, 0)
     try:

@@ -157,7 +157,7 @@ class Run:
         return self.ranks.from_first(lambda: self.evaluate_here(model))
 
     def evaluate_here(self, model: nn.Module) -> float:
-        """Return what a model is worth, asked in this process alone."""
+        """Return what a model is worth, asked in this process alone; for work that the first process does."""
         with evaluation_mode(model), torch.no_grad():
             value: Any = self._functions.metric(model)
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -238,7 +238,8 @@ class Run:
                 if parameter.grad is None:  # this process did not need it; another one may
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-        statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        modules = [self.model, *([self._taught] if self._taught else ())]
+        statistics = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
         for buffer in statistics:
             buffer.div_(self.ranks.count)
         self.ranks.sum_([*gradients, *statistics])

@@ -69,7 +69,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> CheckedRe
     """
     require_extra("pydantic", "recipes")
     if isinstance(source, Mapping):
-        document = Document(json.loads(json.dumps(source)))
+        document = Document(_plain(source))
     else:
         try:
             document = parse(Path(source).read_text(encoding="utf-8"), os.fspath(source))
@@ -89,6 +89,14 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> CheckedRe
     if conflict := find_conflict(checked.make_strategies(), recipe.epochs):
         raise document.error(("strategies", conflict.strategy, conflict.key), conflict.message)
     return checked
+
+
+def _plain(source: Mapping[str, Any]) -> Any:
+    """Return what a file could hold too."""
+    try:
+        return json.loads(json.dumps(source))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f'recipe: expected what YAML has, and functions as "module:function" ({error})') from error
 
 
 def _plan(entry: StrategyEntry, epochs: int, document: Document, index: int) -> tuple[Method, dict[str, Any], int, int]:

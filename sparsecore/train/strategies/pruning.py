@@ -112,6 +112,7 @@ class IterativePruning(Strategy):
         wanted = self.further["sensitivity"]
         if wanted is False or run.is_rehearsal:
             return None
-        options = dict(wanted) if isinstance(wanted, Mapping) else {}
-        exclude = self.options.get("exclude", ())
-        return pruning_sensitivity(run.model, run.evaluate, exclude=exclude, **options)
+        options: dict[str, Any] = {"file": run.file(f"pruning-sensitivity-{run.step}.json")}
+        options |= {name: self.options[name] for name in ("exclude", "pattern") if name in self.options}
+        options |= wanted if isinstance(wanted, Mapping) else {}
+        return run.ranks.from_first(lambda: pruning_sensitivity(run.model, run.evaluate_here, **options))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecore.prune.structured import (
+    ChannelSensitivity,
     ResRep,
     channel_sensitivity,
     drop_layers,
@@ -47,21 +48,21 @@ class FiltersToTarget(Strategy):
 
     def begin(self, run: Run) -> None:
         bound = self.method.bind(**self.options)
-        inputs = {"model": run.model, "example_inputs": run.example_inputs, "sensitivity": self._scan(run)}
-        if self.options.get("criterion") in ("activation", "taylor"):
-            inputs |= run.judged_on_data(self.options["criterion"])
-        run.cut(lambda: bound(dry_run=True, **inputs))
+        inputs = {"model": run.model, "example_inputs": run.example_inputs, **self._data(run)}
+        run.cut(lambda: bound(dry_run=True, sensitivity=self._scan(run), **inputs))
 
-    def _scan(self, run: Run) -> Any:
+    def _scan(self, run: Run) -> ChannelSensitivity | None:
         wanted = self.further["sensitivity"]
         if wanted is False or run.is_rehearsal:
             return None
         options = dict(wanted) if isinstance(wanted, Mapping) else {}
         options |= {name: self.options[name] for name in ("criterion", "exclude") if name in self.options}
-        if self.options.get("criterion") in ("activation", "taylor"):
-            options |= run.judged_on_data(self.options["criterion"])
-        file = run.file(f"sensitivity-{run.step}.json")
-        return channel_sensitivity(run.model, run.example_inputs, run.evaluate, file=file, **options)
+        options |= {"file": run.file(f"channel-sensitivity-{run.step}.json"), **self._data(run)}
+        return channel_sensitivity(run.model, run.example_inputs, run.evaluate_here, **options)
+
+    def _data(self, run: Run) -> dict[str, Any]:
+        criterion = self.options.get("criterion")
+        return run.judged_on_data(criterion) if criterion in ("activation", "taylor") else {}
 
 
 class NetworkSlimming(Strategy):
