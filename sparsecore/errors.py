@@ -32,6 +32,14 @@ class ModelError(SparsecoreError, ValueError):
     """The name of a model means nothing, or its weights or input do not fit."""
 
 
+class RecipeError(SparsecoreError, ValueError):
+    """A recipe is wrong; the message begins with file, line and column."""
+
+
+class CheckpointError(SparsecoreError, ValueError):
+    """A checkpoint is damaged, or belongs to another recipe or model."""
+
+
 class MissingExtraError(SparsecoreError, ImportError):
     """A library of an optional extra is not installed."""
 
