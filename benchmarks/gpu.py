@@ -103,7 +103,7 @@ def check_one(name: str, got: Tensor, x: Tensor, weight: Tensor) -> str | None:
 def check_kernels(seed: int) -> list[str]:
     """Every kernel on odd and even shapes at all densities; the problems found."""
     from sparsecore._native import raw
-    from sparsecore.cuda_ops import expand_fragment, spmm_fragment
+    from sparsecore.ops.cuda import expand_fragment, spmm_fragment
     from sparsecore.formats import CsrWeight, FragmentWeight
 
     problems: list[str | None] = []
@@ -209,7 +209,7 @@ def dense_calls(layer: Layer) -> list[Call]:
 
 
 def fragment_calls(layer: Layer, name: str) -> list[Call]:
-    from sparsecore.cuda_ops import spmm_fragment
+    from sparsecore.ops.cuda import spmm_fragment
 
     weight = layer.packed[name]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
@@ -217,7 +217,7 @@ def fragment_calls(layer: Layer, name: str) -> list[Call]:
 
 
 def expand_calls(layer: Layer) -> list[Call]:
-    from sparsecore.cuda_ops import expand_fragment
+    from sparsecore.ops.cuda import expand_fragment
 
     weight = layer.packed["fragment16"]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]

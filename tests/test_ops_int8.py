@@ -185,7 +185,7 @@ def packing_settings(
 ) -> dict[str, int]:
     """Segments as the layers choose them: rows of the filter where their pixels are neighbours."""
     taps = math.prod(kernel_size)
-    is_by_row = groups == 1 and ops._pair(dilation)[1] == 1
+    is_by_row = groups == 1 and pair(dilation)[1] == 1
     return {"taps": taps, "segments": kernel_size[0] if is_by_row else taps, "groups": groups}
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.cuda_ops import EXPAND_ROWS, expand_fragment, spmm_fragment
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, WeightFormat
 from sparsecore.nn.dense import activate
@@ -26,6 +25,7 @@ from sparsecore.nn.storage import (
     PanelStorage,
     QuantizedStorage,
 )
+from sparsecore.ops.cuda import EXPAND_ROWS, expand_fragment, spmm_fragment
 
 
 class LinearGeometry(CompressedModule):

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.cuda_ops import EXPAND_ROWS, expand_fragment, spmm_fragment
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats import CsrWeight, FragmentWeight
 from sparsecore.nn import FragmentLinear, PanelLinear, SparseLinear
 from sparsecore.nn.dense import activate
 from sparsecore.ops import ACTIVATIONS
+from sparsecore.ops.cuda import EXPAND_ROWS, expand_fragment, spmm_fragment
 
 DTYPES = (torch.float16, torch.bfloat16)
 HALF_STEP = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}

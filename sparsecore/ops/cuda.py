@@ -11,7 +11,7 @@ from sparsecore._native import has_cuda_kernels, raw
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight
-from sparsecore.ops_shared import check_devices
+from sparsecore.ops.shared import check_devices
 
 # With more rows of x a dense product does so much with each weight that reading fewer bytes gains nothing. To be
 # measured (benchmarks/gpu.py).
