@@ -121,7 +121,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
     sections = {
         "Bytes of the file": (
-            "Compiled. Layers that run as panels are stored as CSR, 8 bytes per number, also where there are no zeros.\n\n"
+            "Compiled. A layer that runs as panels is stored as CSR, 8 bytes per number, also without zeros.\n\n"
             + table("bytes", format_bytes)
             + "\n\nNot compiled, in PyTorch's layers or plain int8 ones:\n\n"
             + table("plain_bytes", format_bytes)
