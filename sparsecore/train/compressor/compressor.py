@@ -156,17 +156,17 @@ class Compressor:
         dense = copy.deepcopy(self.model)
         try:
             state = self._ranks.from_first(lambda: self._prepare_folder(resume))
+            if state is None:
+                self.dry_run()
             strategies = self.checked.make_strategies()
             run = self._start(self.model, self._ranks, self.folder)
-            first = (0, None)
-            if state is not None:
+            if state is None:
+                self._train(run, strategies, 0, None)
+            else:
                 with self._blamed(()):
                     restore(run, strategies, state)
                 self._rows = [Row(**row) for row in state["rows"]]
-                first = (state["epoch"], state["position"])
-            else:
-                self.dry_run()
-            self._train(run, strategies, *first)
+                self._train(run, strategies, state["epoch"], state["position"])
             return self._finished(run, dense)
         finally:
             set_random_state(before)
@@ -305,7 +305,6 @@ class Compressor:
     def _finished(self, run: Run, dense: nn.Module) -> Compressed:
         model = run.model.eval()
         changes = [change for event in run.events for change in event["changes"]]
-
         fast = model
 
         def finish() -> CompressionReport:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsecore.bench import probes
 from sparsecore.bench.timing import Timing, interleave
@@ -64,13 +65,13 @@ def compiled_and_saved(
         The model that was saved, and the report with its row.
     """
     model = run.model.eval().cpu()
-    inputs = run.example_inputs
+    inputs = pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, run.example_inputs)
     fast = model
     if options is not False:
         fast = compile(model, inputs, **(dict(options) if isinstance(options, Mapping) else {}))
     path = folder / MODEL
     save(fast, path, edits=cuts_alone(changes))
-    candidates = {"as given, PyTorch": dense.eval(), "compressed, PyTorch": model}
+    candidates = {"as given, PyTorch": dense.eval().cpu(), "compressed, PyTorch": model}
     if fast is not model:
         candidates["compressed, compiled"] = fast
     timings = _timed(candidates, inputs)

@@ -232,11 +232,15 @@ class Run:
         """Gradients become those of the whole batch, and running statistics the mean."""
         if self.ranks.count == 1:
             return
+        trained = [parameter for parameter in self.named_parameters().values() if parameter.requires_grad]
+        # An optimizer leaves out what has no gradient anywhere; what some process has one for, all have to add up.
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+        self.ranks.sum_([has_gradient])
         gradients = []
-        for parameter in self.named_parameters().values():
-            if parameter.requires_grad:
-                if parameter.grad is None:  # this process did not need it; another one may
-                    parameter.grad = torch.zeros_like(parameter)
+        for parameter, count in zip(trained, has_gradient.tolist(), strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
                 gradients.append(parameter.grad)
         modules = [self.model, *([self._taught] if self._taught else ())]
         statistics = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]

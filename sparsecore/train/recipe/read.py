@@ -155,7 +155,7 @@ def _located(error: Any, model: Any, document: Document, path: tuple[str | int, 
     first = problems[0]
     where = _inside(document.content, (*path, *first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = _keys_around(model, first["loc"])
+        known = [info.alias or name for name, info in model.model_fields.items()]
         return document.error(
             where, f"unknown key{close_matches(str(where[-1]), known) or '; known: ' + ', '.join(known)}", at_key=True
         )
@@ -193,12 +193,6 @@ def _value_at(content: Any, where: tuple[str | int, ...]) -> Any:
             return None
         content = content[step]
     return content
-
-
-def _keys_around(model: Any, loc: tuple[str | int, ...]) -> list[str]:
-    """Return the keys that could stand where an unknown one does."""
-    del loc  # the models that forbid keys are not nested
-    return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def _lower(text: str) -> str:

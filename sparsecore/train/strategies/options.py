@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from sparsecore.lookup import import_by_name
-from sparsecore.methods import REQUIRED, Method, Option, read_options
+from sparsecore.methods import Method, Option, read_options
 from sparsecore.train.strategies.base import Strategy
 
 
@@ -46,11 +46,6 @@ def recipe_options(method: Method, strategy: type[Strategy]) -> list[RecipeOptio
         function = import_by_name(entry)
         found += [_typed(option, _types(function)) for option in read_options(function) if option.name == name]
     return [*found, *strategy.own]
-
-
-def required(options: list[RecipeOption]) -> list[str]:
-    """Return the names of those that must be given."""
-    return [option.name for option in options if option.default is REQUIRED]
 
 
 def _typed(option: Option, types: dict[str, Any]) -> RecipeOption:

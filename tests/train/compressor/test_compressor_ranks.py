@@ -121,8 +121,35 @@ def refused(folder: Path) -> str:
     return ""
 
 
+def scanned(folder: Path) -> dict[str, Any]:
+    """What the first process finds out by the metric is done in all, also where it knows the scores from a file."""
+    strategies = [
+        {"name": "filters-to-target", "reduce_by": 0.4, "start": 1, "sensitivity": {"ratios": [0.5, 0.9]}},
+        {"name": "iterative", "sparsity": 0.5, "rounds": 2, "start": 2, "sensitivity": {"sparsities": [0.5, 0.9]}},
+    ]
+    recipe = tiny.recipe(strategies, epochs=3)
+    first = tiny.compress(recipe, folder / "a")
+    dist.barrier()
+    for path in (folder / "a" / "checkpoints").glob("*"):
+        path.unlink(missing_ok=True)
+    dist.barrier()
+    for name in ("model.safetensors", "report.json"):
+        (folder / "a" / name).unlink(missing_ok=True)
+    dist.barrier()
+    again = tiny.compress(recipe, folder / "a")
+    return {"is_equal": tiny.same_state(first.model, again.model), "model": again.model.state_dict()}
+
+
+def test_scans_of_the_first_process_serve_all(outcomes: list[dict[str, Any]]) -> None:
+    first, second = (outcome["scanned"] for outcome in outcomes)
+    assert first["is_equal"]
+    assert second["is_equal"]
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    assert float((first["model"]["9.weight"] == 0).double().mean()) > 0.2
+
+
 def everything(folder: Path) -> dict[str, Any]:
-    works = (trained, of_stateless, pruned_differently, refused)
+    works = (trained, scanned, of_stateless, pruned_differently, refused)
     return {work.__name__: work(folder / work.__name__) for work in works}
 
 

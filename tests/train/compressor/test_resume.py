@@ -66,18 +66,24 @@ RECIPES = {
         {"name": "separable", "exclude": "0", "start": 1},
         {"name": "binaryconnect", "stochastic": True, "start": 2, "skip_ends": True},
     ],
+    "layers dropped, then heads": [
+        {"name": "layer-drop", "container": "encoder.layers", "probability": 0.5, "end": 2},
+        {"name": "attention-heads", "ratio": 0.5, "start": 2},
+        {"name": "weight-sharing", "bits": 4, "init": "random", "start": 3},
+    ],
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_stopped_before_any_step(name: str, tmp_path: Path) -> None:
     recipe = tiny.recipe(RECIPES[name], checkpoint_every=2)
-    whole = tiny.compress(recipe, tmp_path / "whole", training_step=StepThatStops())
+    build = tiny.Transformer if "heads" in name else tiny.net
+    whole = tiny.compress(recipe, tmp_path / "whole", model=build(), training_step=StepThatStops())
     for stop_at in (4, 7, 11):  # within epochs two, three and four
         folder = tmp_path / str(stop_at)
         with pytest.raises(Stopped):
-            tiny.compress(recipe, folder, training_step=StepThatStops(stop_at))
-        resumed = tiny.compressor(recipe, folder, training_step=StepThatStops()).run(resume=True)
+            tiny.compress(recipe, folder, model=build(), training_step=StepThatStops(stop_at))
+        resumed = tiny.compressor(recipe, folder, model=build(), training_step=StepThatStops()).run(resume=True)
         assert tiny.same_state(whole.model, resumed.model), stop_at
         assert [row.after for row in whole.report.rows] == [row.after for row in resumed.report.rows]
         assert [row.metric for row in whole.report.rows] == [row.metric for row in resumed.report.rows]

@@ -41,6 +41,18 @@ def net() -> nn.Module:
     )
 
 
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x.flatten(1, 2)).mean(1))
+
+
 def images() -> tuple[Tensor, Tensor]:
     x = torch.randn(96, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     return x, (x.mean((1, 2, 3)) * 20).long().clamp(-1, 1) + 1

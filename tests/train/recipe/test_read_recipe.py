@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ pytest.importorskip("yaml")
 from torch import nn
 
 from sparsecore import methods
-from sparsecore.errors import RecipeError
+from sparsecore.errors import MissingExtraError, RecipeError
 from sparsecore.methods import Method, register
 from sparsecore.train.recipe import read_recipe
 from sparsecore.train.strategies import recipe_methods, recipe_options, strategy_class
@@ -158,3 +159,14 @@ def test_a_method_of_ones_own_can_stand_in_a_recipe(monkeypatch: pytest.MonkeyPa
     register(Method("own", "pruning", "One's own", "own", "sparsecore.prune:prune", fixed=fixed))
     checked = read_recipe({"epochs": 1, "strategies": [{"name": "own", "sparsity": 0.5, "pattern": "2x1"}]})
     assert checked.plans[0][0].bind(**checked.plans[0][1])(nn.Linear(8, 4)).sparsity() == 0.5
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "sparsecore\[recipes\]"'):
+        read_recipe({"epochs": 1})
+
+
+def test_a_dict_that_no_file_could_hold() -> None:
+    with pytest.raises(RecipeError, match='functions as "module:function"'):
+        read_recipe({"epochs": 1, "metric": len})
