@@ -103,8 +103,8 @@ def check_one(name: str, got: Tensor, x: Tensor, weight: Tensor) -> str | None:
 def check_kernels(seed: int) -> list[str]:
     """Every kernel on odd and even shapes at all densities; the problems found."""
     from sparsecore._native import raw
-    from sparsecore.ops.cuda import expand_fragment, spmm_fragment
     from sparsecore.formats import CsrWeight, FragmentWeight
+    from sparsecore.ops.cuda import expand_fragment, spmm_fragment
 
     problems: list[str | None] = []
     shapes = ((1, 1), (63, 65), (64, 64), (130, 1000), (1000, 130), (4096, 4096), (300, 2051))

@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from sparsecore import Int8Weight, ops
 from sparsecore.formats import PackedInt8Weight
+from sparsecore.ops.shared import pair
 
 raw = torch.ops.sparsecore
 
