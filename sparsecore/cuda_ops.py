@@ -13,10 +13,6 @@ from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight
 from sparsecore.ops_shared import check_devices
 
-# With more rows of x a dense product does so much with each weight that reading fewer bytes gains nothing. To be
-# measured (benchmarks/gpu.py).
-EXPAND_ROWS = 128
-
 
 def check_cuda(device: torch.device, what: str) -> None:
     """Raise UnsupportedError unless ``what`` can run on the device.
@@ -120,6 +116,18 @@ def _(
     return x.new_empty([*x.shape[:-1], sizes[0]])
 
 
+def expand_delta(x: Tensor, weight: DeltaWeight) -> Tensor:
+    """Return the dense weight ``[N, K]`` of x's dtype on x's device, for products with many rows of x.
+
+    Raises:
+        UnsupportedError: x is not on a CUDA device, or this build has no CUDA kernels.
+        RuntimeError: x and the weight do not fit together.
+    """
+    check_cuda(x.device, "a delta weight")
+    return raw.expand_delta(x, list(weight.tensors), weight.sizes)
+
+
+@torch.library.register_fake("sparsecore::expand_delta")
 @torch.library.register_fake("sparsecore::expand_fragment")
 def _(x: Tensor, weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     check_devices(x, *weight)

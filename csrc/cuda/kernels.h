@@ -56,6 +56,9 @@ int64_t spmm_fragment_tokens(int64_t M);
 const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                           const SpmmOutput& out, Stream stream);
 
+// dense[N, K] float16 or bfloat16.
+const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
+
 // The delta format (pack/delta.h) on the device.
 struct DeltaArrays {
   int64_t rows = 0, cols = 0;
@@ -71,11 +74,9 @@ struct DeltaArrays {
 // Floats that spmm_delta() needs as `partial`.
 int64_t spmm_delta_floats(const DeltaArrays& weight, int64_t M);
 
-// As spmm_fragment().
+// As spmm_fragment() and expand_fragment().
 const char* spmm_delta(const DeltaArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                        const SpmmOutput& out, Stream stream);
-
-// dense[N, K] float16 or bfloat16.
-const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
+const char* expand_delta(const DeltaArrays& weight, Dtype dtype, void* dense, Stream stream);
 
 }  // namespace sparsecore::cuda

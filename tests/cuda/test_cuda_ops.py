@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore._native import raw
-from sparsecore.cuda_ops import EXPAND_ROWS, expand_fragment, spmm_fragment
+from sparsecore.cuda_ops import expand_delta, expand_fragment, spmm_delta, spmm_fragment
 from sparsecore.errors import UnsupportedError
-from sparsecore.formats import CsrWeight, FragmentWeight
-from sparsecore.nn import FragmentLinear, PanelLinear, SparseLinear
+from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
+from sparsecore.nn import DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
 from sparsecore.nn.dense import activate
 from sparsecore.ops import ACTIVATIONS
 
@@ -47,6 +47,18 @@ def test_fragment(shape: tuple[int, int], M: int, dtype: torch.dtype) -> None:
         assert torch.equal(y, spmm_fragment(x, weight.to("cuda")))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("M", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("shape", [(1, 1), (65, 4096), (300, 9000)])
+def test_delta(shape: tuple[int, int], M: int, dtype: torch.dtype) -> None:
+    csr = CsrWeight.from_dense(pruned(*shape, dtype, 0.1))
+    x = torch.randn(M, shape[1]).to(dtype).cuda()
+    for weight in (DeltaWeight.pack(csr), DeltaWeight.pack(csr.to(torch.float32).quantize())):
+        y = spmm_delta(x, weight.to("cuda"))
+        assert_product(y, x, weight.unpack().to_dense())
+        assert torch.equal(y, spmm_delta(x, weight.to("cuda")))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_csr(layout: str, dtype: torch.dtype) -> None:
@@ -72,12 +84,12 @@ def test_epilogues(activation: str) -> None:
     torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-3)
 
 
-@pytest.mark.parametrize("rows", [0, 1, EXPAND_ROWS, EXPAND_ROWS + 1])
+@pytest.mark.parametrize("rows", [0, 1, 48, 49, 128, 129])
 def test_layers(rows: int) -> None:
     dense = nn.Linear(100, 70).half()
     dense.weight.data = pruned(70, 100, torch.float16)
     x = torch.randn(rows, 100).half().cuda()
-    for cls in (FragmentLinear, SparseLinear):
+    for cls in (FragmentLinear, DeltaLinear, SparseLinear):
         layer = cls.from_dense(dense, activation="relu").to("cuda")
         expected = torch.relu(x.float() @ dense.weight.float().cuda().T + dense.bias.float().cuda())
         torch.testing.assert_close(layer(x).float(), expected, atol=1e-2, rtol=2e-3)
@@ -86,8 +98,10 @@ def test_layers(rows: int) -> None:
 
 def test_expanding_gives_the_weight() -> None:
     dense = pruned(130, 70, torch.float16)
-    weight = FragmentWeight.pack(CsrWeight.from_dense(dense)).to("cuda")
-    assert torch.equal(expand_fragment(torch.empty(0, 70).half().cuda(), weight).cpu(), dense)
+    x = torch.empty(0, 70).half().cuda()
+    csr = CsrWeight.from_dense(dense)
+    assert torch.equal(expand_fragment(x, FragmentWeight.pack(csr).to("cuda")).cpu(), dense)
+    assert torch.equal(expand_delta(x, DeltaWeight.pack(csr).to("cuda")).cpu(), dense)
 
 
 def test_streams_graphs_and_compile() -> None:
