@@ -17,6 +17,7 @@ from sparsecore.nn.linear import (
     SparseLinear,
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
+from sparsecore.nn.semi_structured import SemiStructuredLinear
 
 __all__ = [
     "BinaryConv2d",
@@ -38,6 +39,7 @@ __all__ = [
     "Int8Linear",
     "PanelConv2d",
     "PanelLinear",
+    "SemiStructuredLinear",
     "SparseConv2d",
     "SparseInt8Conv2d",
     "SparseInt8Linear",
