@@ -150,13 +150,13 @@ struct Values4 {
 };
 
 // Rows 16 i .. and columns 16 c .. of a tile as the first operand of multiply_add(): a lane's quads of rows g and g
-// + 8. `selectors`: Values::selector(lane % 16). i and c are known to the compiler, or `before` would go to memory.
+// + 8. `selectors`: Values::selector(lane % 16).
 template <class Values>
 SPARSECORE_DEVICE void read_fragment(const WarpTile& tile, int i, int c, uint32_t selectors,
                                      uint32_t (&a)[4]) {  // warp
   const int lane = thread_index() % kWarp, half = fragment_half(i, c, 0);
   const auto words = read_shared_64(tile.words + half / 4 * 64 + half % 4 * 4);
-  const uint32_t before = shuffle(tile.before[half % 4 / 2], half / 4 * 4 + lane / 8);
+  const uint32_t before = shuffle(c % 2 == 0 ? tile.before[0] : tile.before[1], half / 4 * 4 + lane / 8);
   const auto read_quad = [&](uint32_t word, uint32_t first) {
     const uint32_t at = first + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)));
     const bool is_full = (~word & 15u << fragment_quad_shift(lane)) == 0;

@@ -79,18 +79,19 @@ struct TileActivations {
   }
 };
 
-// acc[i]: rows 16 i .. of the tile, in the registers of multiply_add().
-template <class Values, int kTokenTiles>
-SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const TileActivations<kTokenTiles>& activations,
-                                     float (&acc)[4][kTokenTiles][4]) {
-  const WarpTile opened = open_tile<Values::kBits>(tile);
+// acc[i]: rows 16 i .. of the tile, in the registers of multiply_add(). read(i, c, a): fragment (i, c); scales: the
+// shared address of the tile's 64 scales, if values have 4 bits.
+template <class Values, int kTokenTiles, class ReadFragment>
+SPARSECORE_DEVICE void multiply_tile(ReadFragment read, uint32_t scales,
+                                     const TileActivations<kTokenTiles>& activations,
+                                     float (&acc)[4][kTokenTiles][4]) {  // warp
   SPARSECORE_UNROLL
   for (int i = 0; i < 4; ++i) {
     float sums[kTokenTiles][4] = {};  // of a scale group, which is the tile's row
     SPARSECORE_UNROLL
     for (int c = 0; c < 4; ++c) {
       uint32_t a[4];
-      read_fragment<Values>(opened, i, c, selectors, a);
+      read(i, c, a);
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         const uint2 b = activations.quads[n][c];
@@ -100,8 +101,8 @@ SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const Ti
       if (kTokenTiles > 1 || c == 3) sync_warp();
     }
     if constexpr (Values::kBits == 4) {
-      const uint32_t scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
-      const float scale[2] = {half_to_float(read_shared_16(scales)), half_to_float(read_shared_16(scales + 16))};
+      const uint32_t from = scales + 2 * (16 * i + thread_index() % kWarp / 4);
+      const float scale[2] = {half_to_float(read_shared_16(from)), half_to_float(read_shared_16(from + 16))};
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         SPARSECORE_UNROLL
@@ -140,7 +141,7 @@ SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* 
 template <class Values, int kTokenTiles>
 constexpr int kDecodeBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && Values::kBits > 4) ? 2 : 1;
 
-// block_x: range of tiles; block_y: 8 * kTokenTiles rows of x.
+// block_x: range of tiles. Of x the first 8 * kTokenTiles rows, or all.
 template <class Values, int kTokenTiles, bool kBulk>
 SPARSECORE_KERNEL(kFragmentThreads, (kDecodeBlocks<Values, kTokenTiles>))
 spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int M, float* partial) {
@@ -151,7 +152,6 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
   const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
   const FragmentShared layout{warps, kTokenTiles, weight.stage_bytes};
   uint8_t* shared = shared_memory();
-  const int first_token = static_cast<int>(block_y()) * kTokenTile * kTokenTiles;
   const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
 
   int tile = begin + thread_index() / kWarp;
@@ -161,7 +161,7 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
   // Ahead of the tile, so that nothing waits for them, where there are registers for two tiles' activations.
   constexpr bool kIsAhead = kTokenTiles == 1;
   const auto read_activations = [&] {
-    if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, K);
+    if (tile < end) activations.read(x, is_aligned, 0, M, tile % col_tiles * kFragmentTile, K);
   };
   if (kIsAhead) read_activations();
   for (int row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
@@ -172,37 +172,38 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
       const TileActivations<kTokenTiles> current = activations;
       tile += warps;
       if (kIsAhead) read_activations();
-      multiply_tile<Values>(ring.wait(), selectors, current, acc);
+      const uint32_t shared_tile = ring.wait();
+      const WarpTile opened = open_tile<Values::kBits>(shared_tile);
+      multiply_tile<Values>([&](int i, int c, uint32_t (&a)[4]) { read_fragment<Values>(opened, i, c, selectors, a); },
+                            shared_tile + kFragmentMaskBytes, current, acc);
       ring.release();
     }
-    const int64_t slot = block_y() * fragment_slots(grid_x(), row_tiles) + block_x() + row_tile;
+    const int64_t slot = block_x() + row_tile;
     write_sums(acc, reinterpret_cast<float*>(shared), partial + slot * kFragmentTile * kTokenTile * kTokenTiles);
   }
   ring.finish();
 }
 
-// block_x: row of tiles; block_y: as in decode.
+// block_x: row of tiles. Of y the first 8 * kTokenTiles rows, or all.
 template <class X, int kTokenTiles>
 SPARSECORE_KERNEL(kFragmentThreads, 4)
 spmm_fragment_finish(FragmentArrays weight, int M, const float* partial, SpmmOutput out) {
   constexpr int kTokens = kTokenTile * kTokenTiles;
-  const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols);
+  const int col_tiles = tiles_of(weight.cols);
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
-  const float* slots =
-      partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) * kFragmentTile * kTokens;
+  const float* slots = partial + block_x() * kFragmentTile * kTokens;
   for (int e = thread_index(); e < kFragmentTile * kTokens; e += block_threads()) {
     const int64_t row = block_x() * kFragmentTile + e % kFragmentTile;
-    const int64_t token = block_y() * kTokens + e / kFragmentTile;
+    const int token = e / kFragmentTile;
     if (row >= weight.rows || token >= M) continue;
     float sum = 0.0f;
     for (int64_t block = clamp_to(load(weight.row_block + block_x()), static_cast<int>(weight.num_blocks));
          block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
       // Blocks without tiles wrote nothing.
       const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
-      if (to > begin && to > from)
-        sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
+      if (to > begin && to > from) sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + token];
     }
-    store<X>(out, weight.scale, row, token * weight.rows + row, sum);
+    store<X>(out, weight.scale, row, int64_t(token) * weight.rows + row, sum);
   }
 }
 
