@@ -59,6 +59,22 @@ const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void*
 // dense[N, K] float16 or bfloat16.
 const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
 
+// The same in int8, with exact sums: y of any dtype, weights of 8 bits, x_scale[M] for rows of x. partial: as many
+// int32.
+const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
+                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream);
+
+// Dense int8 on the device.
+struct Int8Arrays {
+  int64_t rows = 0, cols = 0;
+  const int8_t* values = nullptr;  // [N, K]
+  const float* scale = nullptr;    // [N]
+};
+
+// y[M, N] = activation(x_scale[m] scale[n] (x[M, K] W^T) + bias + residual) with exact sums; y of any dtype.
+const char* linear_int8(const Int8Arrays& weight, Dtype dtype, const int8_t* x, const float* x_scale, int64_t M,
+                        const SpmmOutput& out, Stream stream);
+
 // The delta format (pack/delta.h) on the device.
 struct DeltaArrays {
   int64_t rows = 0, cols = 0;

@@ -31,46 +31,67 @@ void with_values(int value_bits, Function function) {
   function(Values4<Number>{});
 }
 
-// The kernel of a pass, its threads and shared memory.
-struct Decoder {
-  void (*kernel)(FragmentArrays, const uint16_t*, bool, int, float*);
+// The kernels of a pass, the first one's threads and shared memory.
+struct Kernels {
+  void (*decode)(FragmentArrays, const void*, bool, int, void*);
+  void (*finish)(FragmentArrays, int, const void*, const float*, SpmmOutput);
   int threads, shared_bytes;
 };
 
-template <class Values, int kTiles, bool kBulk>
-Decoder decoder_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+template <class Values, class X, bool kBulk, int kTiles>
+Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+  using Sum = typename Values::Sum;
   if (pass.is_wide) {
-    return {spmm_fragment_wide<Values, kTiles, kBulk>, kFragmentThreads, WideShared{stage_bytes}.bytes()};
+    return {spmm_fragment_wide<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles * kWideWarps>,
+            kFragmentThreads, WideShared{stage_bytes}.bytes()};
   }
   FragmentShared shared{kFragmentThreads / kWarp, kTiles, stage_bytes};
   while (shared.warps > 1 && shared.bytes() > most_shared_bytes) shared.warps /= 2;
-  return {spmm_fragment_decode<Values, kTiles, kBulk>, shared.warps * kWarp, shared.bytes()};
+  return {spmm_fragment_decode<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles>, shared.warps * kWarp,
+          shared.bytes()};
 }
 
-template <class Values, bool kBulk>
-Decoder decoder_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
-  const auto decoder = pass.tiles == 1   ? decoder_of<Values, 1, kBulk>
-                       : pass.tiles == 2 ? decoder_of<Values, 2, kBulk>
-                                         : decoder_of<Values, 4, kBulk>;
-  return decoder(pass, stage_bytes, most_shared_bytes);
-}
-
-template <class Number>
-auto finisher_of(int64_t tokens) {
-  return tokens == 8     ? spmm_fragment_finish<Number, 1>
-         : tokens == 16  ? spmm_fragment_finish<Number, 2>
-         : tokens == 32  ? spmm_fragment_finish<Number, 4>
-         : tokens == 64  ? spmm_fragment_finish<Number, 8>
-         : tokens == 128 ? spmm_fragment_finish<Number, 16>
-                         : spmm_fragment_finish<Number, 32>;
+template <class Values, class X, bool kBulk>
+Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+  const auto of = pass.tiles == 1   ? kernels_of<Values, X, kBulk, 1>
+                  : pass.tiles == 2 ? kernels_of<Values, X, kBulk, 2>
+                                    : kernels_of<Values, X, kBulk, 4>;
+  return of(pass, stage_bytes, most_shared_bytes);
 }
 
 // From row `first` on.
+template <class X>
 SpmmOutput rows_from(const SpmmOutput& out, int64_t first, int64_t N) {
+  using T = typename X::Storage;
   SpmmOutput result = out;
-  result.y = static_cast<uint16_t*>(out.y) + first * N;
-  if (out.residual != nullptr) result.residual = static_cast<const uint16_t*>(out.residual) + first * N;
+  result.y = static_cast<T*>(out.y) + first * N;
+  if (out.residual != nullptr) result.residual = static_cast<const T*>(out.residual) + first * N;
   return result;
+}
+
+// All rows of x, a pass at a time. x_scale: of them, or null.
+template <class Values, class X>
+const char* run_passes(const FragmentArrays& weight, const void* x_any, const float* x_scale, int64_t M, void* partial,
+                       const SpmmOutput& out, Stream any_stream) {
+  const auto stream = static_cast<cudaStream_t>(any_stream);
+  const int most_shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  const Pass pass = pass_for(M);
+  const Kernels kernels = (has_bulk_copies ? kernels_of<Values, X, true>
+                                           : kernels_of<Values, X, false>)(pass, weight.stage_bytes, most_shared_bytes);
+  if (kernels.shared_bytes > most_shared_bytes) return "this GPU has too little shared memory";
+  cudaFuncSetAttribute(kernels.decode, cudaFuncAttributeMaxDynamicSharedMemorySize, kernels.shared_bytes);
+  const dim3 blocks = grid_of(weight.num_blocks, 1), row_tiles = grid_of(divide_up(weight.rows, kFragmentTile), 1);
+  constexpr size_t kQuadBytes = 4 * sizeof(typename Values::X);
+  for (int64_t first = 0; first < M; first += pass.tokens()) {
+    const auto* x = static_cast<const typename Values::X*>(x_any) + first * weight.cols;
+    const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % kQuadBytes == 0;
+    const int rows = static_cast<int>(std::min(M - first, pass.tokens()));
+    kernels.decode<<<blocks, kernels.threads, kernels.shared_bytes, stream>>>(weight, x, is_aligned, rows, partial);
+    kernels.finish<<<row_tiles, kFragmentThreads, 0, stream>>>(
+        weight, rows, partial, x_scale == nullptr ? nullptr : x_scale + first, rows_from<X>(out, first, weight.rows));
+  }
+  return launch_error();
 }
 
 }  // namespace
@@ -82,35 +103,25 @@ int64_t spmm_fragment_floats(const FragmentArrays& weight, int64_t M) {
          spmm_fragment_tokens(M);
 }
 
-const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x_any, int64_t M, float* partial,
+const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                           const SpmmOutput& out, Stream stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const int most_shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  const Pass pass = pass_for(M);
-  Decoder decoder{};
-  void (*finish)(FragmentArrays, int, const float*, SpmmOutput) = nullptr;
+  const char* problem = nullptr;
   with_16_bits(dtype, [&](auto number) {
     using Number = decltype(number);
     with_values<Number>(weight.value_bits, [&](auto values) {
-      using Values = decltype(values);
-      decoder = (has_bulk_copies ? decoder_of<Values, true> : decoder_of<Values, false>)(pass, weight.stage_bytes,
-                                                                                         most_shared_bytes);
+      problem = run_passes<decltype(values), Number>(weight, x, nullptr, M, partial, out, stream);
     });
-    finish = finisher_of<Number>(pass.tokens());
   });
-  if (decoder.shared_bytes > most_shared_bytes) return "this GPU has too little shared memory";
-  cudaFuncSetAttribute(decoder.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, decoder.shared_bytes);
-  const dim3 row_tiles = grid_of(divide_up(weight.rows, kFragmentTile), 1);
-  for (int64_t first = 0; first < M; first += pass.tokens()) {
-    const auto* x = static_cast<const uint16_t*>(x_any) + first * weight.cols;
-    const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-    const int rows = static_cast<int>(std::min(M - first, pass.tokens()));
-    decoder.kernel<<<grid_of(weight.num_blocks, 1), decoder.threads, decoder.shared_bytes, cuda_stream>>>(
-        weight, x, is_aligned, rows, partial);
-    finish<<<row_tiles, kFragmentThreads, 0, cuda_stream>>>(weight, rows, partial, rows_from(out, first, weight.rows));
-  }
-  return launch_error();
+  return problem;
+}
+
+const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
+                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream) {
+  const char* problem = nullptr;
+  with_number(dtype, [&](auto number) {
+    problem = run_passes<Bytes8, decltype(number)>(weight, x, x_scale, M, partial, out, stream);
+  });
+  return problem;
 }
 
 const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream) {

@@ -45,7 +45,10 @@ SPARSECORE_DEVICE void expand_tile(uint32_t tile, uint32_t selectors, uint4* exp
 // block_x: range of tiles. Of x the first kWideTokens rows, or all.
 template <class Values, int kTokenTiles, bool kBulk>
 SPARSECORE_KERNEL(kFragmentThreads, kTokenTiles <= 2 ? 2 : 1)
-spmm_fragment_wide(FragmentArrays weight, const uint16_t* x, bool is_aligned, int M, float* partial) {
+spmm_fragment_wide(FragmentArrays weight, const void* x_any, bool is_aligned, int M, void* partial) {
+  if (!kIsChosen<kBulk>) return;
+  using Sum = typename Values::Sum;
+  const auto* x = static_cast<const typename Values::X*>(x_any);
   constexpr int kTokens = kWideTokens<kTokenTiles>;
   const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols), K = static_cast<int>(weight.cols);
   const int begin = clamp_to(load(weight.block_ptr + block_x()), row_tiles * col_tiles);
@@ -62,10 +65,10 @@ spmm_fragment_wide(FragmentArrays weight, const uint16_t* x, bool is_aligned, in
 
   TileRing<kBulk, true> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared), begin, end, 1);
   for (int tile = begin, row_tile = begin / col_tiles; tile < end; ++row_tile) {
-    float acc[4][kTokenTiles][4] = {};
+    Sum acc[4][kTokenTiles][4] = {};
     const int row_end = clamp_to((row_tile + 1) * col_tiles, end);
     for (; tile < row_end; ++tile) {
-      TileActivations<kTokenTiles> activations;
+      TileActivations<Values, kTokenTiles> activations;
       activations.read(x, is_aligned, own_tokens, M, tile % col_tiles * kFragmentTile, K);
       // wait() and release() also wait for all warps: before that the last tile is multiplied, after it this one is
       // expanded.
@@ -81,7 +84,7 @@ spmm_fragment_wide(FragmentArrays weight, const uint16_t* x, bool is_aligned, in
           },
           shared_address(scales), activations, acc);
     }
-    float* slot = partial + (block_x() + row_tile) * kFragmentTile * kTokens;
+    Sum* slot = static_cast<Sum*>(partial) + (block_x() + row_tile) * kFragmentTile * kTokens;
     SPARSECORE_UNROLL
     for (int i = 0; i < 4; ++i) {
       SPARSECORE_UNROLL

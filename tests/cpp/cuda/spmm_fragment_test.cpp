@@ -172,8 +172,9 @@ void run_passes(Case& c, uint32_t seed, Decode decode) {
     Buffer<float> partial = test::unwritten_output(
         fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * kTokens, Guard::kAfter);
     decode(rows, partial.data());
-    run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed,
-             [&] { spmm_fragment_finish<Number, kTokenTiles>(weight, rows.count, partial.data(), rows.out); });
+    run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed, [&] {
+      spmm_fragment_finish<Number, float, kTokenTiles>(weight, rows.count, partial.data(), nullptr, rows.out);
+    });
   }
 }
 
@@ -259,6 +260,62 @@ TEST(CudaSpmmFragment, ManyRowsInOneReadingEqualFloat64) {
     with_values(c.dtype, c.shape.value_bits, [&](auto values) { run_any<decltype(values)>(c, random, seed); });
     c.expect_right(4 + c.num_blocks);
     if (HasFatalFailure()) return;
+  }
+}
+
+// int8 by int8, as spmm_fragment.cu launches it. Scales are powers of two and sums below 2^24, so results are equal.
+template <int kTokenTiles, bool kIsWide, bool kBulk>
+void run_int8(Case& c, const int8_t* x, const float* x_scale, uint32_t seed) {
+  constexpr int kTiles = kTokenTiles * (kIsWide ? kWideWarps : 1);
+  const FragmentArrays weight = c.arrays();
+  const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 4 == 0;
+  Buffer<int32_t> partial(fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * kTokenTile * kTiles,
+                          Guard::kAfter);
+  for (int32_t& sum : partial) sum = 0x7fdeadbe;
+  if constexpr (kIsWide) {
+    run_grid({c.num_blocks, 1}, kFragmentThreads, WideShared{weight.stage_bytes}.bytes(), seed,
+             [&] { spmm_fragment_wide<Bytes8, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data()); });
+  } else {
+    run_grid({c.num_blocks, 1}, 2 * kWarp, FragmentShared{2, kTokenTiles, weight.stage_bytes}.bytes(), seed, [&] {
+      spmm_fragment_decode<Bytes8, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data());
+    });
+  }
+  const SpmmOutput out{c.y.data(), nullptr, nullptr, Activation::kNone};
+  run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed,
+           [&] { spmm_fragment_finish<Float32, int32_t, kTiles>(weight, int(c.M), partial.data(), x_scale, out); });
+}
+
+TEST(CudaSpmmFragmentInt8, EqualsInt64) {
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE(seed);
+    test::Random random(seed);
+    Case c(random, Dtype::kFloat32, 8, random.pick<int64_t>({1, 64, 65, 130}),
+           random.pick<int64_t>({0, 1, 17, 64, 130, 260}), random.pick<int64_t>({1, 8, 9, 16, 30, 64, 70}));
+    Buffer<int8_t> x(c.M * c.shape.cols, Guard::kAfter, random.pick<int64_t>({1, 4}));
+    Buffer<float> x_scale(c.M, Guard::kAfter);
+    for (int8_t& number : x) number = static_cast<int8_t>(random.integer(-128, 127));
+    for (float& number : x_scale) number = random.pick(kScales);
+    const auto with_tiles = [&](auto bulk) {
+      if (c.M <= 8) return run_int8<1, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 16) return run_int8<2, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 32) return run_int8<4, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 64) return run_int8<1, true, bulk.value>(c, x.data(), x_scale.data(), seed);
+      run_int8<2, true, bulk.value>(c, x.data(), x_scale.data(), seed);
+    };
+    if (random.chance(0.5)) {
+      with_tiles(std::true_type());
+    } else {
+      with_tiles(std::false_type());
+    }
+    for (int64_t m = 0; m < c.M; ++m) {
+      for (int64_t n = 0; n < c.shape.rows; ++n) {
+        double sum = 0;  // of multiples of 2^-4, exact
+        for (int64_t k = 0; k < c.shape.cols; ++k) {
+          sum += c.weight[size_t(n * c.shape.cols + k)] * double(x[m * c.shape.cols + k]) * double(x_scale[m]);
+        }
+        ASSERT_EQ(double(c.y[m * c.shape.rows + n]), sum) << m << ", " << n;
+      }
+    }
   }
 }
 
