@@ -58,14 +58,16 @@ class CsrLinear(LinearGeometry, CsrStorage):
 
     def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
         assert isinstance(self, CsrLinear)
-        dtype = self._values_dtype()
+        dtype, was_on_gpu = self._values_dtype(), any(tensor.is_cuda for tensor in self.buffers())
         target = fn(torch.empty(0, dtype=dtype))
         self._check_device(target.device)
         is_packed = isinstance(self, GpuStorage)
         if is_packed and (target.device.type == "cpu" or target.dtype != dtype):
             self._become(SparseLinear)
         super()._apply(fn, recurse)
-        if type(self) is SparseLinear and target.device.type == "cuda":
+        # One that is there already is CSR by choice.
+        is_new = target.device.type == "cuda" and not (was_on_gpu and target.dtype == dtype)
+        if type(self) is SparseLinear and is_new:
             weight = self.weight_format
             assert isinstance(weight, CsrWeight)
             self._become(gpu_class(weight))

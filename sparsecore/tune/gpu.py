@@ -82,9 +82,12 @@ GPU_FORMATS: dict[type[nn.Module], tuple[str, str]] = {
 
 # Shares of the read bandwidth that kernels are expected to reach, of dense fp16's: predictions (NOTES-cuda.md).
 _READ_SHARE = 0.8
+_DELTA_SHARE = 0.6
 _GATHER_SHARE = 0.3
 # The fragment decoder's instructions alone keep it from gaining more than this over dense.
 _MOST_FRAGMENT_GAIN = 2.15
+# Rows of x up to which decoding, not products, takes its instructions; and those for one reading of a weight.
+_ROWS_OF_FRAGMENT = 32
 _TOKENS_OF_DELTA = 8
 # From here on dense products are bound by arithmetic (H200), and what is read does not matter.
 _ARITHMETIC_ROWS = 184
@@ -104,7 +107,9 @@ def relative_gpu_time(format_name: str, density: float, rows: int) -> float:
         return (0.5 + 1 / 16) / _READ_SHARE
     arithmetic = max(rows / _ARITHMETIC_ROWS, 1.0)  # of what dense takes
     if format_name == "fragment":
-        return max((1 / 16 + density) / _READ_SHARE, 1 / (_MOST_FRAGMENT_GAIN * _READ_SHARE)) * max(rows / 64, 1.0)
+        return max((1 / 16 + density) / _READ_SHARE, 1 / (_MOST_FRAGMENT_GAIN * _READ_SHARE)) * max(
+            rows / _ROWS_OF_FRAGMENT, 1.0
+        )
     if format_name == "delta":
-        return 1.5 * density / _READ_SHARE * math.ceil(max(rows, 1) / _TOKENS_OF_DELTA) / arithmetic
+        return 1.5 * density / _DELTA_SHARE * math.ceil(max(rows, 1) / _TOKENS_OF_DELTA) / arithmetic
     return 3.0 * density / _GATHER_SHARE * math.ceil(max(rows, 1) / _TOKENS_OF_DELTA) / arithmetic
