@@ -143,6 +143,19 @@ def test_moving_with_another_dtype() -> None:
     assert layer.bias.dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("cls", [SparseLinear, FragmentLinear])
+def test_without_a_gpu_nothing_changes(cls: type[SparseLinear]) -> None:
+    dense = pruned()
+    layer = cls.from_dense(dense)
+    names = list(layer._buffers)
+    with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):  # PyTorch's own
+        layer.to("cuda")
+    assert type(layer) is cls
+    assert list(layer._buffers) == names
+    assert torch.equal(layer.weight, dense.weight)
+
+
 @pytest.mark.parametrize("cls", [Int8Linear, BlockLinear])
 def test_layers_without_cuda_kernels_refuse_to_move(cls: type) -> None:
     layer = cls.from_dense(nn.Linear(8, 8))
