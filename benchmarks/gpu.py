@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,7 @@ def check_one(name: str, got: Tensor, x: Tensor, weight: Tensor) -> str | None:
 
 def check_kernels(seed: int) -> list[str]:
     """Every kernel on odd and even shapes at all densities; the problems found."""
-    from sparsecore._native import raw
-    from sparsecore.formats import CsrWeight, FragmentWeight
-    from sparsecore.ops.cuda import expand_fragment, spmm_fragment
+    from sparsecore.formats import CsrWeight
 
     problems: list[str | None] = []
     shapes = ((1, 1), (63, 65), (64, 64), (130, 1000), (1000, 130), (4096, 4096), (300, 2051))
@@ -113,49 +111,90 @@ def check_kernels(seed: int) -> list[str]:
             torch.manual_seed(seed + number)
             kept = mask_of(N, K, sparsity, "skewed" if number % 2 else "random", seed + number)
             dense = torch.randn(N, K, device="cuda") * kept
+            label = f"[{N}, {K}] sparsity {sparsity}"
             for dtype in (torch.float16, torch.bfloat16):
-                csr = CsrWeight.from_dense(dense.to(dtype).cpu())
-                forms = {
-                    "16": FragmentWeight.pack(csr),
-                    "8": FragmentWeight.pack(csr.to(torch.float32).quantize()),
-                    "4": FragmentWeight.pack_int4(csr),
-                }
-                for M in (1, 3, 8, 9, 16, 17, 32, 33, 100):
-                    x = guarded(torch.randn(M, K, device="cuda").to(dtype))
-                    for bits, form in forms.items():
-                        exact = form.unpack().to_dense().cuda().float()
-                        on_gpu = form.to("cuda")
-                        on_gpu = type(form)(*(guarded(t) for t in on_gpu.tensors), *fields_of(form))
-                        poison((M, N), dtype)
-                        y = spmm_fragment(x, on_gpu)
-                        again = spmm_fragment(x, on_gpu)
-                        label = f"spmm_fragment {bits} bits {dtype} [{N}, {K}] M={M} sparsity {sparsity}"
-                        problems.append(check_one(label, y, x, exact))
-                        if not torch.equal(y, again):
-                            problems.append(f"{label}: two runs differ")
-                        if M == 1:
-                            expanded = expand_fragment(x, on_gpu)
-                            if not torch.equal(expanded, exact.to(dtype)):
-                                problems.append(f"expand_fragment {bits} bits {dtype} [{N}, {K}]: not the weight")
+                problems += check_packed(CsrWeight.from_dense(dense.to(dtype).cpu()), f"{dtype} {label}")
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
-                csr = CsrWeight.from_dense(dense.to(dtype).cpu())
-                arrays = [guarded(t.cuda()) for t in (csr.row_ptr, csr.col_idx, csr.values)]
-                exact = csr.to_dense().cuda().float()
-                for M in (1, 7, 40):
-                    x = guarded(torch.randn(M, K, device="cuda").to(dtype))
-                    poison((M, N), dtype)
-                    y = raw.spmm_csr(x, *arrays, None, None, "none", "rows", "")
-                    label = f"spmm_csr {dtype} [{N}, {K}] M={M} sparsity {sparsity}"
-                    problems.append(check_one(label + " rows", y, x, exact))
-                    columns = guarded(x.T.contiguous().unsqueeze(0))
-                    poison((1, N, M), dtype)
-                    y = raw.spmm_csr(columns, *arrays, None, None, "none", "columns", "")[0].T
-                    problems.append(check_one(label + " columns", y, x, exact))
+                problems += check_csr(CsrWeight.from_dense(dense.to(dtype).cpu()), f"{dtype} {label}")
+            problems += check_int8(CsrWeight.from_dense(dense.cpu()).quantize(), label)
     return [problem for problem in problems if problem is not None]
 
 
-def fields_of(weight: Any) -> tuple[Any, ...]:
-    return weight.shape, weight.value_bits, weight.dtype, weight.max_tile_bytes
+def on_gpu(weight: Any) -> Any:
+    """The packed weight on the GPU, its arrays guarded."""
+    return replace(weight, **{field: guarded(t.cuda()) for field, t in vars(weight).items() if isinstance(t, Tensor)})
+
+
+def check_packed(csr: Any, label: str) -> list[str | None]:
+    """The fragment and the delta format, for all numbers of bits; their outputs twice."""
+    from sparsecore.formats import DeltaWeight, FragmentWeight
+    from sparsecore.ops.cuda import expand_delta, expand_fragment, spmm_delta, spmm_fragment
+
+    int8 = csr.to(torch.float32).quantize()
+    forms = {
+        "fragment 16": (FragmentWeight.pack(csr), spmm_fragment, expand_fragment),
+        "fragment 8": (FragmentWeight.pack(int8), spmm_fragment, expand_fragment),
+        "fragment 4": (FragmentWeight.pack_int4(csr), spmm_fragment, expand_fragment),
+        "delta 16": (DeltaWeight.pack(csr), spmm_delta, expand_delta),
+        "delta 8": (DeltaWeight.pack(int8), spmm_delta, expand_delta),
+    }
+    problems: list[str | None] = []
+    N, K = csr.shape
+    for name, (form, multiply, expand) in forms.items():
+        exact, weight = form.unpack().to_dense().cuda().float(), on_gpu(form)
+        for M in (1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 100, 129, 300):
+            x = guarded(torch.randn(M, K, device="cuda").to(csr.dtype))
+            poison((M, N), csr.dtype)
+            y = multiply(x, weight)
+            problems.append(check_one(f"{name} {label} M={M}", y, x, exact))
+            if not torch.equal(y, multiply(x, weight)):
+                problems.append(f"{name} {label} M={M}: two runs differ")
+        if not torch.equal(expand(x, weight), exact.to(csr.dtype)):
+            problems.append(f"{name} {label}: expanding does not give the weight")
+    return problems
+
+
+def check_csr(csr: Any, label: str) -> list[str | None]:
+    """CSR in both layouts."""
+    from sparsecore._native import raw
+
+    problems: list[str | None] = []
+    N, K = csr.shape
+    arrays = [guarded(t.cuda()) for t in (csr.row_ptr, csr.col_idx, csr.values)]
+    exact = csr.to_dense().cuda().float()
+    for M in (1, 7, 40):
+        x = guarded(torch.randn(M, K, device="cuda").to(csr.dtype))
+        poison((M, N), csr.dtype)
+        y = raw.spmm_csr(x, *arrays, None, None, "none", "rows", "")
+        problems.append(check_one(f"spmm_csr rows {label} M={M}", y, x, exact))
+        columns = guarded(x.T.contiguous().unsqueeze(0))
+        poison((1, N, M), csr.dtype)
+        y = raw.spmm_csr(columns, *arrays, None, None, "none", "columns", "")[0].T
+        problems.append(check_one(f"spmm_csr columns {label} M={M}", y, x, exact))
+    return problems
+
+
+def check_int8(csr: Any, label: str) -> list[str | None]:
+    """Sparse and dense int8 against exact sums: with scales of 1 and an output in float32 they are equal."""
+    from sparsecore.formats import FragmentWeight
+    from sparsecore.ops.cuda import linear_int8_rows, spmm_fragment_int8
+
+    problems: list[str | None] = []
+    N, K = csr.shape
+    ones = torch.ones(N)
+    dense = guarded(csr.to_dense(dequantize=False).cuda())
+    weight = on_gpu(FragmentWeight.pack(replace(csr, scale=ones)))
+    for M in (1, 3, 8, 9, 16, 17, 33, 100, 300):
+        x = guarded(torch.randint(-127, 128, (M, K), dtype=torch.int8, device="cuda"))
+        expected = (x.double() @ dense.double().T).float()
+        x_scale = torch.ones(M, device="cuda")
+        poison((M, N), torch.float32)
+        if not torch.equal(spmm_fragment_int8(x, x_scale, weight, dtype=torch.float32), expected):
+            problems.append(f"spmm_fragment_int8 {label} M={M}: not exact")
+        poison((M, N), torch.float32)
+        if not torch.equal(linear_int8_rows(x, x_scale, dense, ones.cuda(), dtype=torch.float32), expected):
+            problems.append(f"linear_int8_rows {label} M={M}: not exact")
+    return problems
 
 
 # --- timing ---
@@ -224,6 +263,34 @@ def expand_calls(layer: Layer) -> list[Call]:
     return [lambda w=w: F.linear(layer.x, expand_fragment(layer.x, w)) for w in copies]
 
 
+def delta_calls(layer: Layer, name: str) -> list[Call]:
+    from sparsecore.ops.cuda import spmm_delta
+
+    weight = layer.packed[name]
+    copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
+    return [lambda w=w: spmm_delta(layer.x, w) for w in copies]
+
+
+def sparse_int8_calls(layer: Layer) -> list[Call]:
+    """int8 times int8 without the zeros; x is quantized before."""
+    from sparsecore.ops.cuda import quantize_rows, spmm_fragment_int8
+
+    weight = layer.packed["fragment8"]
+    x, x_scale = quantize_rows(layer.x)
+    copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
+    return [lambda w=w: spmm_fragment_int8(x, x_scale, w) for w in copies]
+
+
+def own_int8_calls(layer: Layer) -> list[Call]:
+    """The dense int8 kernel; x is quantized before."""
+    from sparsecore.ops.cuda import linear_int8_rows, quantize_rows
+
+    weight, scale = quantize_rows(layer.dense)
+    x, x_scale = quantize_rows(layer.x)
+    copies = [weight.clone() for _ in range(copies_of(weight.nbytes))]
+    return [lambda w=w: linear_int8_rows(x, x_scale, w, scale) for w in copies]
+
+
 def csr_calls(layer: Layer) -> list[Call]:
     from sparsecore._native import raw
 
@@ -258,6 +325,15 @@ def int8_calls(layer: Layer) -> list[Call]:
     return [lambda w=w: torch._int_mm(x, w) for w in weights]
 
 
+def weight_only_int8_calls(layer: Layer) -> list[Call]:
+    """Dense int8 weights with a scale per row, bfloat16 activations."""
+    weight = torch.randint(-127, 128, layer.dense.shape, dtype=torch.int8, device="cuda")
+    scale = torch.ones(layer.dense.shape[0], dtype=torch.bfloat16, device="cuda")
+    x = layer.x.to(torch.bfloat16)
+    copies = [weight.clone() for _ in range(copies_of(weight.nbytes))]
+    return [lambda w=w: torch.ops.aten._weight_int8pack_mm(x, w, scale) for w in copies]
+
+
 def int4_calls(layer: Layer) -> list[Call]:
     """Dense int4 weights in groups of 128, bfloat16 activations."""
     N, K = layer.dense.shape
@@ -274,20 +350,29 @@ CANDIDATES: dict[str, Callable[[Layer], list[Call]]] = {
     "fragment16": lambda layer: fragment_calls(layer, "fragment16"),
     "fragment8": lambda layer: fragment_calls(layer, "fragment8"),
     "fragment4": lambda layer: fragment_calls(layer, "fragment4"),
+    "fragment8_int8": sparse_int8_calls,
+    "delta16": lambda layer: delta_calls(layer, "delta16"),
+    "delta8": lambda layer: delta_calls(layer, "delta8"),
     "expand16": expand_calls,
+    "own_dense_int8": own_int8_calls,
     "csr": csr_calls,
     "cusparse": cusparse_calls,
     "semi_structured_2_4": semi_structured_calls,
     "dense_int8": int8_calls,
+    "dense_int8_weight_only": weight_only_int8_calls,
     "dense_int4": int4_calls,
 }
+
+
+# Kernels that read the weight once for a few rows are not for many.
+MOST_ROWS = {"csr": 256, "delta16": 256, "delta8": 256, "own_dense_int8": 256}
 
 
 def time_case(layer: Layer, repeats: int) -> dict[str, Any]:
     """All candidates on one layer; what cannot run says why."""
     results: dict[str, Any] = {}
     for name, make in CANDIDATES.items():
-        if name == "csr" and layer.x.shape[0] > 256:
+        if layer.x.shape[0] > MOST_ROWS.get(name, math.inf):
             continue  # minutes
         try:
             median, spread = microseconds(make(layer), repeats)
@@ -307,7 +392,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run_cases(arguments: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
-    from sparsecore.formats import CsrWeight, FragmentWeight
+    from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
 
     done = {tuple(row[key] for key in ("N", "K", "sparsity", "mask", "M")) for row in report["cases"]}
     deadline = time.monotonic() + arguments.minutes * 60
@@ -326,6 +411,8 @@ def run_cases(arguments: argparse.Namespace, report: dict[str, Any], file: Path)
             "fragment16": FragmentWeight.pack(csr),
             "fragment8": FragmentWeight.pack(csr.to(torch.float32).quantize()),
             "fragment4": FragmentWeight.pack_int4(csr),
+            "delta16": DeltaWeight.pack(csr),
+            "delta8": DeltaWeight.pack(csr.to(torch.float32).quantize()),
         }
         for M in rows:
             x = torch.randn(M, case["K"], device="cuda").to(torch.float16)

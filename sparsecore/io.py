@@ -45,6 +45,11 @@ CLASSES: dict[str, type[CompressedModule]] = {
 StoredLayer = CompressedModule | DepthwiseConv2d
 # The only classes a file can name.
 _STORED_CLASSES: dict[str, type[StoredLayer]] = {**CLASSES, "DepthwiseConv2d": DepthwiseConv2d}
+# Forms for GPUs, whose files hold what runs anywhere.
+_STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
+    compressed.DeltaLinear: compressed.SparseLinear,
+    compressed.FragmentLinear: compressed.SparseLinear,
+}
 
 # What such a layer has in common with the dense one in its place.
 _LINEAR_SHAPE = ("in_features", "out_features")
@@ -90,8 +95,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
     for name, layer in layers.items():
         tensors |= {_join(name, leaf): tensor for leaf, tensor in layer.tensors().items()}
         first = first_names.setdefault(layer, name)
-        kind = type(layer).__name__
-        if _STORED_CLASSES.get(kind) is not type(layer):
+        stored = _STORED_AS.get(type(layer), type(layer))
+        kind = stored.__name__
+        if _STORED_CLASSES.get(kind) is not stored:
             raise UnsupportedError(f"expected one of {', '.join(_STORED_CLASSES)}, got {kind} {name}")
         is_first = first == name
         entries[name] = {"class": kind, "config": layer.config()} if is_first else {"same_as": first}

@@ -66,9 +66,8 @@ template <class T>
 SPARSECORE_DEVICE T load(const T* from) {
   return __ldg(from);
 }
-SPARSECORE_DEVICE uint2 load_pair(const void* from) {
-  return __ldg(static_cast<const uint2*>(from));
-}  // 8-byte aligned
+SPARSECORE_DEVICE uint2 load_pair(const void* from) { return __ldg(static_cast<const uint2*>(from)); }  // aligned
+SPARSECORE_DEVICE uint4 load_four(const void* from) { return __ldg(static_cast<const uint4*>(from)); }  // aligned
 
 // Shared memory by addresses of 32 bits: with pointers the compiler computes in 64. Aligned to what is read.
 SPARSECORE_DEVICE uint32_t shared_address(const void* pointer) {
@@ -108,6 +107,19 @@ template <int kGroups>
 SPARSECORE_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
+
+// Whether launches choose kernels with bulk copies (kBulk) or those without where this is compiled for: the others are
+// left empty there.
+#if !defined(__CUDA_ARCH__)
+template <bool kBulk>
+inline constexpr bool kIsChosen = true;
+#elif __CUDA_ARCH__ >= 900
+template <bool kBulk>
+inline constexpr bool kIsChosen = kBulk;
+#else
+template <bool kBulk>
+inline constexpr bool kIsChosen = !kBulk;
+#endif
 
 // One copy of many bytes by the copy engine of sm_90, and the barrier that says when it is there: one thread calls
 // init_barrier() once; then per phase one thread calls expect_bytes() and copy_bulk(), and all who read wait with the
@@ -156,5 +168,14 @@ SPARSECORE_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
 SPARSECORE_MULTIPLY_ADD(multiply_add_half, "f16")
 SPARSECORE_MULTIPLY_ADD(multiply_add_brain, "bf16")
 #undef SPARSECORE_MULTIPLY_ADD
+
+// acc[16x8] += a[16x32] b[32x8] of int8, exactly, in the registers of mma.m16n8k32: with g = lane / 4 and t = lane % 4,
+//   a[0] row g, a[1] row g + 8, columns 4t .. 4t+3; a[2], a[3] the same rows, columns 4t+16 .. 4t+19
+//   b0 rows 4t .. 4t+3, b1 rows 4t+16 .. 4t+19, column g; acc as above
+SPARSECORE_DEVICE void multiply_add_int8(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 }  // namespace sparsecore::cuda

@@ -57,10 +57,18 @@ SPARSECORE_DEVICE WarpTile open_tile(uint32_t tile) {  // warp
 // stored. selector(bits): for each of the 16 patterns, which bytes permute_bytes() takes; lane l keeps that of pattern
 // l % 16.
 
+// Sum: what products are added up in. X: what activations are; Quad: four neighbours of a row.
+template <class NumberType>
+struct FloatProducts {
+  using Number = NumberType;
+  using Sum = float;
+  using X = uint16_t;
+  using Quad = uint2;
+};
+
 // The values as they are.
 template <class NumberType>
-struct Values16 {
-  using Number = NumberType;
+struct Values16 : FloatProducts<NumberType> {
   static constexpr int kBits = 16;
 
   // Bytes 0 .. 7: the next four values, the last one zero unless all four are stored. So bytes 6 and 7 are zero
@@ -118,24 +126,39 @@ SPARSECORE_DEVICE uint32_t byte_selector(uint32_t bits) {
   return result;
 }
 
+// Four bytes from byte `at` on.
+SPARSECORE_DEVICE uint32_t next_bytes(uint32_t values, uint32_t at) {
+  const uint32_t address = values + at, from = address & ~3u;
+  return funnel_shift(read_shared_32(from), read_shared_32(from + 4), address * 8);
+}
+
 // int8, widened without its scale.
-template <class NumberType>
-struct Values8 {
-  using Number = NumberType;
+template <class Number>
+struct Values8 : FloatProducts<Number> {
   static constexpr int kBits = 8;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
   static SPARSECORE_DEVICE uint2 read(uint32_t values, uint32_t at, bool, uint32_t selector) {
-    const uint32_t address = values + at, from = address & ~3u;
-    const uint32_t next = funnel_shift(read_shared_32(from), read_shared_32(from + 4), address * 8);
-    return widen_bytes<Number>(permute_bytes(next, 0, selector) ^ 0x80808080u, 128);
+    return widen_bytes<Number>(permute_bytes(next_bytes(values, at), 0, selector) ^ 0x80808080u, 128);
+  }
+};
+
+// int8 as it is, for exact products with int8 activations: four to a register, the second one is not used.
+struct Bytes8 {
+  using Sum = int32_t;
+  using X = int8_t;
+  using Quad = uint32_t;
+  static constexpr int kBits = 8;
+
+  static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
+  static SPARSECORE_DEVICE uint2 read(uint32_t values, uint32_t at, bool, uint32_t selector) {
+    return {permute_bytes(next_bytes(values, at), 0, selector), 0};
   }
 };
 
 // Four bits, stored with 8 added; widened without their scale.
-template <class NumberType>
-struct Values4 {
-  using Number = NumberType;
+template <class Number>
+struct Values4 : FloatProducts<Number> {
   static constexpr int kBits = 4;
 
   static SPARSECORE_DEVICE uint32_t selector(uint32_t bits) { return byte_selector(bits); }
@@ -150,13 +173,13 @@ struct Values4 {
 };
 
 // Rows 16 i .. and columns 16 c .. of a tile as the first operand of multiply_add(): a lane's quads of rows g and g
-// + 8. `selectors`: Values::selector(lane % 16). i and c are known to the compiler, or `before` would go to memory.
+// + 8. `selectors`: Values::selector(lane % 16).
 template <class Values>
 SPARSECORE_DEVICE void read_fragment(const WarpTile& tile, int i, int c, uint32_t selectors,
                                      uint32_t (&a)[4]) {  // warp
   const int lane = thread_index() % kWarp, half = fragment_half(i, c, 0);
   const auto words = read_shared_64(tile.words + half / 4 * 64 + half % 4 * 4);
-  const uint32_t before = shuffle(tile.before[half % 4 / 2], half / 4 * 4 + lane / 8);
+  const uint32_t before = shuffle(c % 2 == 0 ? tile.before[0] : tile.before[1], half / 4 * 4 + lane / 8);
   const auto read_quad = [&](uint32_t word, uint32_t first) {
     const uint32_t at = first + static_cast<uint32_t>(count_bits(word & fragment_bits_before(lane)));
     const bool is_full = (~word & 15u << fragment_quad_shift(lane)) == 0;

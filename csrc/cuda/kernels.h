@@ -56,6 +56,25 @@ int64_t spmm_fragment_tokens(int64_t M);
 const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                           const SpmmOutput& out, Stream stream);
 
+// dense[N, K] float16 or bfloat16.
+const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
+
+// The same in int8, with exact sums: y of any dtype, weights of 8 bits, x_scale[M] for rows of x. partial: as many
+// int32.
+const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
+                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream);
+
+// Dense int8 on the device.
+struct Int8Arrays {
+  int64_t rows = 0, cols = 0;
+  const int8_t* values = nullptr;  // [N, K]
+  const float* scale = nullptr;    // [N]
+};
+
+// y[M, N] = activation(x_scale[m] scale[n] (x[M, K] W^T) + bias + residual) with exact sums; y of any dtype.
+const char* linear_int8(const Int8Arrays& weight, Dtype dtype, const int8_t* x, const float* x_scale, int64_t M,
+                        const SpmmOutput& out, Stream stream);
+
 // The delta format (pack/delta.h) on the device.
 struct DeltaArrays {
   int64_t rows = 0, cols = 0;
@@ -71,11 +90,9 @@ struct DeltaArrays {
 // Floats that spmm_delta() needs as `partial`.
 int64_t spmm_delta_floats(const DeltaArrays& weight, int64_t M);
 
-// As spmm_fragment().
+// As spmm_fragment() and expand_fragment().
 const char* spmm_delta(const DeltaArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                        const SpmmOutput& out, Stream stream);
-
-// dense[N, K] float16 or bfloat16.
-const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
+const char* expand_delta(const DeltaArrays& weight, Dtype dtype, void* dense, Stream stream);
 
 }  // namespace sparsecore::cuda

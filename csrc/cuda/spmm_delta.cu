@@ -5,6 +5,9 @@
 namespace sparsecore::cuda {
 namespace {
 
+// Warps walk over units in strides of 32 bits.
+constexpr int64_t kMaxExpandBlocks = 1 << 16;
+
 // One panel's sums go straight to y.
 bool has_partial(const DeltaArrays& weight) { return delta_panels(weight.cols) != 1; }
 
@@ -52,6 +55,20 @@ const char* spmm_delta(const DeltaArrays& weight, Dtype dtype, const void* x, in
     problem = run(weight, x, M, partial, out, static_cast<cudaStream_t>(stream));
   });
   return problem;
+}
+
+const char* expand_delta(const DeltaArrays& weight, Dtype dtype, void* dense, Stream stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const int64_t units = delta_panels(weight.cols) * weight.rows;
+  if (units == 0) return nullptr;
+  cudaMemsetAsync(dense, 0, static_cast<size_t>(weight.rows * weight.cols) * sizeof(uint16_t), cuda_stream);
+  const int64_t blocks = std::min<int64_t>(divide_up(units, kDeltaThreads / kWarp), kMaxExpandBlocks);
+  with_16_bits(dtype, [&](auto number) {
+    using X = decltype(number);
+    const auto expand = weight.scale == nullptr ? delta_expand<X, DeltaValues16<X>> : delta_expand<X, DeltaValues8>;
+    expand<<<grid_of(blocks, 1), kDeltaThreads, 0, cuda_stream>>>(weight, static_cast<uint16_t*>(dense));
+  });
+  return launch_error();
 }
 
 }  // namespace sparsecore::cuda

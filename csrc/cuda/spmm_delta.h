@@ -146,19 +146,26 @@ class DeltaSteps {
   Extent now_, next_;
 };
 
-// Adds the products of a step to sums; column: the sum of all codes of the unit before it. Returns that after it.
-template <class X, class Values, int kTokens>
-SPARSECORE_DEVICE uint32_t multiply_step(const typename DeltaSteps<Values>::Quads& quads, uint32_t column,
-                                         uint32_t staged, uint32_t zeros, float (&sums)[kTokens]) {  // warp
+// The sum of a unit's codes before this lane's in a step. column: that before the step; becomes that after it.
+SPARSECORE_DEVICE uint32_t sum_before(uint32_t codes, uint32_t& column) {  // warp
   const int lane = thread_index() % kWarp;
-  const uint32_t own = sum_bytes(quads.codes);
+  const uint32_t own = sum_bytes(codes);
   uint32_t after = own;
   SPARSECORE_UNROLL
   for (int step = 1; step < kWarp; step *= 2) {
     const uint32_t up = shuffle_up(after, step);
     if (lane >= step) after += up;
   }
-  uint32_t at = column + after - own;
+  const uint32_t before = column + after - own;
+  column += shuffle(after, kWarp - 1);
+  return before;
+}
+
+// Adds the products of a step to sums.
+template <class X, class Values, int kTokens>
+SPARSECORE_DEVICE void multiply_step(const typename DeltaSteps<Values>::Quads& quads, uint32_t& column, uint32_t staged,
+                                     uint32_t zeros, float (&sums)[kTokens]) {  // warp
+  uint32_t at = sum_before(quads.codes, column);
   SPARSECORE_UNROLL
   for (int e = 0; e < kDeltaQuad; ++e) {
     const uint32_t code = quads.codes >> 8 * e & 255;
@@ -169,7 +176,6 @@ SPARSECORE_DEVICE uint32_t multiply_step(const typename DeltaSteps<Values>::Quad
     SPARSECORE_UNROLL
     for (int t = 0; t < kTokens; ++t) sums[t] = fmaf(value, X::widen(tokens[t]), sums[t]);
   }
-  return column + shuffle(after, kWarp - 1);
 }
 
 // block_x: range of units; block_y: kTokens rows of x.
@@ -199,7 +205,7 @@ spmm_delta_multiply(DeltaArrays weight, const uint16_t* x, int64_t M, float* par
       const bool ends_unit = steps.ends_unit();
       steps.advance();
       const auto ahead = steps.load_quads();
-      column = multiply_step<X, Values>(quads, column, shared_address(staged), static_cast<uint32_t>(cols), sums);
+      multiply_step<X, Values>(quads, column, shared_address(staged), static_cast<uint32_t>(cols), sums);
       quads = ahead;
       if (!ends_unit) continue;
       SPARSECORE_UNROLL
@@ -216,6 +222,32 @@ spmm_delta_multiply(DeltaArrays weight, const uint16_t* x, int64_t M, float* par
       }
       column = 0;
     }
+  }
+}
+
+// Writes what is stored to dense[N, K], which holds zeros, rounded to X.
+template <class X, class Values>
+SPARSECORE_KERNEL(kDeltaThreads, 4)
+delta_expand(DeltaArrays weight, uint16_t* dense) {
+  const int warps = block_threads() / kWarp;
+  DeltaSteps<Values> steps(weight, block_x() * warps + thread_index() / kWarp, delta_panels(weight.cols) * weight.rows,
+                           static_cast<int>(grid_x()) * warps);
+  uint32_t column = 0;
+  while (!steps.is_over()) {
+    const int64_t panel = steps.unit() / weight.rows, row = steps.unit() % weight.rows;
+    const auto quads = steps.load_quads();
+    uint16_t* to = dense + row * weight.cols + panel * kDeltaPanel;
+    const float scale = weight.scale == nullptr ? 1.0f : load(weight.scale + row);
+    uint32_t at = sum_before(quads.codes, column);
+    SPARSECORE_UNROLL
+    for (int e = 0; e < kDeltaQuad; ++e) {
+      const uint32_t code = quads.codes >> 8 * e & 255;
+      at += code;
+      if (code == kDeltaSkip || at >= delta_panel_cols(weight.cols, panel)) continue;
+      to[at] = X::narrow(scale * Values::widen(quads.values, e));
+    }
+    if (steps.ends_unit()) column = 0;
+    steps.advance();
   }
 }
 

@@ -1,12 +1,28 @@
-#include "cuda/spmm_fragment.h"
+#include "cuda/spmm_fragment_wide.h"
+
+#include <algorithm>
+#include <iterator>
 
 #include "cuda/launch.h"
 
 namespace sparsecore::cuda {
 namespace {
 
-// Token tiles of a block, for M rows of x: more of them read W less often, fewer leave room for more warps.
-int token_tiles(int64_t M) { return M <= kTokenTile ? 1 : M <= 2 * kTokenTile ? 2 : 4; }
+// A pass over W: for so many rows of x at most, each warp decodes for itself (8 * kTiles rows) or for the block (64 *
+// kTiles). With more rows than the last one there are several passes.
+struct Pass {
+  int tiles;
+  bool is_wide;
+  int64_t tokens() const { return tiles * kTokenTile * (is_wide ? kWideWarps : 1); }
+};
+constexpr Pass kPasses[] = {{1, false}, {2, false}, {4, false}, {1, true}, {2, true}, {4, true}};
+
+Pass pass_for(int64_t M) {
+  for (const Pass& pass : kPasses) {
+    if (M <= pass.tokens()) return pass;
+  }
+  return std::end(kPasses)[-1];
+}
 
 template <class Number, class Function>
 void with_values(int value_bits, Function function) {
@@ -15,57 +31,95 @@ void with_values(int value_bits, Function function) {
   function(Values4<Number>{});
 }
 
-template <class Values, int kTokenTiles, bool kBulk>
-const char* launch(const FragmentArrays& weight, const void* x, int64_t M, float* partial, const SpmmOutput& out,
-                   cudaStream_t stream) {
-  using Number = typename Values::Number;
-  const auto decode = spmm_fragment_decode<Values, kTokenTiles, kBulk>;
-  const int64_t token_blocks = divide_up(M, kTokenTile * kTokenTiles);
-  if (token_blocks > kMaxGridY) return "too many rows of x; expand the weight";
-  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  FragmentShared shared{kFragmentThreads / kWarp, kTokenTiles, weight.stage_bytes};
-  while (shared.warps > 1 && shared.bytes() > most) shared.warps /= 2;
-  if (shared.bytes() > most) return "this GPU has too little shared memory";
-  cudaFuncSetAttribute(decode, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes());
-  const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-  decode<<<grid_of(weight.num_blocks, token_blocks), shared.warps * kWarp, shared.bytes(), stream>>>(
-      weight, static_cast<const uint16_t*>(x), is_aligned, static_cast<int>(M), partial);
-  const int64_t row_tiles = divide_up(weight.rows, kFragmentTile);
-  spmm_fragment_finish<Number, kTokenTiles>
-      <<<grid_of(row_tiles, token_blocks), kFragmentThreads, 0, stream>>>(weight, static_cast<int>(M), partial, out);
-  return launch_error();
+// The kernels of a pass, the first one's threads and shared memory.
+struct Kernels {
+  void (*decode)(FragmentArrays, const void*, bool, int, void*);
+  void (*finish)(FragmentArrays, int, const void*, const float*, SpmmOutput);
+  int threads, shared_bytes;
+};
+
+template <class Values, class X, bool kBulk, int kTiles>
+Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+  using Sum = typename Values::Sum;
+  if (pass.is_wide) {
+    return {spmm_fragment_wide<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles * kWideWarps>,
+            kFragmentThreads, WideShared{stage_bytes}.bytes()};
+  }
+  FragmentShared shared{kFragmentThreads / kWarp, kTiles, stage_bytes};
+  while (shared.warps > 1 && shared.bytes() > most_shared_bytes) shared.warps /= 2;
+  return {spmm_fragment_decode<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles>, shared.warps * kWarp,
+          shared.bytes()};
 }
 
-template <class Values, int kTokenTiles>
-const char* choose_copies(const FragmentArrays& weight, const void* x, int64_t M, float* partial, const SpmmOutput& out,
-                          cudaStream_t stream) {
+template <class Values, class X, bool kBulk>
+Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+  const auto of = pass.tiles == 1   ? kernels_of<Values, X, kBulk, 1>
+                  : pass.tiles == 2 ? kernels_of<Values, X, kBulk, 2>
+                                    : kernels_of<Values, X, kBulk, 4>;
+  return of(pass, stage_bytes, most_shared_bytes);
+}
+
+// From row `first` on.
+template <class X>
+SpmmOutput rows_from(const SpmmOutput& out, int64_t first, int64_t N) {
+  using T = typename X::Storage;
+  SpmmOutput result = out;
+  result.y = static_cast<T*>(out.y) + first * N;
+  if (out.residual != nullptr) result.residual = static_cast<const T*>(out.residual) + first * N;
+  return result;
+}
+
+// All rows of x, a pass at a time. x_scale: of them, or null.
+template <class Values, class X>
+const char* run_passes(const FragmentArrays& weight, const void* x_any, const float* x_scale, int64_t M, void* partial,
+                       const SpmmOutput& out, Stream any_stream) {
+  const auto stream = static_cast<cudaStream_t>(any_stream);
+  const int most_shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return (has_bulk_copies ? launch<Values, kTokenTiles, true>
-                          : launch<Values, kTokenTiles, false>)(weight, x, M, partial, out, stream);
+  const Pass pass = pass_for(M);
+  const Kernels kernels = (has_bulk_copies ? kernels_of<Values, X, true>
+                                           : kernels_of<Values, X, false>)(pass, weight.stage_bytes, most_shared_bytes);
+  if (kernels.shared_bytes > most_shared_bytes) return "this GPU has too little shared memory";
+  cudaFuncSetAttribute(kernels.decode, cudaFuncAttributeMaxDynamicSharedMemorySize, kernels.shared_bytes);
+  const dim3 blocks = grid_of(weight.num_blocks, 1), row_tiles = grid_of(divide_up(weight.rows, kFragmentTile), 1);
+  constexpr size_t kQuadBytes = 4 * sizeof(typename Values::X);
+  for (int64_t first = 0; first < M; first += pass.tokens()) {
+    const auto* x = static_cast<const typename Values::X*>(x_any) + first * weight.cols;
+    const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % kQuadBytes == 0;
+    const int rows = static_cast<int>(std::min(M - first, pass.tokens()));
+    kernels.decode<<<blocks, kernels.threads, kernels.shared_bytes, stream>>>(weight, x, is_aligned, rows, partial);
+    kernels.finish<<<row_tiles, kFragmentThreads, 0, stream>>>(
+        weight, rows, partial, x_scale == nullptr ? nullptr : x_scale + first, rows_from<X>(out, first, weight.rows));
+  }
+  return launch_error();
 }
 
 }  // namespace
 
-int64_t spmm_fragment_tokens(int64_t M) { return kTokenTile * token_tiles(M); }
+int64_t spmm_fragment_tokens(int64_t M) { return pass_for(M).tokens(); }
 
 int64_t spmm_fragment_floats(const FragmentArrays& weight, int64_t M) {
-  const int64_t tokens = spmm_fragment_tokens(M);
   return fragment_slots(weight.num_blocks, divide_up(weight.rows, kFragmentTile)) * kFragmentTile *
-         divide_up(M, tokens) * tokens;
+         spmm_fragment_tokens(M);
 }
 
 const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void* x, int64_t M, float* partial,
                           const SpmmOutput& out, Stream stream) {
   const char* problem = nullptr;
   with_16_bits(dtype, [&](auto number) {
-    with_values<decltype(number)>(weight.value_bits, [&](auto values) {
-      using Values = decltype(values);
-      const int tiles = token_tiles(M);
-      const auto run = tiles == 1   ? choose_copies<Values, 1>
-                       : tiles == 2 ? choose_copies<Values, 2>
-                                    : choose_copies<Values, 4>;
-      problem = run(weight, x, M, partial, out, static_cast<cudaStream_t>(stream));
+    using Number = decltype(number);
+    with_values<Number>(weight.value_bits, [&](auto values) {
+      problem = run_passes<decltype(values), Number>(weight, x, nullptr, M, partial, out, stream);
     });
+  });
+  return problem;
+}
+
+const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
+                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream) {
+  const char* problem = nullptr;
+  with_number(dtype, [&](auto number) {
+    problem = run_passes<Bytes8, decltype(number)>(weight, x, x_scale, M, partial, out, stream);
   });
   return problem;
 }

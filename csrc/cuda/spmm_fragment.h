@@ -61,12 +61,25 @@ SPARSECORE_DEVICE uint2 load_activations(const uint16_t* x, bool is_aligned, int
   return {numbers[0] | numbers[1] << 16, numbers[2] | numbers[3] << 16};
 }
 
-// Activations of a tile's 64 columns for all tokens of a block.
-template <int kTokenTiles>
-struct TileActivations {
-  uint2 quads[kTokenTiles][4];
+SPARSECORE_DEVICE uint32_t load_activations(const int8_t* x, bool is_aligned, int token, int M, int col, int K) {
+  if (token >= M || col >= K) return 0;
+  const int8_t* from = x + int64_t(token) * K + col;
+  if (is_aligned) return load(reinterpret_cast<const uint32_t*>(from));
+  uint32_t result = 0;
+  SPARSECORE_UNROLL
+  for (int e = 0; e < 4; ++e) {
+    if (col + e < K) result |= uint32_t(static_cast<uint8_t>(load(from + e))) << 8 * e;
+  }
+  return result;
+}
 
-  SPARSECORE_DEVICE void read(const uint16_t* x, bool is_aligned, int first_token, int M, int first_col, int K) {
+// Activations of a tile's 64 columns for all tokens of a block.
+template <class Values, int kTokenTiles>
+struct TileActivations {
+  typename Values::Quad quads[kTokenTiles][4];
+
+  SPARSECORE_DEVICE void read(const typename Values::X* x, bool is_aligned, int first_token, int M, int first_col,
+                              int K) {
     const int lane = thread_index() % kWarp;
     SPARSECORE_UNROLL
     for (int n = 0; n < kTokenTiles; ++n) {
@@ -79,18 +92,19 @@ struct TileActivations {
   }
 };
 
-// acc[i]: rows 16 i .. of the tile, in the registers of multiply_add().
-template <class Values, int kTokenTiles>
-SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const TileActivations<kTokenTiles>& activations,
-                                     float (&acc)[4][kTokenTiles][4]) {
-  const WarpTile opened = open_tile<Values::kBits>(tile);
+// acc[i]: rows 16 i .. of the tile, in the registers of multiply_add(). read(i, c, a): fragment (i, c); scales: the
+// shared address of the tile's 64 scales, if values have 4 bits.
+template <class Values, int kTokenTiles, class ReadFragment>
+SPARSECORE_DEVICE void multiply_tile(ReadFragment read, uint32_t scales,
+                                     const TileActivations<Values, kTokenTiles>& activations,
+                                     float (&acc)[4][kTokenTiles][4]) {  // warp
   SPARSECORE_UNROLL
   for (int i = 0; i < 4; ++i) {
     float sums[kTokenTiles][4] = {};  // of a scale group, which is the tile's row
     SPARSECORE_UNROLL
     for (int c = 0; c < 4; ++c) {
       uint32_t a[4];
-      read_fragment<Values>(opened, i, c, selectors, a);
+      read(i, c, a);
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         const uint2 b = activations.quads[n][c];
@@ -100,8 +114,8 @@ SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const Ti
       if (kTokenTiles > 1 || c == 3) sync_warp();
     }
     if constexpr (Values::kBits == 4) {
-      const uint32_t scales = tile + kFragmentMaskBytes + 2 * (16 * i + thread_index() % kWarp / 4);
-      const float scale[2] = {half_to_float(read_shared_16(scales)), half_to_float(read_shared_16(scales + 16))};
+      const uint32_t from = scales + 2 * (16 * i + thread_index() % kWarp / 4);
+      const float scale[2] = {half_to_float(read_shared_16(from)), half_to_float(read_shared_16(from + 16))};
       SPARSECORE_UNROLL
       for (int n = 0; n < kTokenTiles; ++n) {
         SPARSECORE_UNROLL
@@ -111,12 +125,34 @@ SPARSECORE_DEVICE void multiply_tile(uint32_t tile, uint32_t selectors, const Ti
   }
 }
 
+// The same in int8: a product takes two fragments.
+template <class Values, int kTokenTiles, class ReadFragment>
+SPARSECORE_DEVICE void multiply_tile(ReadFragment read, uint32_t,
+                                     const TileActivations<Values, kTokenTiles>& activations,
+                                     int32_t (&acc)[4][kTokenTiles][4]) {  // warp
+  SPARSECORE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    SPARSECORE_UNROLL
+    for (int c = 0; c < 4; c += 2) {
+      uint32_t left[4], right[4];
+      read(i, c, left);
+      read(i, c + 1, right);
+      const uint32_t a[4] = {left[0], left[1], right[0], right[1]};
+      SPARSECORE_UNROLL
+      for (int n = 0; n < kTokenTiles; ++n) {
+        multiply_add_int8(acc[i][n], a, activations.quads[n][c], activations.quads[n][c + 1]);
+      }
+      if (kTokenTiles > 1 || c == 2) sync_warp();  // as above
+    }
+  }
+}
+
 // Adds the warps' sums in their order and writes them to out[64][8 * kTokenTiles]. shared: FragmentShared::sums().
-template <int kTokenTiles>
-SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* shared, float* out) {
+template <class Sum, int kTokenTiles>
+SPARSECORE_DEVICE void write_sums(const Sum (&acc)[4][kTokenTiles][4], Sum* shared, Sum* out) {
   constexpr int kTokens = kTokenTile * kTokenTiles, kSums = 16 * kTokens;
   const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
-  float* mine = shared + thread_index() / kWarp * kSums;
+  Sum* mine = shared + thread_index() / kWarp * kSums;
   SPARSECORE_UNROLL
   for (int i = 0; i < 4; ++i) {
     SPARSECORE_UNROLL
@@ -128,7 +164,7 @@ SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* 
     }
     sync_block();
     for (int e = thread_index(); e < kSums; e += block_threads()) {
-      float sum = shared[e];
+      Sum sum = shared[e];
       for (int warp = 1; warp < warps; ++warp) sum += shared[warp * kSums + e];
       out[i * kSums + e] = sum;
     }
@@ -140,10 +176,13 @@ SPARSECORE_DEVICE void write_sums(const float (&acc)[4][kTokenTiles][4], float* 
 template <class Values, int kTokenTiles>
 constexpr int kDecodeBlocks = kTokenTiles == 1 || (kTokenTiles == 2 && Values::kBits > 4) ? 2 : 1;
 
-// block_x: range of tiles; block_y: 8 * kTokenTiles rows of x.
+// block_x: range of tiles. Of x the first 8 * kTokenTiles rows, or all.
 template <class Values, int kTokenTiles, bool kBulk>
 SPARSECORE_KERNEL(kFragmentThreads, (kDecodeBlocks<Values, kTokenTiles>))
-spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, int M, float* partial) {
+spmm_fragment_decode(FragmentArrays weight, const void* x_any, bool is_aligned, int M, void* partial) {
+  if (!kIsChosen<kBulk>) return;
+  using Sum = typename Values::Sum;
+  const auto* x = static_cast<const typename Values::X*>(x_any);
   const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols), K = static_cast<int>(weight.cols);
   const int begin = clamp_to(load(weight.block_ptr + block_x()), row_tiles * col_tiles);
   const int end = clamp_to(load(weight.block_ptr + block_x() + 1), row_tiles * col_tiles);
@@ -151,58 +190,60 @@ spmm_fragment_decode(FragmentArrays weight, const uint16_t* x, bool is_aligned, 
   const int lane = thread_index() % kWarp, warps = block_threads() / kWarp;
   const FragmentShared layout{warps, kTokenTiles, weight.stage_bytes};
   uint8_t* shared = shared_memory();
-  const int first_token = static_cast<int>(block_y()) * kTokenTile * kTokenTiles;
   const uint32_t selectors = Values::selector(static_cast<uint32_t>(lane) % 16);
 
   int tile = begin + thread_index() / kWarp;
   TileRing<kBulk> ring(weight, shared + layout.ring_at(), reinterpret_cast<uint64_t*>(shared + layout.barriers_at()),
                        tile, end, warps);
-  TileActivations<kTokenTiles> activations;
+  TileActivations<Values, kTokenTiles> activations;
   // Ahead of the tile, so that nothing waits for them, where there are registers for two tiles' activations.
   constexpr bool kIsAhead = kTokenTiles == 1;
   const auto read_activations = [&] {
-    if (tile < end) activations.read(x, is_aligned, first_token, M, tile % col_tiles * kFragmentTile, K);
+    if (tile < end) activations.read(x, is_aligned, 0, M, tile % col_tiles * kFragmentTile, K);
   };
   if (kIsAhead) read_activations();
   for (int row_tile = begin / col_tiles; row_tile * col_tiles < end; ++row_tile) {
-    float acc[4][kTokenTiles][4] = {};
+    Sum acc[4][kTokenTiles][4] = {};
     const int row_end = clamp_to((row_tile + 1) * col_tiles, end);
     while (tile < row_end) {
       if (!kIsAhead) read_activations();
-      const TileActivations<kTokenTiles> current = activations;
+      const TileActivations<Values, kTokenTiles> current = activations;
       tile += warps;
       if (kIsAhead) read_activations();
-      multiply_tile<Values>(ring.wait(), selectors, current, acc);
+      const uint32_t shared_tile = ring.wait();
+      const WarpTile opened = open_tile<Values::kBits>(shared_tile);
+      multiply_tile<Values>([&](int i, int c, uint32_t (&a)[4]) { read_fragment<Values>(opened, i, c, selectors, a); },
+                            shared_tile + kFragmentMaskBytes, current, acc);
       ring.release();
     }
-    const int64_t slot = block_y() * fragment_slots(grid_x(), row_tiles) + block_x() + row_tile;
-    write_sums(acc, reinterpret_cast<float*>(shared), partial + slot * kFragmentTile * kTokenTile * kTokenTiles);
+    const int64_t slot = block_x() + row_tile;
+    write_sums(acc, reinterpret_cast<Sum*>(shared),
+               static_cast<Sum*>(partial) + slot * kFragmentTile * kTokenTile * kTokenTiles);
   }
   ring.finish();
 }
 
-// block_x: row of tiles; block_y: as in decode.
-template <class X, int kTokenTiles>
+// block_x: row of tiles. Of y the first 8 * kTokenTiles rows, or all; token_scale: of each of them, or null.
+template <class X, class Sum, int kTokenTiles>
 SPARSECORE_KERNEL(kFragmentThreads, 4)
-spmm_fragment_finish(FragmentArrays weight, int M, const float* partial, SpmmOutput out) {
+spmm_fragment_finish(FragmentArrays weight, int M, const void* partial, const float* token_scale, SpmmOutput out) {
   constexpr int kTokens = kTokenTile * kTokenTiles;
-  const int row_tiles = tiles_of(weight.rows), col_tiles = tiles_of(weight.cols);
+  const int col_tiles = tiles_of(weight.cols);
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
-  const float* slots =
-      partial + (block_y() * fragment_slots(weight.num_blocks, row_tiles) + block_x()) * kFragmentTile * kTokens;
+  const Sum* slots = static_cast<const Sum*>(partial) + block_x() * kFragmentTile * kTokens;
   for (int e = thread_index(); e < kFragmentTile * kTokens; e += block_threads()) {
     const int64_t row = block_x() * kFragmentTile + e % kFragmentTile;
-    const int64_t token = block_y() * kTokens + e / kFragmentTile;
+    const int token = e / kFragmentTile;
     if (row >= weight.rows || token >= M) continue;
-    float sum = 0.0f;
+    Sum sum = 0;
     for (int64_t block = clamp_to(load(weight.row_block + block_x()), static_cast<int>(weight.num_blocks));
          block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
       // Blocks without tiles wrote nothing.
       const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
-      if (to > begin && to > from)
-        sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + e / kFragmentTile];
+      if (to > begin && to > from) sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + token];
     }
-    store<X>(out, weight.scale, row, token * weight.rows + row, sum);
+    store<X>(out, weight.scale, row, int64_t(token) * weight.rows + row,
+             token_scale == nullptr ? float(sum) : float(sum) * load(token_scale + token));
   }
 }
 

@@ -1,5 +1,6 @@
-// Tiles on their way from global to shared memory: every warp has its own ring of kStages stages and never waits for
-// another one. Two ways to copy: cp.async by all lanes (sm_80), or bulk copies with barriers by one (sm_90).
+// Tiles on their way from global to shared memory, in a ring of kStages stages: one of each warp, which then never
+// waits for another one, or one of the block. Two ways to copy: cp.async by all threads (sm_80), or bulk copies with
+// barriers by one (sm_90).
 #pragma once
 
 #include "cuda/device.h"
@@ -12,44 +13,44 @@ namespace sparsecore::cuda {
 // stages of about 4 KB on their way and one in work.
 inline constexpr int kStages = 3;
 
-template <bool kBulk>
+template <bool kBulk, bool kOfBlock = false>
 class TileRing {
  public:
-  // memory: stage_bytes for each stage of each warp; barriers: kStages for each warp. `first`, `end`, `step`: the
-  // warp's tiles.
+  // memory: stage_bytes for each stage of each ring; barriers: kStages for each. `first`, `end`, `step`: the ring's
+  // tiles.
   SPARSECORE_DEVICE TileRing(const FragmentArrays& weight, uint8_t* memory, uint64_t* barriers, int first, int end,
                              int step)
       : weight_(weight),
-        memory_(memory + thread_index() / kWarp * kStages * weight.stage_bytes),
-        barriers_(barriers + thread_index() / kWarp * kStages),
+        memory_(memory + ring() * kStages * weight.stage_bytes),
+        barriers_(barriers + ring() * kStages),
         next_(first),
         end_(end),
         step_(step) {
     if constexpr (kBulk) {
-      if (thread_index() % kWarp == 0) {
+      if (member() == 0) {
         for (int stage = 0; stage < kStages; ++stage) init_barrier(barriers_ + stage);
         publish_barriers();
       }
-      sync_warp();
+      sync();
     }
     extent_ = extent_of(next_);
     for (int stage = 0; stage < kStages; ++stage) fetch(stage);
   }
 
-  // The shared address of the warp's next tile, once it is there.
+  // The shared address of the ring's next tile, once it is there and all of its threads have come.
   SPARSECORE_DEVICE uint32_t wait() {
     if constexpr (kBulk) {
       wait_barrier(barriers_ + stage_, phase_);
     } else {
       wait_for_copies<kStages - 1>();
     }
-    sync_warp();
+    sync();
     return shared_address(memory_) + static_cast<uint32_t>(stage_ * weight_.stage_bytes);
   }
 
-  // All lanes have read it: its stage takes another one.
+  // When all threads have read it, its stage takes another one.
   SPARSECORE_DEVICE void release() {
-    sync_warp();
+    sync();
     fetch(stage_);
     stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
     if (stage_ == 0) phase_ ^= 1;
@@ -61,6 +62,17 @@ class TileRing {
   }
 
  private:
+  static SPARSECORE_DEVICE int ring() { return kOfBlock ? 0 : thread_index() / kWarp; }
+  static SPARSECORE_DEVICE int member() { return kOfBlock ? thread_index() : thread_index() % kWarp; }
+  static SPARSECORE_DEVICE int members() { return kOfBlock ? block_threads() : kWarp; }
+  static SPARSECORE_DEVICE void sync() {
+    if constexpr (kOfBlock) {
+      sync_block();
+    } else {
+      sync_warp();
+    }
+  }
+
   struct Extent {
     int begin;  // in units
     int bytes;
@@ -76,16 +88,15 @@ class TileRing {
   }
 
   SPARSECORE_DEVICE void fetch(int stage) {
-    const int lane = thread_index() % kWarp;
     uint8_t* to = memory_ + stage * weight_.stage_bytes;
     const uint8_t* from = weight_.blob + int64_t(extent_.begin) * kFragmentUnit;
     if constexpr (kBulk) {
-      if (lane == 0 && next_ < end_) {
+      if (member() == 0 && next_ < end_) {
         expect_bytes(barriers_ + stage, static_cast<uint32_t>(extent_.bytes));
         if (extent_.bytes > 0) copy_bulk(to, from, static_cast<uint32_t>(extent_.bytes), barriers_ + stage);
       }
     } else {
-      for (int at = lane * kFragmentUnit; at < extent_.bytes; at += kWarp * kFragmentUnit)
+      for (int at = member() * kFragmentUnit; at < extent_.bytes; at += members() * kFragmentUnit)
         copy_async(to + at, from + at);
       commit_copies();
     }

@@ -130,6 +130,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
       "pack_delta(Tensor row_ptr, Tensor col_idx, Tensor values, int cols, int num_blocks) -> "
       "(Tensor quad_ptr, Tensor codes, Tensor values, Tensor block_ptr)");
   m.def("unpack_delta(Tensor[] weight, int[] sizes) -> (Tensor row_ptr, Tensor col_idx, Tensor values)");
+  m.def("expand_delta(Tensor x, Tensor[] weight, int[] sizes) -> Tensor");
   m.def("spmm_delta(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation) -> Tensor");
 }
 

@@ -93,6 +93,11 @@ class DeltaWeight:
         return list(self.shape)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All arguments of the constructor that are no arrays."""
+        return {"shape": self.shape}
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the stored values."""
         return self.values.dtype

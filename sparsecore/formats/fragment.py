@@ -148,6 +148,12 @@ class FragmentWeight:
         return [*self.shape, self.value_bits, self.max_tile_bytes, _FLOAT_TYPES.get(self.dtype, 0)]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All arguments of the constructor that are no arrays."""
+        names = ("shape", "value_bits", "dtype", "max_tile_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def nbytes(self) -> int:
         """Bytes in memory of all arrays together."""
         return sum(tensor.nbytes for tensor in self.tensors)

@@ -9,6 +9,7 @@ from sparsecore.nn.linear import (
     BitmapLinear,
     BlockLinear,
     CodebookLinear,
+    DeltaLinear,
     FragmentLinear,
     Int8Linear,
     PanelLinear,
@@ -16,6 +17,7 @@ from sparsecore.nn.linear import (
     SparseLinear,
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
+from sparsecore.nn.semi_structured import SemiStructuredLinear
 
 __all__ = [
     "BinaryConv2d",
@@ -27,6 +29,7 @@ __all__ = [
     "ChannelsLastConv2d",
     "CodebookLinear",
     "CompressedModule",
+    "DeltaLinear",
     "DenseConv2d",
     "DenseLayer",
     "DenseLinear",
@@ -36,6 +39,7 @@ __all__ = [
     "Int8Linear",
     "PanelConv2d",
     "PanelLinear",
+    "SemiStructuredLinear",
     "SparseConv2d",
     "SparseInt8Conv2d",
     "SparseInt8Linear",

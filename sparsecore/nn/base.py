@@ -272,7 +272,7 @@ class CompressedModule(nn.Module):
         if not self.runs_on_cuda:
             raise UnsupportedError(
                 f"expected a device with kernels for {type(self).__name__}, got {device}; "
-                "move the dense model and make a SparseLinear or FragmentLinear of its layers"
+                "move the dense model and make a SparseLinear of its layers"
             )
         check_cuda(device, type(self).__name__)
 

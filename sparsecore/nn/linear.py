@@ -6,26 +6,25 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from sparsecore._native import raw
+from sparsecore.formats import CsrWeight
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
-from sparsecore.nn.base import CompressedModule, WeightFormat
-from sparsecore.nn.dense import activate
+from sparsecore.nn.base import CompressedModule, Layer, WeightFormat
+from sparsecore.nn.gpu_storage import DeltaStorage, FragmentStorage, GpuStorage
 from sparsecore.nn.storage import (
     BitmapInt8Storage,
     BitmapStorage,
     BlockStorage,
     CodebookStorage,
     CsrStorage,
-    FragmentStorage,
     Int8Storage,
     LookupStorage,
     PanelStorage,
     QuantizedStorage,
 )
-from sparsecore.ops.cuda import EXPAND_ROWS, expand_fragment, spmm_fragment
 
 
 class LinearGeometry(CompressedModule):
@@ -52,8 +51,44 @@ class LinearGeometry(CompressedModule):
         return f"{features}, {self._settings_repr()}"
 
 
-class SparseLinear(LinearGeometry, CsrStorage):
+class CsrLinear(LinearGeometry, CsrStorage):
+    """What SparseLinear and its forms for GPUs share: moving a layer makes it the class that runs there."""
+
+    runs_on_cuda: ClassVar[bool] = True
+
+    def _apply(self: Layer, fn: Any, recurse: bool = True) -> Layer:
+        assert isinstance(self, CsrLinear)
+        dtype, was_on_gpu = self._values_dtype(), any(tensor.is_cuda for tensor in self.buffers())
+        target = fn(torch.empty(0, dtype=dtype))
+        self._check_device(target.device)
+        is_packed = isinstance(self, GpuStorage)
+        if is_packed and (target.device.type == "cpu" or target.dtype != dtype):
+            self._become(SparseLinear)
+        super()._apply(fn, recurse)
+        # One that is there already is CSR by choice.
+        is_new = target.device.type == "cuda" and not (was_on_gpu and target.dtype == dtype)
+        if type(self) is SparseLinear and is_new:
+            weight = self.weight_format
+            assert isinstance(weight, CsrWeight)
+            self._become(gpu_class(weight))
+        return self
+
+    def _become(self, kind: type[CsrLinear]) -> None:
+        """Hold the weight as another class does; what else the layer has stays."""
+        if kind is type(self):
+            return
+        weight = self.weight_format
+        for name in self.buffer_names if type(self) is SparseLinear else cast(GpuStorage, self).packed_names:
+            del self._buffers[name]
+        self.__class__ = kind
+        self._hold(weight)
+
+
+class SparseLinear(CsrLinear):
     """A linear layer with a float CSR weight: ``y = activation(x @ weight^T + bias)``.
+
+    Moved to a GPU, a layer with float16 or bfloat16 values becomes a FragmentLinear or a DeltaLinear, which hold the
+    weight as its kernels take it; moved back, a SparseLinear again. Float32 values stay CSR there.
 
     Example:
         >>> import torch
@@ -61,8 +96,6 @@ class SparseLinear(LinearGeometry, CsrStorage):
         >>> layer(torch.randn(2, 3, 8)).shape
         torch.Size([2, 3, 4])
     """
-
-    runs_on_cuda: ClassVar[bool] = True
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         settings = (residual, self.activation, "rows", self.kernel)
@@ -126,10 +159,10 @@ class BitmapLinear(LinearGeometry, BitmapStorage):
         return cast(Tensor, raw.spmm_bitmap(x, *self._arguments(), residual, self.activation, self.kernel))
 
 
-class FragmentLinear(LinearGeometry, FragmentStorage):
+class FragmentLinear(CsrLinear, FragmentStorage):
     """SparseLinear on a GPU's tensor cores, for float16 or bfloat16 weights.
 
-    Made on the CPU and moved with ``to("cuda")``. For many rows of activations it expands the weight and multiplies
+    What ``SparseLinear.to("cuda")`` becomes. For many rows of activations it expands the weight and multiplies
     densely, which saves memory and no time. NaN or infinity in a row of x reaches all outputs of that row.
 
     Example:
@@ -139,11 +172,34 @@ class FragmentLinear(LinearGeometry, FragmentStorage):
     """
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        weight, bias = self._packed_weight(), self._wide_bias()
-        if x.numel() <= EXPAND_ROWS * self.in_features:
-            return spmm_fragment(x, weight, bias, residual=residual, activation=self.activation)
-        y = F.linear(x, expand_fragment(x, weight), None if bias is None else bias.to(x.dtype))
-        return activate(y if residual is None else y + residual, self.activation)
+        return self._multiply(x, residual, self.activation)
+
+
+class DeltaLinear(CsrLinear, DeltaStorage):
+    """SparseLinear on a GPU for float16 or bfloat16 weights of which 85% and more are zeros.
+
+    What ``SparseLinear.to("cuda")`` becomes then. Its time goes with what is stored, for up to 8 rows of activations;
+    for many it expands the weight and multiplies densely.
+
+    Example:
+        >>> layer = DeltaLinear.from_dense(nn.Linear(8, 4).half())
+        >>> layer.weight_format.shape
+        (4, 8)
+    """
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self._multiply(x, residual, self.activation)
+
+
+# From this share of zeros on, work in proportion to what is stored beats expanding to dense fragments (prediction).
+DELTA_SPARSITY = 0.85
+
+
+def gpu_class(weight: CsrWeight) -> type[CsrLinear]:
+    """Return the class of a layer that holds such a weight on a GPU."""
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return SparseLinear
+    return DeltaLinear if weight.sparsity >= DELTA_SPARSITY else FragmentLinear
 
 
 class CodebookLinear(LinearGeometry, CodebookStorage):

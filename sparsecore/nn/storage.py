@@ -15,14 +15,12 @@ from sparsecore.formats import (
     BlockCsrWeight,
     CodebookWeight,
     CsrWeight,
-    FragmentWeight,
     Int8Weight,
     PackedCodebookWeight,
     PackedInt8Weight,
     PanelWeight,
     bitmap,
     block_csr,
-    fragment,
     packed_codebook,
     panel,
 )
@@ -55,6 +53,10 @@ class CsrStorage(CompressedModule):
         row_ptr, col_idx, values = self._weight()
         # GPUs take values of 16 bits as they are.
         return row_ptr, col_idx, values if values.is_cuda else widen(values), self._wide_bias()
+
+    def _values_dtype(self) -> torch.dtype:
+        """Type of the stored values."""
+        return self.get_buffer("values").dtype
 
     def _wide_bias(self) -> Tensor | None:
         """The bias as operations take it."""
@@ -196,37 +198,6 @@ class BitmapStorage(PackedStorage, CsrStorage):
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._packed(), list(self.weight_shape), self._wide_bias()
-
-
-class FragmentStorage(PackedStorage, CsrStorage):
-    """Float CSR of 16 bits in the order of a GPU's tensor cores."""
-
-    runs_on_cuda: ClassVar[bool] = True
-    packed_names: ClassVar[tuple[str, ...]] = fragment.TENSOR_NAMES
-    sizes: list[int]
-    values_dtype: torch.dtype
-
-    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
-        assert isinstance(weight, CsrWeight)
-        packed = FragmentWeight.pack(weight)
-        self.sizes, self.values_dtype = packed.sizes, packed.dtype
-        return packed.tensors
-
-    def _packed_weight(self) -> FragmentWeight:
-        tile_ptr, blob, block_ptr, row_block, scale = self._packed()
-        settings = (self.weight_shape, self.sizes[2], self.values_dtype, self.sizes[3])
-        return FragmentWeight(tile_ptr, blob, block_ptr, row_block, scale, *settings)
-
-    def _unpack_stored(self) -> Sequence[Tensor]:
-        csr, device = self._packed_weight().unpack(), self.get_buffer("blob").device
-        return [tensor.to(device) for tensor in (csr.row_ptr, csr.col_idx, csr.values)]
-
-    def count_nonzero(self) -> int:
-        """Count the weight's entries that are not zero."""
-        return int(torch.count_nonzero(self._packed_weight().unpack().values))
-
-    def _num_stored(self) -> int:
-        return self._packed_weight().unpack().nnz
 
 
 class CodebookStorage(PackedStorage):

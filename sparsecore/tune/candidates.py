@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +29,7 @@ from sparsecore.nn import (
     Int8Linear,
     PanelConv2d,
     PanelLinear,
+    SemiStructuredLinear,
     SparseConv2d,
     SparseInt8Conv2d,
     SparseInt8Linear,
@@ -37,16 +37,9 @@ from sparsecore.nn import (
     TernaryConv2d,
     TernaryLinear,
 )
-from sparsecore.nn.dense import dense_layer
 from sparsecore.nn.storage import QuantizedStorage
-
-DENSE = "dense"
-Shape = tuple[int, ...]
-Maker = Callable[[nn.Module, Shape | None], nn.Module]
-
-
-def _same(layer: nn.Module, shape: Shape | None) -> nn.Module:
-    return layer
+from sparsecore.tune.gpu import GPU_CANDIDATES, GPU_FORMATS, is_on_gpu
+from sparsecore.tune.makers import DENSE, Maker, Shape, dense_form, rows_of, same
 
 
 def _any_shape(make: Callable[[nn.Module], nn.Module]) -> Maker:
@@ -59,7 +52,7 @@ MOST_BITMAP_ROWS = 16
 
 def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> Maker:
     def maker(layer: nn.Module, shape: Shape | None) -> nn.Module:
-        if shape is None or math.prod(shape[:-1]) > MOST_BITMAP_ROWS:
+        if shape is None or rows_of(shape) > MOST_BITMAP_ROWS:
             raise UnsupportedError(f"expected at most {MOST_BITMAP_ROWS} rows of activations; bitmaps are for few")
         return make(layer)
 
@@ -68,7 +61,7 @@ def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> Maker:
 
 def _lookup(layer: nn.Module, shape: Shape | None) -> nn.Module:
     """Table lookup, packed for the rows of activations."""
-    few_rows = shape is not None and math.prod(shape[:-1]) <= FEW_ROWS
+    few_rows = shape is not None and rows_of(shape) <= FEW_ROWS
     if isinstance(layer, SparseInt8Linear) and layer.few_rows == few_rows:
         return layer
     return SparseInt8Linear.from_int8(layer, few_rows=few_rows)
@@ -110,11 +103,6 @@ def _depthwise(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return DepthwiseConv2d.from_dense(layer, getattr(layer, "activation", "none"))
 
 
-def _dense(layer: nn.Module, shape: Shape | None) -> nn.Module:
-    assert isinstance(layer, CompressedModule)
-    return dense_layer(layer.to_dense_module(), layer.activation)
-
-
 def _by_dense(kind: type[CompressedModule]) -> Maker:
     """Another class for a compressed layer, by way of its dense weight: to int8 and back."""
     return lambda layer, shape: kind.from_dense(layer.to_dense_module(), activation=layer.activation)  # type: ignore[operator]
@@ -139,7 +127,7 @@ def holds_zeros(layer: nn.Module, format_name: str) -> bool:
 
 
 _LINEAR: dict[str, Maker] = {
-    DENSE: _same,
+    DENSE: same,
     "panel": _panel(PanelLinear),
     "4x1": _blocks(BlockLinear, 4),
     "8x1": _blocks(BlockLinear, 8),
@@ -150,7 +138,7 @@ _LINEAR: dict[str, Maker] = {
     "binary": _planes(BinaryLinear),
 }
 _CONV2D: dict[str, Maker] = {
-    DENSE: _same,
+    DENSE: same,
     "panel": _panel(PanelConv2d),
     "4x1": _blocks(BlockConv2d, 4),
     "8x1": _blocks(BlockConv2d, 8),
@@ -169,32 +157,36 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     DenseLinear: _LINEAR,
     DenseConv2d: _CONV2D,
     Int8Linear: {
-        DENSE: _dense,
-        "int8": _same,
+        DENSE: dense_form,
+        "int8": same,
         "lookup int8": _lookup,
         "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
         "panel": _by_dense(PanelLinear),
     },
     Int8Conv2d: {
-        DENSE: _dense,
-        "int8": _same,
+        DENSE: dense_form,
+        "int8": same,
         "lookup int8": _any_shape(SparseInt8Conv2d.from_int8),
         "panel": _by_dense(PanelConv2d),
     },
-    PanelLinear: {DENSE: _dense, "panel": _same},
-    BitmapLinear: {DENSE: _dense, "bitmap": _same},
-    PanelConv2d: {DENSE: _dense, "panel": _same},
-    BinaryLinear: {DENSE: _dense, "binary": _same},
-    TernaryLinear: {DENSE: _dense, "ternary": _same},
-    BinaryConv2d: {DENSE: _dense, "binary": _same},
-    TernaryConv2d: {DENSE: _dense, "ternary": _same},
-    BlockLinear: {DENSE: _dense, "block": _same},
-    BlockConv2d: {DENSE: _dense, "block": _same},
-    SparseLinear: {DENSE: _dense, "csr": _same},
-    SparseConv2d: {DENSE: _dense, "csr": _same},
-    SparseInt8Linear: {DENSE: _dense, "lookup int8": _lookup, "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8)},
-    SparseInt8Conv2d: {DENSE: _dense, "lookup int8": _same},
-    BitmapInt8Linear: {DENSE: _dense, "bitmap int8": _same, "lookup int8": _lookup},
+    PanelLinear: {DENSE: dense_form, "panel": same},
+    BitmapLinear: {DENSE: dense_form, "bitmap": same},
+    PanelConv2d: {DENSE: dense_form, "panel": same},
+    BinaryLinear: {DENSE: dense_form, "binary": same},
+    TernaryLinear: {DENSE: dense_form, "ternary": same},
+    BinaryConv2d: {DENSE: dense_form, "binary": same},
+    TernaryConv2d: {DENSE: dense_form, "ternary": same},
+    BlockLinear: {DENSE: dense_form, "block": same},
+    BlockConv2d: {DENSE: dense_form, "block": same},
+    SparseLinear: {DENSE: dense_form, "csr": same},
+    SparseConv2d: {DENSE: dense_form, "csr": same},
+    SparseInt8Linear: {
+        DENSE: dense_form,
+        "lookup int8": _lookup,
+        "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
+    },
+    SparseInt8Conv2d: {DENSE: dense_form, "lookup int8": same},
+    BitmapInt8Linear: {DENSE: dense_form, "bitmap int8": same, "lookup int8": _lookup},
 }
 
 INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8"})
@@ -249,7 +241,10 @@ def candidates(layer: nn.Module, with_int8: bool = False) -> Mapping[str, Maker]
     Args:
         layer: any module.
         with_int8: give float layers the int8 formats too, with activations that are quantized dynamically.
+            On a GPU there are none.
     """
+    if is_on_gpu(layer):
+        return GPU_CANDIDATES.get(type(layer), {})
     makers = CANDIDATES.get(type(layer), {})
     return makers | _int8_candidates(layer) if with_int8 and makers and not is_int8(layer) else makers
 
@@ -314,6 +309,8 @@ def is_exact(layer: nn.Module, format_name: str) -> bool:
 
 def weight_statistics(layer: nn.Module) -> WeightStatistics:
     """Count the non-zeros of a layer's weight."""
+    if isinstance(layer, SemiStructuredLinear):
+        return WeightStatistics(layer.out_features, layer.in_features, layer.nnz)
     if isinstance(layer, CompressedModule):
         return WeightStatistics(*layer.weight_shape, layer.count_nonzero())
     weight = layer.weight
@@ -327,7 +324,7 @@ def format_of(layer: nn.Module) -> str:
     """Return ``dense``, ``depthwise`` or a format of sparse weights: a key of CANDIDATES, or ``codebook``."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
-    return _RUNS_ON.get(type(layer), (DENSE, ""))[0]
+    return (_RUNS_ON | GPU_FORMATS).get(type(layer), (DENSE, ""))[0]
 
 
 def operation_of(layer: nn.Module) -> str:
@@ -338,8 +335,12 @@ def operation_of(layer: nn.Module) -> str:
 
 def kernel_of(layer: nn.Module) -> str:
     """Name of the kernel that runs the layer on this machine; ``torch`` for a dense one."""
+    if type(layer) in GPU_FORMATS:
+        return GPU_FORMATS[type(layer)][1]
     if not isinstance(layer, CompressedModule | DepthwiseConv2d):
         return "torch"
+    if is_on_gpu(layer):
+        return "spmm_csr"
     if layer.kernel:
         return layer.kernel
     operation = _RUNS_ON[type(layer)][1]

@@ -33,7 +33,8 @@ class LayerChoice:
         kernel: the kernel that runs it on this machine.
         time_us: time of all its calls in one pass of the model (lower quartile); None if not measured.
         dense_us: the same for the dense layer.
-        roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run.
+        roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run;
+            None on a GPU.
         error: relative error that the format adds to the layer's output on the example, ``||y - y_own|| / ||y_own||``;
             0 in the layer's own numeric type (rounding aside), None if not measured.
         reason: why this format, and what the others would have cost in time and error.

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sparsecore._native import has_cuda_kernels
 from sparsecore.bench import probes
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import SparsecoreError, require_module
@@ -22,9 +23,7 @@ from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.budget import Budget, Trade, check_max_error, keep_within, layer_errors
 from sparsecore.tune.cache import TimeCache, Times
 from sparsecore.tune.candidates import (
-    DENSE,
     HOLD_ZEROS,
-    Maker,
     candidates,
     fixed_candidates,
     holds_zeros,
@@ -34,6 +33,8 @@ from sparsecore.tune.candidates import (
 )
 from sparsecore.tune.choice import Explanation, LayerChoice, percent, unmeasured
 from sparsecore.tune.cost import relative_time
+from sparsecore.tune.gpu import CONVOLUTIONS_STAY, device_of, is_on_gpu, relative_gpu_time
+from sparsecore.tune.makers import DENSE, Maker
 from sparsecore.tune.measure import make_forms, measure_layer
 
 # Another format must be this much faster than dense to be taken, and one of another numeric type than what the layer
@@ -293,7 +294,7 @@ class Chooser:
             time_us=decision.times[chosen],
             dense_us=decision.times[DENSE],
             predicted_us=decision.times[DENSE] * _predict(layer, decision.calls, [chosen])[chosen],
-            roofline=flops / (decision.times[chosen] * 1e3) / self.peak_gflops,
+            roofline=None if is_on_gpu(layer) else flops / (decision.times[chosen] * 1e3) / self.peak_gflops,
         )
 
     def _reason(self, layer: nn.Module, decision: _Decision) -> str:
@@ -325,8 +326,8 @@ class Chooser:
             return "shares its weight with another layer"
         if isinstance(weight, torch.Tensor) and weight.dtype not in FLOAT_DTYPES:
             return f"{str(weight.dtype).removeprefix('torch.')}: kernels take float32, bfloat16 and float16"
-        if isinstance(weight, torch.Tensor) and weight.device.type != "cpu":
-            return f"on {weight.device}: there are kernels for the CPU only"
+        if reason := _why_not_on(device_of(layer), layer):
+            return reason
         if self.seen is not None and not calls:
             return "did not run on the example"
         if any(call.dtype not in FLOAT_DTYPES for call in calls):
@@ -334,9 +335,22 @@ class Chooser:
         return ""
 
 
+def _why_not_on(device: torch.device, layer: nn.Module) -> str:
+    """Why a layer on a device stays as it is; empty if there are kernels for it."""
+    if device.type == "cpu":
+        return ""
+    if not is_on_gpu(layer):
+        return f"on {device}: there are kernels for CPUs and CUDA"
+    if operation_of(layer) != "linear":
+        return CONVOLUTIONS_STAY
+    return "" if has_cuda_kernels() else f"on {device}: this build has no CUDA kernels"
+
+
 def _predict(layer: nn.Module, calls: Sequence[Call], forms: Iterable[str]) -> Times:
     weight = weight_statistics(layer)
     columns = min((columns_of(layer, call.shape) for call in calls), default=0)
+    if is_on_gpu(layer):
+        return {form: relative_gpu_time(form, 1.0 - weight.sparsity, columns) for form in forms}
     return {form: relative_time(form, weight, columns) for form in forms}
 
 

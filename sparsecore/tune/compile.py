@@ -23,6 +23,7 @@ from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
 from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
 from sparsecore.tune.convert import convert
+from sparsecore.tune.gpu import is_on_gpu
 from sparsecore.tune.whole import faster_of, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.
@@ -39,7 +40,7 @@ def compile(
     cache: bool | str | os.PathLike[str] = True,
     progress: Callable[[float], None] | None = None,
 ) -> nn.Module:
-    """Return a fast form of a model, for inference on the CPU.
+    """Return a fast form of a model, for inference.
 
     torch.export captures the model as a graph. In it BatchNorm is folded, activations and residual additions become a
     part of the layer before them, and every layer gets the format that is fastest on the shapes it has in the
@@ -50,6 +51,7 @@ def compile(
     neither rounded nor limited to its static range, and its output is that of the float model with int8's weights.
     ``policy={layer: "int8"}`` keeps it in int8.
 
+    A model on a GPU is converted layer by layer by ``convert()``; torch.compile() fuses what is between the layers.
     A model that cannot be captured is converted layer by layer by ``convert()`` instead, with a warning that says why.
 
     Args:
@@ -74,8 +76,12 @@ def compile(
         >>> fast(torch.randn(4, 3, 16, 16)).shape
         torch.Size([4, 8, 14, 14])
     """
+    options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
     settings = replace(check_settings(model, example_inputs, max_error, policy, exclude, cache), is_recorded=True)
     progress = progress or (lambda share: None)
+    if is_on_gpu(model):
+        reason = "converted layer by layer: a model on a GPU stays a torch module, which torch.compile() can fuse"
+        return _with_note(convert(model, example_inputs, **options, progress=progress), reason)  # type: ignore[arg-type]
     if isinstance(example_inputs, Mapping):  # any mapping, such as a tokenizer's, is then one that pytree knows
         example_inputs = dict(example_inputs)
     given, example_inputs = example_inputs, cloned(example_inputs)
@@ -86,10 +92,7 @@ def compile(
     except UnsupportedError as error:
         reason = f"converted layer by layer, since it cannot be captured: {error}"
         warnings.warn(f"the model is {reason}", stacklevel=2)
-        options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
-        converted = convert(model, given, **options, progress=progress)  # type: ignore[arg-type]
-        setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=reason))
-        return converted
+        return _with_note(convert(model, given, **options, progress=progress), reason)  # type: ignore[arg-type]
     captured, inputs = prepared.own, tuple(_tensors(example_inputs))
     layers = choosable_layers(captured.module)
     seen = observe(captured.module, inputs, layers)
@@ -109,6 +112,11 @@ def compile(
         explanation = with_pass_times(compiled, inputs, explanation)
     setattr(compiled, ATTRIBUTE, explanation)
     return compiled
+
+
+def _with_note(converted: nn.Module, note: str) -> nn.Module:
+    setattr(converted, ATTRIBUTE, replace(getattr(converted, ATTRIBUTE), note=note))
+    return converted
 
 
 def _prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:

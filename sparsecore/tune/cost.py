@@ -6,7 +6,8 @@ import math
 
 from sparsecore import _C
 from sparsecore.formats.packed_int8 import FEW_ROWS
-from sparsecore.tune.candidates import DENSE, INT8_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
+from sparsecore.tune.candidates import INT8_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
+from sparsecore.tune.makers import DENSE
 
 # Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
 # of activations. Their ratio decides; the peak itself cancels out.

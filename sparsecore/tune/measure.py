@@ -9,18 +9,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sparsecore.bench.timing import interleave
+from sparsecore.bench.gpu_clock import CudaClock, DeviceClock
+from sparsecore.bench.timing import Timing, interleave
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.graph import Call
 from sparsecore.graph.program import record_layer
 from sparsecore.tune.cache import TimeCache, Times
-from sparsecore.tune.candidates import DENSE, INT8_FORMATS, Maker, operation_of, weight_statistics
+from sparsecore.tune.candidates import INT8_FORMATS, operation_of, weight_statistics
+from sparsecore.tune.gpu import device_of, is_on_gpu
+from sparsecore.tune.makers import DENSE, Maker
 
 # 0.15 s per shape puts the medians of a 100 us layer within about 1% on a quiet machine, and ResNet-50's
 # 20 different layers at a few seconds in all.
 MIN_TIME_S = 0.15
 # As much as other layers read in a pass of a large model.
 EVICTED_BYTES = 32 << 20
+# Of a GPU's own time; filling its cache between the calls takes several times as long.
+MIN_GPU_TIME_S = 0.02
 # Quartiles further apart than this share of the median come from something else on the machine.
 MAX_SPREAD = 0.5
 
@@ -50,6 +55,7 @@ def layer_key(layer: nn.Module, call: Call) -> str:
         f"bias={getattr(layer, 'bias', None) is not None}",
         *(["residual"] if call.has_residual else []),
         *geometry,
+        *([f"on {torch.cuda.get_device_name(device_of(layer))}"] if device_of(layer).type == "cuda" else []),
     ]
     return " ".join(parts)
 
@@ -96,13 +102,18 @@ def _covers(times: Times, forms: Mapping[str, nn.Module]) -> bool:
 
 def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tuple[Times, float]:
     """Time per form, and the largest spread among them."""
-    inputs = [torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(call.dtype)]
+    dense = next(iter(forms.values()))
+    inputs = [torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(device_of(dense), call.dtype)]
     with torch.inference_mode():
         if call.has_residual:
-            inputs.append(torch.zeros_like(next(iter(forms.values()))(*inputs)))
+            inputs.append(torch.zeros_like(dense(*inputs)))
         prepare = record_layer if is_recorded else _call
         runs = {name: prepare(form, inputs) for name, form in forms.items()}
-        timings = interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
+        timings = (
+            _interleave_on_gpu(runs, device_clock(dense))
+            if is_on_gpu(dense)
+            else interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
+        )
     # The lower quartile: what else runs on the machine only ever adds time.
     times = {name: timing.q25_us for name, timing in timings.items()}
     return times, max(timing.spread for timing in timings.values())
@@ -125,6 +136,16 @@ class _Neighbours:
         self.others.sum()
         for x, value in zip(self.inputs, self.values, strict=True):
             x.copy_(value)
+
+
+def device_clock(layer: nn.Module) -> DeviceClock:
+    """The clock of the GPU that a layer is on."""
+    return CudaClock(device_of(layer))
+
+
+def _interleave_on_gpu(runs: Mapping[str, Callable[[], object]], clock: DeviceClock) -> dict[str, Timing]:
+    timed = {name: clock.timed(run) for name, run in runs.items()}
+    return interleave(timed, min_time_s=MIN_GPU_TIME_S, clock_ns=clock)
 
 
 def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from sparsecore.bench.timing import interleave
 from sparsecore.graph.capture import Captured
 from sparsecore.graph.compiled import CompiledModule
-from sparsecore.tune.candidates import DENSE
 from sparsecore.tune.choice import Explanation, LayerChoice
 from sparsecore.tune.chooser import MARGIN
+from sparsecore.tune.makers import DENSE
 
 # Where the chosen formats take at least this share of the dense time, the model may be faster in the layout that
 # PyTorch's dense kernels want, which layers cannot choose one by one.

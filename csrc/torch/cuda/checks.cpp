@@ -35,6 +35,26 @@ void check_weight_dtype(std::optional<ScalarType> weight, const Tensor& x) {
         dtype_name(type));
 }
 
+Tensor int8_activations(const Tensor& x_any, const Tensor& x_scale) {
+  check(x_any.is_cuda(), "expected x on a CUDA device; move it with .cuda()");
+  const Tensor x = x_any.is_contiguous() ? x_any : torch::stable::contiguous(x_any);
+  check_cuda_tensor(x, "x", x, ScalarType::Char, -1);
+  const int64_t K = input_features(x, "rows");
+  check(K <= kMaxInt8K, "expected K of at most ", kMaxInt8K, ", got ", K);
+  check_cuda_tensor(x_scale, "x_scale", x, ScalarType::Float, 1);
+  const std::vector<int64_t> shape = shape_of(x);
+  const int64_t M = product(shape, 0, shape.size() - 1);
+  check(x_scale.numel() == M, "expected x_scale of shape [", M, "], got ", shape_text(x_scale));
+  return x;
+}
+
+ScalarType output_dtype(const std::string& name, Dtype& dtype) {
+  for (const ScalarType type : {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16}) {
+    if (name == dtype_name(type) && float_dtype(type, dtype)) return type;
+  }
+  fail("expected an output of float32, float16 or bfloat16, got '", name, "'");
+}
+
 namespace {
 
 Tensor new_output(const Tensor& x, ScalarType dtype, int64_t N, int64_t K) {

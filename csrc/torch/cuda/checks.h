@@ -71,6 +71,12 @@ class __attribute__((visibility("hidden"))) CudaOutput {
   cuda::SpmmOutput output_;
 };
 
+// int8 activations [..., K], contiguous, and their scales float32 [M]; K small enough for sums in int32.
+Tensor int8_activations(const Tensor& x, const Tensor& x_scale);
+
+// The float type that "float32", "float16" or "bfloat16" names.
+ScalarType output_dtype(const std::string& name, Dtype& dtype);
+
 inline void check_launch(const char* problem) {
   check(problem == nullptr, "the CUDA kernel was not launched: ", problem);
 }

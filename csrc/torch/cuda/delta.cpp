@@ -51,8 +51,22 @@ Tensor spmm_delta(const Tensor& x_any, const std::vector<Tensor>& weight, const 
   return y.tensor();
 }
 
+// x: only for the dtype and the device of the result.
+Tensor expand_delta(const Tensor& x_any, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
+  Dtype dtype;
+  const Tensor x = cuda_activations(x_any, dtype);
+  const cuda::DeltaArrays arrays = delta_arrays(weight, sizes, x);
+  const OnDevice device(x);
+  const Tensor dense = new_tensor(x, {arrays.rows, arrays.cols}, x.scalar_type());
+  check_launch(cuda::expand_delta(arrays, dtype, dense.mutable_data_ptr(), device.stream()));
+  return dense;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sparsecore, CUDA, m) { m.impl("spmm_delta", TORCH_BOX(&spmm_delta)); }
+STABLE_TORCH_LIBRARY_IMPL(sparsecore, CUDA, m) {
+  m.impl("spmm_delta", TORCH_BOX(&spmm_delta));
+  m.impl("expand_delta", TORCH_BOX(&expand_delta));
+}
 
 }  // namespace sparsecore::torch_binding

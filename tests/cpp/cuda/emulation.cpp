@@ -241,6 +241,8 @@ struct Registers {
   uint32_t a[4], b[2];
   uint16_t a_at(int i) const { return uint16_t(a[i / 2] >> i % 2 * 16); }
   uint16_t b_at(int i) const { return uint16_t(b[i / 2] >> i % 2 * 16); }
+  int8_t a_byte(int i) const { return int8_t(a[i / 4] >> i % 4 * 8); }
+  int8_t b_byte(int i) const { return int8_t(b[i / 4] >> i % 4 * 8); }
 };
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
@@ -264,6 +266,27 @@ void multiply_add(float (&acc)[4], const Registers& mine, float (*widen)(uint16_
 }
 
 }  // namespace
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k32", type .s8.
+void multiply_add_int8(int32_t (&acc)[4], const uint32_t (&registers)[4], uint32_t b0, uint32_t b1) {
+  const Registers mine{{registers[0], registers[1], registers[2], registers[3]}, {b0, b1}};
+  const auto* lanes = static_cast<const Registers*>(exchange("mma int8", &mine, sizeof(mine)));
+  int32_t a[16][32], b[32][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int group = lane >> 2, in_group = lane % 4;
+    for (int i = 0; i < 16; ++i) {
+      const int row = i < 4 || (8 <= i && i < 12) ? group : group + 8;
+      const int col = in_group * 4 + (i & 3) + (i < 8 ? 0 : 16);
+      a[row][col] = lanes[lane].a_byte(i);
+    }
+    for (int i = 0; i < 8; ++i) b[in_group * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = lanes[lane].b_byte(i);
+  }
+  const int lane = thread_index() % kLanes;
+  for (int i = 0; i < 4; ++i) {
+    const int row = (lane >> 2) + (i < 2 ? 0 : 8), col = lane % 4 * 2 + (i & 1);
+    for (int k = 0; k < 32; ++k) acc[i] += a[row][k] * b[k][col];
+  }
+}
 
 void multiply_add_half(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   multiply_add(acc, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, half_to_float);

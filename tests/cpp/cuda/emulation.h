@@ -52,6 +52,8 @@ void wait_for_copies() {
   wait_for_copies_but(kGroups);
 }
 
+template <bool kBulk>
+inline constexpr bool kIsChosen = true;
 void init_barrier(uint64_t* barrier);
 inline void publish_barriers() {}
 void expect_bytes(uint64_t* barrier, uint32_t bytes);
@@ -128,16 +130,21 @@ inline uint4 read_shared_128(uint32_t address) { return read_shared<uint4>(addre
 
 template <class T>
 T load(const T* from) {
+  check_alignment(from, sizeof(T));
   return *from;
 }
-inline uint2 load_pair(const void* from) {
-  check_alignment(from, 8);
-  uint2 result;
+template <class T>
+T load_aligned(const void* from) {
+  check_alignment(from, sizeof(T));
+  T result;
   std::memcpy(&result, from, sizeof(result));
   return result;
 }
+inline uint2 load_pair(const void* from) { return load_aligned<uint2>(from); }
+inline uint4 load_four(const void* from) { return load_aligned<uint4>(from); }
 
 void multiply_add_half(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void multiply_add_brain(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void multiply_add_int8(int32_t (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 }  // namespace sparsecore::cuda

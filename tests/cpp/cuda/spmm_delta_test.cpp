@@ -148,22 +148,27 @@ void run(Case& c, int warps, uint32_t seed) {
   if (has_partial) run_grid({2, 1}, kWarp, 0, seed, [&] { spmm_delta_finish<X>(weight, c.M, partial.data(), out); });
 }
 
-void run_any(Case& c, test::Random& random, uint32_t seed) {
-  const int warps = random.pick({1, 2, 4});
+// Calls function(number type, values type) with those of a case.
+template <class Function>
+void with_types(const Case& c, Function function) {
   const auto with_number = [&](auto number) {
-    using X = decltype(number);
-    const auto with_values = [&](auto values) {
-      using Values = decltype(values);
-      if (c.M == 1) return run<X, Values, 1>(c, warps, seed);
-      if (c.M == 2) return run<X, Values, 2>(c, warps, seed);
-      if (c.M <= 4) return run<X, Values, 4>(c, warps, seed);
-      run<X, Values, kDeltaTokens>(c, warps, seed);
-    };
-    if (c.is_int8) return with_values(DeltaValues8{});
-    with_values(DeltaValues16<X>{});
+    if (c.is_int8) return function(number, DeltaValues8{});
+    function(number, DeltaValues16<decltype(number)>{});
   };
   if (c.dtype == Dtype::kFloat16) return with_number(Half{});
   with_number(Brain{});
+}
+
+void run_any(Case& c, test::Random& random, uint32_t seed) {
+  const int warps = random.pick({1, 2, 4});
+  with_types(c, [&](auto number, auto values) {
+    using X = decltype(number);
+    using Values = decltype(values);
+    if (c.M == 1) return run<X, Values, 1>(c, warps, seed);
+    if (c.M == 2) return run<X, Values, 2>(c, warps, seed);
+    if (c.M <= 4) return run<X, Values, 4>(c, warps, seed);
+    run<X, Values, kDeltaTokens>(c, warps, seed);
+  });
 }
 
 Case random_case(test::Random& random) {
@@ -180,6 +185,28 @@ TEST(CudaSpmmDelta, EqualsFloat64) {
     run_any(c, random, seed);
     c.expect_right();
     if (HasFatalFailure()) return;
+  }
+}
+
+TEST(CudaExpandDelta, GivesTheDenseWeight) {
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE(seed);
+    test::Random random(seed);
+    Case c = random_case(random);
+    const DeltaArrays weight = c.arrays();
+    Numbers dense(c.dtype, c.shape.rows * c.shape.cols, Guard::kAfter);
+    for (int64_t i = 0; i < dense.size(); ++i) dense.set(i, 0.0f);
+    auto* to = static_cast<uint16_t*>(dense.data());
+    with_types(c, [&](auto number, auto values) {
+      run_grid({3, 1}, 2 * kWarp, 0, seed, [&] { delta_expand<decltype(number), decltype(values)>(weight, to); });
+    });
+    std::vector<double> expected(size_t(dense.size()), 0.0);
+    for (int64_t n = 0; n < c.shape.rows; ++n) {
+      for (auto i = size_t(c.row_ptr[size_t(n)]); i < size_t(c.row_ptr[size_t(n) + 1]); ++i) {
+        expected[size_t(n * c.shape.cols + c.col_idx[i])] = test::round_to(c.dtype, c.weight[i]);
+      }
+    }
+    for (int64_t i = 0; i < dense.size(); ++i) ASSERT_EQ(double(dense[i]), expected[size_t(i)]) << i;
   }
 }
 

@@ -1,5 +1,5 @@
 // The kernels of the fragment format on emulated threads, against float64 sums over the stored entries.
-#include "cuda/spmm_fragment.h"
+#include "cuda/spmm_fragment_wide.h"
 
 #include <gtest/gtest.h>
 
@@ -147,33 +147,71 @@ struct Case {
   }
 };
 
-// As spmm_fragment.cu launches them.
+// Rows of x and y from `first` on.
+struct Rows {
+  Rows(Case& c, int64_t first, int64_t most)
+      : count(int(std::min(c.M - first, most))),
+        x(static_cast<const uint16_t*>(c.x.data()) + first * c.shape.cols),
+        is_aligned(c.shape.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0),
+        out{static_cast<uint16_t*>(c.y.data()) + first * c.shape.rows,
+            static_cast<const uint16_t*>(c.residual.data()) + first * c.shape.rows, c.bias.data(), c.activation} {}
+
+  int count;
+  const uint16_t* x;
+  bool is_aligned;
+  SpmmOutput out;
+};
+
+// As spmm_fragment.cu launches them: decode(rows, partial), then finish, for so many rows of x at a time.
+template <class Number, int kTokenTiles, class Decode>
+void run_passes(Case& c, uint32_t seed, Decode decode) {
+  constexpr int64_t kTokens = kTokenTile * kTokenTiles;
+  const FragmentArrays weight = c.arrays();
+  for (int64_t first = 0; first < c.M; first += kTokens) {
+    const Rows rows(c, first, kTokens);
+    Buffer<float> partial = test::unwritten_output(
+        fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * kTokens, Guard::kAfter);
+    decode(rows, partial.data());
+    run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed, [&] {
+      spmm_fragment_finish<Number, float, kTokenTiles>(weight, rows.count, partial.data(), nullptr, rows.out);
+    });
+  }
+}
+
 template <class Values, int kTokenTiles, bool kBulk>
 void run(Case& c, int warps, uint32_t seed) {
   const FragmentArrays weight = c.arrays();
-  const int64_t tokens = kTokenTile * kTokenTiles, token_blocks = (c.M + tokens - 1) / tokens;
   const FragmentShared shared{warps, kTokenTiles, weight.stage_bytes};
-  Buffer<float> partial = test::unwritten_output(
-      fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * tokens * token_blocks, Guard::kAfter);
-  const auto* x = static_cast<const uint16_t*>(c.x.data());
-  const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-  run_grid({c.num_blocks, token_blocks}, warps * kWarp, shared.bytes(), seed,
-           [&] { spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data()); });
-  const SpmmOutput out{c.y.data(), c.residual.data(), c.bias.data(), c.activation};
-  run_grid({c.shape.row_tiles(), token_blocks}, kWarp, 0, seed,
-           [&] { spmm_fragment_finish<typename Values::Number, kTokenTiles>(weight, int(c.M), partial.data(), out); });
+  run_passes<typename Values::Number, kTokenTiles>(c, seed, [&](const Rows& rows, float* partial) {
+    run_grid({c.num_blocks, 1}, warps * kWarp, shared.bytes(), seed, [&] {
+      spmm_fragment_decode<Values, kTokenTiles, kBulk>(weight, rows.x, rows.is_aligned, rows.count, partial);
+    });
+  });
+}
+
+template <class Values, int kTokenTiles, bool kBulk>
+void run_wide(Case& c, uint32_t seed) {
+  const FragmentArrays weight = c.arrays();
+  const WideShared shared{weight.stage_bytes};
+  run_passes<typename Values::Number, kWideWarps * kTokenTiles>(c, seed, [&](const Rows& rows, float* partial) {
+    run_grid({c.num_blocks, 1}, kFragmentThreads, shared.bytes(), seed, [&] {
+      spmm_fragment_wide<Values, kTokenTiles, kBulk>(weight, rows.x, rows.is_aligned, rows.count, partial);
+    });
+  });
 }
 
 template <class Values>
 void run_any(Case& c, test::Random& random, uint32_t seed) {
   const int warps = random.pick({1, 2, 4});
-  const bool is_bulk = random.chance(0.5);
   const auto with_tiles = [&](auto bulk) {
+    if (c.M > 200) return run_wide<Values, 4, bulk.value>(c, seed);
+    if (c.M > 64) return run_wide<Values, 2, bulk.value>(c, seed);
+    if (c.M > 32) return run_wide<Values, 1, bulk.value>(c, seed);
     if (c.M <= 8) return run<Values, 1, bulk.value>(c, warps, seed);
     if (c.M <= 16) return run<Values, 2, bulk.value>(c, warps, seed);
     run<Values, 4, bulk.value>(c, warps, seed);
   };
-  if (is_bulk) {
+  if (random.chance(0.5)) {
     with_tiles(std::true_type());
   } else {
     with_tiles(std::false_type());
@@ -192,21 +230,92 @@ void with_values(Dtype dtype, int bits, Function function) {
   with_bits(Brain{});
 }
 
-Case random_case(test::Random& random) {
+constexpr int64_t kFewRows[] = {1, 3, 8, 9, 16, 17, 32};
+constexpr int64_t kManyRows[] = {33, 64, 65, 100, 130, 257};
+
+template <size_t kCount>
+Case random_case(test::Random& random, const int64_t (&rows)[kCount]) {
   const Dtype dtype = random.pick({Dtype::kFloat16, Dtype::kBFloat16});
   const int bits = random.pick({16, 8, 4});
   return Case(random, dtype, bits, random.pick<int64_t>({1, 63, 64, 65, 130}),
-              random.pick<int64_t>({0, 1, 17, 64, 68, 130, 260}), random.pick<int64_t>({1, 3, 8, 9, 16, 17, 40}));
+              random.pick<int64_t>({0, 1, 17, 64, 68, 130, 260}), random.pick(rows));
 }
 
 TEST(CudaSpmmFragment, EqualsFloat64) {
   for (uint32_t seed = 0; seed < 30; ++seed) {
     SCOPED_TRACE(seed);
     test::Random random(seed);
-    Case c = random_case(random);
+    Case c = random_case(random, kFewRows);
     with_values(c.dtype, c.shape.value_bits, [&](auto values) { run_any<decltype(values)>(c, random, seed); });
     c.expect_right(4 + c.num_blocks);
     if (HasFatalFailure()) return;
+  }
+}
+
+TEST(CudaSpmmFragment, ManyRowsInOneReadingEqualFloat64) {
+  for (uint32_t seed = 0; seed < 16; ++seed) {
+    SCOPED_TRACE(seed);
+    test::Random random(seed);
+    Case c = random_case(random, kManyRows);
+    with_values(c.dtype, c.shape.value_bits, [&](auto values) { run_any<decltype(values)>(c, random, seed); });
+    c.expect_right(4 + c.num_blocks);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// int8 by int8, as spmm_fragment.cu launches it. Scales are powers of two and sums below 2^24, so results are equal.
+template <int kTokenTiles, bool kIsWide, bool kBulk>
+void run_int8(Case& c, const int8_t* x, const float* x_scale, uint32_t seed) {
+  constexpr int kTiles = kTokenTiles * (kIsWide ? kWideWarps : 1);
+  const FragmentArrays weight = c.arrays();
+  const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 4 == 0;
+  Buffer<int32_t> partial(fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * kTokenTile * kTiles,
+                          Guard::kAfter);
+  for (int32_t& sum : partial) sum = 0x7fdeadbe;
+  if constexpr (kIsWide) {
+    run_grid({c.num_blocks, 1}, kFragmentThreads, WideShared{weight.stage_bytes}.bytes(), seed,
+             [&] { spmm_fragment_wide<Bytes8, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data()); });
+  } else {
+    run_grid({c.num_blocks, 1}, 2 * kWarp, FragmentShared{2, kTokenTiles, weight.stage_bytes}.bytes(), seed, [&] {
+      spmm_fragment_decode<Bytes8, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data());
+    });
+  }
+  const SpmmOutput out{c.y.data(), nullptr, nullptr, Activation::kNone};
+  run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed,
+           [&] { spmm_fragment_finish<Float32, int32_t, kTiles>(weight, int(c.M), partial.data(), x_scale, out); });
+}
+
+TEST(CudaSpmmFragmentInt8, EqualsInt64) {
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE(seed);
+    test::Random random(seed);
+    Case c(random, Dtype::kFloat32, 8, random.pick<int64_t>({1, 64, 65, 130}),
+           random.pick<int64_t>({0, 1, 17, 64, 130, 260}), random.pick<int64_t>({1, 8, 9, 16, 30, 64, 70}));
+    Buffer<int8_t> x(c.M * c.shape.cols, Guard::kAfter, random.pick<int64_t>({1, 4}));
+    Buffer<float> x_scale(c.M, Guard::kAfter);
+    for (int8_t& number : x) number = static_cast<int8_t>(random.integer(-128, 127));
+    for (float& number : x_scale) number = random.pick(kScales);
+    const auto with_tiles = [&](auto bulk) {
+      if (c.M <= 8) return run_int8<1, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 16) return run_int8<2, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 32) return run_int8<4, false, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 64) return run_int8<1, true, bulk.value>(c, x.data(), x_scale.data(), seed);
+      run_int8<2, true, bulk.value>(c, x.data(), x_scale.data(), seed);
+    };
+    if (random.chance(0.5)) {
+      with_tiles(std::true_type());
+    } else {
+      with_tiles(std::false_type());
+    }
+    for (int64_t m = 0; m < c.M; ++m) {
+      for (int64_t n = 0; n < c.shape.rows; ++n) {
+        double sum = 0;  // of multiples of 2^-4, exact
+        for (int64_t k = 0; k < c.shape.cols; ++k) {
+          sum += c.weight[size_t(n * c.shape.cols + k)] * double(x[m * c.shape.cols + k]) * double(x_scale[m]);
+        }
+        ASSERT_EQ(double(c.y[m * c.shape.rows + n]), sum) << m << ", " << n;
+      }
+    }
   }
 }
 
@@ -227,7 +336,7 @@ TEST(CudaSpmmFragment, NaNStaysInItsRowOfX) {
 TEST(CudaSpmmFragment, TamperedBytesAreNotFollowed) {
   for (uint32_t seed = 0; seed < 30; ++seed) {
     test::Random random(seed);
-    Case c = random_case(random);
+    Case c = random.chance(0.7) ? random_case(random, kFewRows) : random_case(random, kManyRows);
     if (c.shape.num_tiles() == 0) continue;
     for (int64_t i = 0; i < c.blob.size(); ++i) {
       if (random.chance(0.5)) c.blob[i] = 0xff;
@@ -258,7 +367,7 @@ TEST(CudaExpandFragment, GivesTheDenseWeight) {
   for (uint32_t seed = 0; seed < 15; ++seed) {
     SCOPED_TRACE(seed);
     test::Random random(seed);
-    Case c = random_case(random);
+    Case c = random_case(random, kFewRows);
     const FragmentArrays weight = c.arrays();
     Numbers dense = Numbers::unwritten(c.dtype, c.shape.rows * c.shape.cols, Guard::kAfter);
     const int64_t shared = (kStages - 1) * weight.stage_bytes + kFragmentReadBytes;

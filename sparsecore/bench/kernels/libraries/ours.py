@@ -15,8 +15,9 @@ from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.peers.candidate import FLOAT32, INT8, Builders, Candidate
 from sparsecore.bench.peers.pytorch import numpy_of, prepare
 from sparsecore.nn import CompressedModule, Int8Conv2d, Int8Linear
-from sparsecore.tune.candidates import DENSE, format_of, kernel_of
 from sparsecore.tune.candidates import candidates as formats_of
+from sparsecore.tune.candidates import format_of, kernel_of
+from sparsecore.tune.makers import DENSE
 
 __all__ = ["candidates", "fma_gflops", "prepare"]
 

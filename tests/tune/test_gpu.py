@@ -1,0 +1,178 @@
+"""Choosing for a GPU, as if there were one: layers stay on the CPU, and times come from a clock that is set."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsecore as sc
+from sparsecore.nn import DeltaLinear, FragmentLinear, SemiStructuredLinear, SparseLinear
+from sparsecore.nn.semi_structured import is_2_4
+from sparsecore.tune import candidates, chooser, gpu, measure
+from sparsecore.tune.choice import format_of, kernel_of, weight_statistics
+from sparsecore.tune.gpu import CONVOLUTIONS_STAY, relative_gpu_time
+
+
+class SetClock:
+    """A clock of a GPU on which a form takes the time that was set for its class."""
+
+    def __init__(self, microseconds: dict[type, float]) -> None:
+        self.microseconds = microseconds
+        self.now_ns = 0.0
+        self.seen: set[type] = set()
+
+    def __call__(self) -> int:
+        return round(self.now_ns)
+
+    def timed(self, call: Callable[[], object]) -> Callable[[], object]:
+        kind = type(cast("partial[Tensor]", call).func)
+        self.seen.add(kind)
+
+        def run() -> None:
+            self.now_ns += self.microseconds[kind] * 1e3
+
+        return run
+
+
+@pytest.fixture
+def as_if_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (candidates, chooser, measure):
+        monkeypatch.setattr(module, "is_on_gpu", lambda layer: True)
+    monkeypatch.setattr(chooser, "device_of", lambda layer: torch.device("cuda", 0))
+    monkeypatch.setattr(chooser, "has_cuda_kernels", lambda: True)
+
+
+def model(sparsity: float = 0.6) -> nn.Sequential:
+    layer = nn.Linear(128, 64)
+    with torch.no_grad():
+        layer.weight *= torch.rand(64, 128) >= sparsity
+    return nn.Sequential(layer).to(torch.bfloat16).eval()
+
+
+def convert(monkeypatch: pytest.MonkeyPatch, dense: nn.Module, rows: int, times: dict[type, float]) -> nn.Module:
+    clock = SetClock(times)
+    monkeypatch.setattr(measure, "device_clock", lambda layer: clock)
+    fast = sc.convert(dense, torch.randn(rows, 128).bfloat16(), cache=False)
+    assert clock.seen == times.keys()
+    return fast
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+@pytest.mark.parametrize(
+    ("fastest", "name"), [(FragmentLinear, "fragment"), (DeltaLinear, "delta"), (SparseLinear, "csr")]
+)
+def test_the_fastest_form_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: type, name: str) -> None:
+    times = {nn.Linear: 10.0, FragmentLinear: 9.0, DeltaLinear: 9.0, SparseLinear: 9.0} | {fastest: 4.0}
+    dense = model()
+    fast = cast(nn.Sequential, convert(monkeypatch, dense, 4, times))
+    assert type(fast[0]) is fastest
+    assert torch.equal(cast(Tensor, fast[0].weight), dense[0].weight)
+    row = sc.explain(fast).rows[0]
+    assert (row.format, row.kernel) == (name, f"spmm_{name}")
+    assert row.time_us == pytest.approx(4.0)
+    assert row.dense_us == pytest.approx(10.0)
+    assert row.roofline is None
+    assert row.predicted_us is not None
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_dense_stays_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {nn.Linear: 10.0, FragmentLinear: 9.9, DeltaLinear: 12.0, SparseLinear: 50.0}
+    fast = cast(nn.Sequential, convert(monkeypatch, model(), 4, times))
+    assert type(fast[0]) is nn.Linear
+    assert "fastest; fragment 10 us" in sc.explain(fast).rows[0].reason
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_many_rows_are_left_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = cast(nn.Sequential, convert(monkeypatch, model(), 129, {nn.Linear: 10.0}))
+    assert type(fast[0]) is nn.Linear
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_float32_has_csr_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SetClock({nn.Linear: 10.0, SparseLinear: 2.0})
+    monkeypatch.setattr(measure, "device_clock", lambda layer: clock)
+    fast = cast(nn.Sequential, sc.convert(model(0.9).float(), torch.randn(2, 128), cache=False))
+    assert type(fast[0]) is SparseLinear
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_2_4_is_timed_where_the_weight_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: weight)
+    dense = model()
+    with torch.no_grad():
+        dense[0].weight[:, 0::4] = 0
+        dense[0].weight[:, 3::4] = 0
+    times = {nn.Linear: 10.0, FragmentLinear: 9.0, DeltaLinear: 9.0, SparseLinear: 9.0, SemiStructuredLinear: 3.0}
+    fast = cast(nn.Sequential, convert(monkeypatch, dense, 4, times))
+    assert type(fast[0]) is SemiStructuredLinear
+    assert (format_of(fast[0]), kernel_of(fast[0])) == ("2:4", "torch")
+    assert weight_statistics(fast[0]) == weight_statistics(dense[0])
+    assert fast[0].bias is not None
+
+
+def test_2_4_patterns() -> None:
+    assert is_2_4(torch.tensor([[1.0, 2, 0, 0, 0, 0, 0, 3]]))
+    assert not is_2_4(torch.tensor([[1.0, 2, 0, 4, 0, 0, 0, 0]]))
+    assert not is_2_4(torch.zeros(1, 6))
+    for shape, dtype in (((64, 128), torch.float32), ((33, 128), torch.float16), ((64, 96), torch.float16)):
+        with pytest.raises(sc.errors.UnsupportedError, match="N a multiple of 32 and K of 64"):
+            SemiStructuredLinear.from_dense(nn.Linear(shape[1], shape[0]).to(dtype))
+    with pytest.raises(sc.errors.UnsupportedError, match="two zeros in each four"):
+        SemiStructuredLinear.from_dense(nn.Linear(64, 32).half())
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_convolutions_stay_and_say_why() -> None:
+    conv = nn.Conv2d(4, 8, 3)
+    with torch.no_grad():
+        conv.weight *= torch.rand(conv.weight.shape) > 0.9
+    fast = cast(nn.Sequential, sc.convert(nn.Sequential(conv).eval(), torch.randn(1, 4, 8, 8), cache=False))
+    assert type(fast[0]) is nn.Conv2d
+    assert sc.explain(fast).rows[0].reason == CONVOLUTIONS_STAY
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chooser, "has_cuda_kernels", lambda: False)
+    fast = sc.convert(model(), torch.randn(2, 128).bfloat16(), cache=False)
+    assert sc.explain(fast).rows[0].reason == "on cuda:0: this build has no CUDA kernels"
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+@pytest.mark.parametrize(("sparsity", "kind"), [(0.4, FragmentLinear), (0.95, DeltaLinear)])
+def test_the_cost_model_goes_by_bytes(sparsity: float, kind: type) -> None:
+    fast = cast(nn.Sequential, sc.convert(model(sparsity)))
+    assert type(fast[0]) is kind
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64, 128, 4096])
+def test_predictions_rise_with_what_is_stored(rows: int) -> None:
+    for name in ("fragment", "delta", "csr"):
+        times = [relative_gpu_time(name, density, rows) for density in (0.05, 0.3, 0.5, 1.0)]
+        assert times == sorted(times)
+        assert times[0] > 0
+    assert relative_gpu_time("dense", 0.5, rows) == 1.0
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_compile_converts_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SetClock({nn.Linear: 10.0, FragmentLinear: 4.0, DeltaLinear: 9.0, SparseLinear: 9.0})
+    monkeypatch.setattr(measure, "device_clock", lambda layer: clock)
+    monkeypatch.setattr(sys.modules[sc.compile.__module__], "is_on_gpu", lambda layer: True)
+    fast = cast(nn.Sequential, sc.compile(model(), torch.randn(4, 128).bfloat16(), cache=False))
+    assert type(fast[0]) is FragmentLinear
+    assert "torch.compile() can fuse" in sc.explain(fast).note
+
+
+def test_devices_are_those_of_the_weight() -> None:
+    assert gpu.device_of(nn.Linear(2, 2, device="meta")).type == "meta"
+    assert gpu.device_of(SparseLinear.from_dense(nn.Linear(2, 2))).type == "cpu"
+    assert not gpu.is_on_gpu(nn.ReLU())
