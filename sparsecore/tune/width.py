@@ -10,8 +10,9 @@ from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call
 from sparsecore.nn.dense import dense_layer
 from sparsecore.tune.cache import TimeCache
+from sparsecore.tune.candidates import candidates, holds_zeros
 from sparsecore.tune.chooser import MARGIN
-from sparsecore.tune.makers import DENSE, candidates, holds_zeros
+from sparsecore.tune.makers import DENSE
 from sparsecore.tune.measure import make_forms, measure_layer
 
 # A vector of the widest CPUs' kernels is 8 or 16 channels; 16 are two steps.
