@@ -119,7 +119,7 @@ def test_fewer_slots_than_steps() -> None:
     packed = make_packed("lookup")
     slots = packed.tensors[4]
     with pytest.raises(RuntimeError, match="invalid lookup weight: step_ptr"):
-        run_raw(packed, tensors=[*packed.tensors[:4], slots[:-1]])
+        run_raw(packed, tensors=[*packed.tensors[:4], slots[:-1], packed.tensors[5]])
 
 
 X, EYE = torch.randn(2, 4), PackedInt8Weight.pack(Int8Weight.from_dense(torch.eye(4)))
