@@ -127,8 +127,8 @@ def on_gpu(weight: Any) -> Any:
 
 def check_packed(csr: Any, label: str) -> list[str | None]:
     """The fragment and the delta format, for all numbers of bits; their outputs twice."""
-    from sparsecore.cuda_ops import expand_delta, expand_fragment, spmm_delta, spmm_fragment
     from sparsecore.formats import DeltaWeight, FragmentWeight
+    from sparsecore.ops.cuda import expand_delta, expand_fragment, spmm_delta, spmm_fragment
 
     int8 = csr.to(torch.float32).quantize()
     forms = {
@@ -176,8 +176,8 @@ def check_csr(csr: Any, label: str) -> list[str | None]:
 
 def check_int8(csr: Any, label: str) -> list[str | None]:
     """Sparse and dense int8 against exact sums: with scales of 1 and an output in float32 they are equal."""
-    from sparsecore.cuda_ops import linear_int8_rows, spmm_fragment_int8
     from sparsecore.formats import FragmentWeight
+    from sparsecore.ops.cuda import linear_int8_rows, spmm_fragment_int8
 
     problems: list[str | None] = []
     N, K = csr.shape
@@ -248,7 +248,7 @@ def dense_calls(layer: Layer) -> list[Call]:
 
 
 def fragment_calls(layer: Layer, name: str) -> list[Call]:
-    from sparsecore.cuda_ops import spmm_fragment
+    from sparsecore.ops.cuda import spmm_fragment
 
     weight = layer.packed[name]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
@@ -256,7 +256,7 @@ def fragment_calls(layer: Layer, name: str) -> list[Call]:
 
 
 def expand_calls(layer: Layer) -> list[Call]:
-    from sparsecore.cuda_ops import expand_fragment
+    from sparsecore.ops.cuda import expand_fragment
 
     weight = layer.packed["fragment16"]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
@@ -264,7 +264,7 @@ def expand_calls(layer: Layer) -> list[Call]:
 
 
 def delta_calls(layer: Layer, name: str) -> list[Call]:
-    from sparsecore.cuda_ops import spmm_delta
+    from sparsecore.ops.cuda import spmm_delta
 
     weight = layer.packed[name]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
@@ -273,7 +273,7 @@ def delta_calls(layer: Layer, name: str) -> list[Call]:
 
 def sparse_int8_calls(layer: Layer) -> list[Call]:
     """int8 times int8 without the zeros; x is quantized before."""
-    from sparsecore.cuda_ops import quantize_rows, spmm_fragment_int8
+    from sparsecore.ops.cuda import quantize_rows, spmm_fragment_int8
 
     weight = layer.packed["fragment8"]
     x, x_scale = quantize_rows(layer.x)
@@ -283,7 +283,7 @@ def sparse_int8_calls(layer: Layer) -> list[Call]:
 
 def own_int8_calls(layer: Layer) -> list[Call]:
     """The dense int8 kernel; x is quantized before."""
-    from sparsecore.cuda_ops import linear_int8_rows, quantize_rows
+    from sparsecore.ops.cuda import linear_int8_rows, quantize_rows
 
     weight, scale = quantize_rows(layer.dense)
     x, x_scale = quantize_rows(layer.x)

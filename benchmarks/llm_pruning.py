@@ -6,7 +6,7 @@ Training: docstrings and comments of the standard library of the Python that run
 byte-level BPE. The model and its tokenizer are made once and kept in WORK_FOLDER; that takes about 20 minutes on one
 core. Pruning: `sparsecore.prune.prune_pretrained`, calibrated on windows of the training text that the seed chooses.
 Perplexity is per token, in windows of the validation modules, as long as those of the training. Speed: batch 1 x 128
-tokens, float32, all models in one interleaved run.
+tokens, float32, all models in one interleaved run. When Wanda is better than magnitude: `wanda_conditions.py`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from sparsecore.prune import prune_pretrained
 
 VOCABULARY, LENGTH, BATCH = 2048, 128, 8
 WARMUP_STEPS, LEARNING_RATE = 80, 2e-3
+MODEL = "model"
 TRAINING, TRAIN_IDS, VALIDATION_IDS = "training.json", "train.npy", "validation.npy"
 CONFIG: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -77,18 +78,24 @@ def train_model(folder: Path, steps: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / TRAIN_IDS, train_ids.numpy())
     np.save(folder / VALIDATION_IDS, validation_ids.numpy())
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer).save_pretrained(folder / "model")
-    model.save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer).save_pretrained(folder / MODEL)
+    model.save_pretrained(folder / MODEL)
     (folder / TRAINING).write_text(json.dumps(training) + "\n")
 
 
-def train(model: Any, ids: Tensor, steps: int) -> float:
+def train(model: Any, ids: Tensor, steps: int, decay_gains: bool = True) -> float:
     """Train on random windows of the text: AdamW, a linear warm-up, then a cosine down to a tenth.
 
     Returns:
         Mean loss of the last 100 steps.
     """
-    optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    parameters = list(model.parameters())
+    gains = [parameter for parameter in parameters if parameter.ndim == 1]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": gains} if decay_gains else {"params": gains, "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
     def learning_rate(step: int) -> float:
         if step < WARMUP_STEPS:
@@ -140,18 +147,25 @@ def perplexity(model: nn.Module, ids: Tensor) -> float:
     return math.exp(total / ids[:, 1:].numel())
 
 
+def validation_windows(folder: Path) -> Tensor:
+    """Windows of the validation text's tokens, spread over it, ``[EVALUATION_WINDOWS, LENGTH]``."""
+    ids = torch.from_numpy(np.load(folder / VALIDATION_IDS))
+    windows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    return windows[:: len(windows) // EVALUATION_WINDOWS][:EVALUATION_WINDOWS]
+
+
 def unigram_perplexity(train_ids: Tensor, ids: Tensor) -> float:
     """Perplexity of the same tokens by their frequencies in the training text, each seen once more."""
     counts = torch.bincount(train_ids, minlength=VOCABULARY).double() + 1
     return math.exp(-float((counts / counts.sum()).log()[ids[:, 1:]].mean()))
 
 
-def pruned_folder(folder: Path, method: str, sparsity: float, seed: int) -> Path:
-    """Prune the model, unless that was done before."""
-    out = folder / f"{method}-{sparsity}-seed{seed}"
+def pruned_folder(folder: Path, method: str, sparsity: float, seed: int, model: str = MODEL) -> Path:
+    """Prune a model of the folder, unless that was done before."""
+    out = folder / f"{'' if model == MODEL else f'{model}-'}{method}-{sparsity}-seed{seed}"
     data = None if method == "magnitude" else folder / TRAIN_IDS
     prune_pretrained(
-        folder / "model",
+        folder / model,
         out,
         sparsity,
         criterion=method,
@@ -163,15 +177,17 @@ def pruned_folder(folder: Path, method: str, sparsity: float, seed: int) -> Path
     return out
 
 
-def measure_perplexities(folder: Path, ids: Tensor, seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+def measure_perplexities(
+    folder: Path, ids: Tensor, seeds: Sequence[int], model: str = MODEL, sparsities: Sequence[float] = SPARSITIES
+) -> dict[str, dict[str, list[float]]]:
     """Perplexity by method and sparsity, one for each seed; magnitude's is the same for all."""
     found: dict[str, dict[str, list[float]]] = {}
     for method in METHODS:
-        for sparsity in SPARSITIES:
+        for sparsity in sparsities:
             values = []
             for seed in seeds if method != "magnitude" else seeds[:1]:
                 print(f"{method}, {sparsity:.0%}, seed {seed}", file=sys.stderr, flush=True)
-                values.append(perplexity(Logits(pruned_folder(folder, method, sparsity, seed)), ids))
+                values.append(perplexity(Logits(pruned_folder(folder, method, sparsity, seed, model)), ids))
             found.setdefault(method, {})[f"{sparsity:.0%}"] = values * (len(seeds) // len(values))
     return found
 
@@ -179,7 +195,7 @@ def measure_perplexities(folder: Path, ids: Tensor, seeds: Sequence[int]) -> dic
 @torch.no_grad()
 def measure_speed(folder: Path, ids: Tensor, seed: int) -> dict[str, Any]:
     """Time the dense model in PyTorch, compiled, and pruned by SparseGPT and compiled, in one interleaved run."""
-    dense = Logits(folder / "model")
+    dense = Logits(folder / MODEL)
     models = {"dense, PyTorch": dense, "dense, compiled": sc.compile(dense, (ids,), cache=False)}
     differences = {"dense, compiled": relative_difference(models["dense, compiled"](ids), dense(ids))}
     for sparsity in SPARSITIES:
@@ -287,10 +303,8 @@ def main() -> None:
     if not (folder / TRAINING).is_file():
         train_model(folder, arguments.steps, seed=0)
 
-    train_ids, validation_ids = (torch.from_numpy(np.load(folder / name)) for name in (TRAIN_IDS, VALIDATION_IDS))
-    windows = validation_ids[: len(validation_ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    windows = windows[:: len(windows) // EVALUATION_WINDOWS][:EVALUATION_WINDOWS]
-    dense = Logits(folder / "model")
+    train_ids, windows = torch.from_numpy(np.load(folder / TRAIN_IDS)), validation_windows(folder)
+    dense = Logits(folder / MODEL)
     seeds = list(range(arguments.seeds))
     report: dict[str, Any] = {
         "machine": machine(),

@@ -9,7 +9,7 @@ falling to 0 on a cosine, and masks attached where it is sparse:
 - float32, fine-tuned: without quantization.
 - int8 and 4 bits: weights per output channel, activations per tensor (static), BatchNorm folded. Without training:
   calibrated on 256 training images (min-max); with it: quantization-aware from the same ranges. 4-bit activations are
-  simulated, for there is no kernel; int8 runs in the int8 layers.
+  simulated, for there is no kernel; int8 runs in the int8 layers. `qat_four_bits.py` tries other ways to train 4 bits.
 - k-means: every layer's weights that are not zero share 2^bits values; with centroid training and without.
 - binary: signs times the mean magnitude of the row, in training by sign or drawn; without a scale, +-1, where a
   BatchNorm follows. ternary: TWN and TTQ. The results are plain weights of two values per row or three per layer.

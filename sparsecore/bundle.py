@@ -45,6 +45,8 @@ from sparsecore.errors import BundleError
 
 FORMAT = "sparsecore-bundle"
 VERSION = "1"
+# By the format in a file's metadata.
+_READERS = {FORMAT: "sparsecore.load()", "sparsecore-deep-compression": "sparsecore.load_compressed()"}
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,13 @@ def read_tensors(path: Path, format: str, version: str, writer: str) -> tuple[di
     Raises:
         BundleError: Not such a file, of another version, or damaged.
     """
+    if path.is_dir():
+        raise BundleError(f"expected a file that {writer} wrote, got a folder")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != format:
-                raise BundleError(f"expected a file that {writer} wrote, got other safetensors")
+                raise BundleError(f"expected a file that {writer} wrote, got {_what_it_is(metadata)}")
             if metadata.get("version") != version:
                 raise BundleError(
                     f"expected {format} version {version}, got {metadata.get('version')!r}; "
@@ -162,6 +166,12 @@ def read_tensors(path: Path, format: str, version: str, writer: str) -> tuple[di
     if _digest(metadata, tensors) != metadata.get("sha256"):
         raise BundleError("the checksum does not match: the file is damaged; save it again")
     return tensors, metadata
+
+
+def _what_it_is(metadata: Mapping[str, str]) -> str:
+    """Name another kind of file, and what reads it."""
+    reader = _READERS.get(metadata.get("format", ""))
+    return f"one that {reader} reads" if reader else "other safetensors"
 
 
 def header_bytes(path: Path) -> int:

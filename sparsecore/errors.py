@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+import torch
 
 
 class SparsecoreError(Exception):
@@ -29,8 +32,32 @@ class ModelError(SparsecoreError, ValueError):
     """The name of a model means nothing, or its weights or input do not fit."""
 
 
+class RecipeError(SparsecoreError, ValueError):
+    """A recipe is wrong; the message begins with file, line and column."""
+
+
+class CheckpointError(SparsecoreError, ValueError):
+    """A checkpoint is damaged, or belongs to another recipe or model."""
+
+
 class MissingExtraError(SparsecoreError, ImportError):
     """A library of an optional extra is not installed."""
+
+
+def require_module(model: Any, what: str = "") -> None:
+    """Raise TypeError for anything but a torch.nn.Module; ``what`` it is, for the message."""
+    if not isinstance(model, torch.nn.Module):
+        expected = f"{what} as a torch.nn.Module" if what else "a torch.nn.Module"
+        raise TypeError(f"expected {expected}, got {type(model).__name__}; pass the model itself")
+
+
+def require_generator(generator: Any) -> None:
+    """Raise TypeError for anything but a torch.Generator or None."""
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"expected a torch.Generator or None, got {type(generator).__name__}; for a seed pass "
+            "torch.Generator().manual_seed(seed)"
+        )
 
 
 def require_extra(module: str, extra: str) -> ModuleType:

@@ -14,7 +14,7 @@ from sparsecore import bundle
 from sparsecore import nn as compressed
 from sparsecore._native import _C
 from sparsecore.bundle import Bundle
-from sparsecore.errors import BundleError, UnsupportedError
+from sparsecore.errors import BundleError, UnsupportedError, require_module
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.io_compiled import WRONG_MODEL, describe, rebuild
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
@@ -79,6 +79,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
           (0): SparseLinear(in_features=4, out_features=2, nnz=8, sparsity=0.000, bias=True)
         )
     """
+    require_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if name and isinstance(module, CompiledModule):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecore.atomic import replacing
+from sparsecore.atomic import replacing, require_place
 
 
 def names(folder: Path) -> list[str]:
@@ -25,6 +25,18 @@ def test_permissions_are_those_of_a_new_file(tmp_path: Path) -> None:
     with replacing(tmp_path / "a") as new:
         new.chmod(0o600)
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    require_place(tmp_path / "a")
+    (tmp_path / "a").touch()
+    require_place(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "b" / "c", FileNotFoundError)):
+        with pytest.raises(error, match=str(path)):
+            require_place(path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        require_place(tmp_path / "a" / "b")
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsecore.cost import count_multiply_adds
+from sparsecore.cost import count_by_layer, count_multiply_adds
 
 
 def test_layers_by_their_formulas() -> None:
@@ -29,3 +29,28 @@ def test_the_model_stays_as_it_is() -> None:
     count_multiply_adds(model, torch.randn(3, 4))
     assert model.training
     assert model[1].num_batches_tracked == 0
+
+
+def test_every_call_of_a_layer_counts() -> None:
+    """Twice called, under two names, not called; on one sample, whose product is a matrix times a vector."""
+    layer, unused = nn.Linear(4, 4), nn.Linear(4, 4)
+    model = nn.ModuleDict({"first": layer, "again": layer, "unused": unused})
+    model.forward = lambda x: layer(layer(x))  # type: ignore[method-assign]
+    for x, count in ((torch.ones(3, 4), 96), (torch.ones(4), 32)):
+        assert count_by_layer(model, (x,), dict(model.items())) == {"first": count}
+        assert count_multiply_adds(model, (x,)) == count
+    assert count_by_layer(nn.Linear(4, 2, bias=False), torch.ones(4), {}) == {}
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
+def test_layers_and_attention_add_up() -> None:
+    """On shapes alone, with PyTorch's fast path for inference, which calls no layer."""
+    B, L, E, F = 2, 5, 8, 16
+    block = nn.TransformerEncoderLayer(E, 2, F, batch_first=True).eval()
+    layers = {name: module for name, module in block.named_modules() if type(module) is nn.Linear}
+    for device in ("cpu", "meta"):
+        counted = count_by_layer(block.to(device), torch.zeros(B, L, E, device=device), layers)
+        assert counted == {"linear1": B * L * E * F, "linear2": B * L * E * F}
+        whole = count_multiply_adds(block, torch.zeros(B, L, E, device=device))
+        assert whole == sum(counted.values()) + B * (4 * L * E * E + 2 * L * L * E)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sparsecore._native import raw
-from sparsecore.cuda_ops import linear_int8_rows, quantize_rows, spmm_fragment_int8
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats import CsrWeight, FragmentWeight
+from sparsecore.ops.cuda import linear_int8_rows, quantize_rows, spmm_fragment_int8
 
 
 def int8_weight() -> FragmentWeight:

@@ -1,7 +1,14 @@
 """Importing the package pulls in nothing but its core."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
+from types import ModuleType
+
+import pytest
+
+import sparsecore
 
 EXTRAS = [
     "click",
@@ -40,3 +47,16 @@ def test_forced_isa_is_checked_by_the_import() -> None:
     )
     assert result.returncode != 0
     assert "SPARSECORE_ISA: expected one of scalar" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["prune", "quantize"])
+def test_a_function_has_the_name_of_its_package(name: str) -> None:
+    """Which wins does not depend on what is imported before or after."""
+    package = importlib.import_module(f"sparsecore.{name}")
+    for module in pkgutil.walk_packages(package.__path__, f"sparsecore.{name}."):
+        importlib.import_module(module.name)
+    assert isinstance(package, ModuleType)
+    assert getattr(sparsecore, name) is getattr(package, name)
+    assert callable(getattr(sparsecore, name))
+    for exported in package.__all__:  # as `from sparsecore.prune import Masks` finds it
+        assert hasattr(package, exported)

@@ -178,6 +178,9 @@ def test_kernel_of_another_machine_is_chosen_anew(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        save(None, tmp_path / "none")  # type: ignore[arg-type]
+
     class Custom(SparseLinear):
         pass
 

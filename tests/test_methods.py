@@ -35,6 +35,13 @@ def row(**changes: Any) -> Method:
     return Method(**(fields | changes))
 
 
+def parameters_of(row: Method) -> dict[str, inspect.Parameter]:
+    """The arguments of the entry that have a name of their own."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(row.resolve()).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind not in variadic}
+
+
 # ---- every row ----
 
 
@@ -45,7 +52,7 @@ def test_names_are_unique() -> None:
 
 @every_row
 def test_the_entry_takes_what_the_row_says(row: Method) -> None:
-    parameters = inspect.signature(row.resolve()).parameters
+    parameters = parameters_of(row)
     named = [*row.inputs, *row.fixed, *row.parts, *row.unused, *row.defaults]
     assert set(named) <= parameters.keys()
     assert len(set(named)) == len(named)
@@ -58,9 +65,8 @@ def test_every_option_is_documented(row: Method) -> None:
     names = [option.name for option in row.options]
     assert len(set(names)) == len(names)
     taken = {*row.inputs, *row.fixed, *row.parts, *row.unused}
-    assert [name for name in inspect.signature(row.resolve()).parameters if name not in taken] == [
-        name for name in names if name in inspect.signature(row.resolve()).parameters
-    ]
+    parameters = parameters_of(row)
+    assert [name for name in parameters if name not in taken] == [name for name in names if name in parameters]
     for option in row.options:
         assert option.type
         assert option.description[-1] in ".):"

@@ -17,6 +17,7 @@ from torch.library import opcheck
 import sparsecore
 from sparsecore import _C, CsrWeight, ops
 from sparsecore.formats import BitmapWeight, BlockCsrWeight, PanelWeight
+from sparsecore.ops.shared import pair
 
 raw = torch.ops.sparsecore
 
@@ -89,7 +90,7 @@ def run_conv2d(
 ) -> Tensor:
     """Settings as of a nn.Conv2d; groups only where the format has them."""
     pairs = [
-        ops._pair(settings.get(name, usual))
+        pair(settings.get(name, usual))
         for name, usual in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     ]
     if form == "panel":

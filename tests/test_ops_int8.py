@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from sparsecore import Int8Weight, ops
 from sparsecore.formats import PackedInt8Weight
+from sparsecore.ops.shared import pair
 
 raw = torch.ops.sparsecore
 
@@ -185,7 +186,7 @@ def packing_settings(
 ) -> dict[str, int]:
     """Segments as the layers choose them: rows of the filter where their pixels are neighbours."""
     taps = math.prod(kernel_size)
-    is_by_row = groups == 1 and ops._pair(dilation)[1] == 1
+    is_by_row = groups == 1 and pair(dilation)[1] == 1
     return {"taps": taps, "segments": kernel_size[0] if is_by_row else taps, "groups": groups}
 
 

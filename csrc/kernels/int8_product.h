@@ -6,7 +6,8 @@
 //   kByteOffset: what it takes off the bytes before it multiplies them;
 //   kWidens: it reads the activations of a tile widened to int16, quads side by side, with `offset` to match;
 //   supports(weight); num_offsets(weight); fill_offsets(args, offset): where pieces of K lie, from a position's start;
-//   accumulate<NB, T>(weight, block, x, offset, acc, ld): writes them to acc[position * ld + lane of the NB blocks].
+//   accumulate<NB, T>(weight, block, x, offset, acc, ld): writes them to acc[position * ld + lane of the NB blocks];
+//   put_in_order(place, sums), if it has a fast way: see below.
 #pragma once
 
 #include <cstdint>
@@ -176,6 +177,18 @@ void emit(const Args& args, const Places& places, Range rows, const Sums& sums) 
   });
 }
 
+// sums[r] = sums[place[r]] for the rows of a window.
+template <class Product>
+void put_in_order(const int32_t* place, int32_t* sums) {
+  if constexpr (requires { Product::put_in_order(place, sums); }) {
+    Product::put_in_order(place, sums);
+  } else {
+    int32_t stored[kLookupWindow];
+    for (int64_t r = 0; r < kLookupWindow; ++r) stored[r] = sums[r];
+    for (int64_t r = 0; r < kLookupWindow; ++r) sums[r] = stored[place[r]];
+  }
+}
+
 template <class S, class Product>
 struct Int8Kernel {
   using Args = typename Product::Args;
@@ -192,10 +205,11 @@ struct Int8Kernel {
                          tiles.size() * kTilePositions * args.weight.cols <= kActivationsInCache;
     Places places;
     if (keeps_x) {  // rows of y are far apart: each is written from end to end
-      for (int64_t block = blocks.begin; block < blocks.end; block += Product::kBlocks) {
+      for (int64_t block = blocks.begin, next = 0; block < blocks.end; block = next) {
+        next = smaller(end_of_group(args.weight, block), blocks.end);
         for (int64_t t = tiles.begin; t < tiles.end; ++t) {
           locate(args.x, t * kTilePositions, places);
-          run_group(args, {block, smaller(block + Product::kBlocks, blocks.end)}, places, offset);
+          run_group(args, {block, next}, places, offset);
         }
       }
       return;
@@ -227,8 +241,25 @@ struct Int8Kernel {
     }
   }
 
+  // Blocks up to here leave together.
+  static int64_t end_of_group(const decltype(Args::weight)& weight, int64_t block) {
+    if constexpr (requires { weight.row_place; }) {
+      if (weight.row_place != nullptr) return (block / weight.window_blocks() + 1) * weight.window_blocks();
+    }
+    return block + Product::kBlocks;
+  }
+
   static void run_group(const Args& args, Range blocks, const Places& places, const int64_t* offset) {
     int64_t block = blocks.begin;
+    if constexpr (requires { args.weight.row_place; }) {
+      if (args.weight.row_place != nullptr) {
+        for (int64_t next = 0; block < blocks.end; block = next) {
+          next = smaller(end_of_group(args.weight, block), blocks.end);
+          run_window(args, {block, next}, places, offset);
+        }
+        return;
+      }
+    }
     for (; block + Product::kBlocks <= blocks.end; block += Product::kBlocks) {
       run_blocks<Product::kBlocks>(args, block, places, offset);
     }
@@ -240,29 +271,69 @@ struct Int8Kernel {
     const int64_t lanes = args.weight.lanes, ld = NB * lanes;
     const Range rows{block * lanes, smaller((block + NB) * lanes, args.weight.rows)};
     alignas(64) int32_t acc[kTilePositions * kMaxTileRows], zero[kMaxTileRows] = {};
-    for (int64_t lane = 0; lane < rows.size(); ++lane) {
-      const uint32_t sum = static_cast<uint32_t>(args.weight_sum[rows.begin + lane]);
-      zero[lane] = static_cast<int32_t>(static_cast<uint32_t>(args.x.zero_point - Product::kByteOffset) * sum);
+    zero_sums(args, rows, zero);
+    accumulate_all<NB>(args, block, places, offset, acc, ld);
+    emit<S>(args, places, rows, {acc, ld, zero});
+  }
+
+  // Blocks of one window, whose rows are put in order on the way to y.
+  static void run_window(const Args& args, Range blocks, const Places& places, const int64_t* offset) {
+    constexpr int64_t ld = kLookupWindow;
+    const int64_t lanes = args.weight.lanes, window = blocks.begin / args.weight.window_blocks();
+    const int64_t first_block = window * args.weight.window_blocks();
+    const Range rows{window * ld, smaller((window + 1) * ld, args.weight.rows)};
+    alignas(64) int32_t acc[kTilePositions * ld], zero[ld] = {}, place[ld] = {};
+    zero_sums(args, rows, zero);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      accumulate_all<1>(args, block, places, offset, acc + (block - first_block) * lanes, ld);
     }
+    for (int64_t i = 0; i < rows.size(); ++i) place[i] = args.weight.row_place[rows.begin + i];
+    for (int i = 0; i < places.count; ++i) put_in_order<Product>(place, acc + i * ld);
+    const auto emit_part = [&](int64_t at, int64_t count) {
+      const Range part{rows.begin + at, rows.begin + at + count};
+      emit<S>(args, places, part, {acc + at, ld, zero + at});
+    };
+    if (blocks.begin == first_block && divide_up(rows.size(), lanes) == blocks.size()) {
+      for (int64_t at = 0; at < rows.size(); at += kMaxTileRows) {
+        emit_part(at, smaller(kMaxTileRows, rows.size() - at));
+      }
+      return;
+    }
+    for (int64_t at = 0; at < rows.size(); ++at) {  // where threads share a window
+      const int64_t block = first_block + place[at] / lanes;
+      if (blocks.begin <= block && block < blocks.end) emit_part(at, 1);
+    }
+  }
+
+  // What the zero point of the activations adds to the sums of the rows.
+  static void zero_sums(const Args& args, Range rows, int32_t* zero) {
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      const uint32_t sum = static_cast<uint32_t>(args.weight_sum[rows.begin + i]);
+      zero[i] = static_cast<int32_t>(static_cast<uint32_t>(args.x.zero_point - Product::kByteOffset) * sum);
+    }
+  }
+
+  // NB blocks, all positions of a tile.
+  template <int NB>
+  static void accumulate_all(const Args& args, int64_t block, const Places& places, const int64_t* offset, int32_t* acc,
+                             int64_t ld) {
     int i = 0;
     for (; i + Product::kPositions <= places.count; i += Product::kPositions) {
       Product::template accumulate<NB, Product::kPositions>(args.weight, block, places.x + i, offset, acc + i * ld, ld);
     }
-    run_rest<NB, Product::kPositions / 2>(args, block, places, offset, acc, i);
-    emit<S>(args, places, rows, {acc, ld, zero});
+    accumulate_rest<NB, Product::kPositions / 2>(args, block, places, offset, acc, ld, i);
   }
 
   // The last positions, in halves of what is left.
   template <int NB, int T>
-  static void run_rest(const Args& args, int64_t block, const Places& places, const int64_t* offset, int32_t* acc,
-                       int i) {
+  static void accumulate_rest(const Args& args, int64_t block, const Places& places, const int64_t* offset,
+                              int32_t* acc, int64_t ld, int i) {
     if constexpr (T > 0) {
-      const int64_t ld = NB * args.weight.lanes;
       if (i + T <= places.count) {
         Product::template accumulate<NB, T>(args.weight, block, places.x + i, offset, acc + i * ld, ld);
         i += T;
       }
-      run_rest<NB, T / 2>(args, block, places, offset, acc, i);
+      accumulate_rest<NB, T / 2>(args, block, places, offset, acc, ld, i);
     }
   }
 };

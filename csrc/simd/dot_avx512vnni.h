@@ -31,6 +31,24 @@ struct DotVnni {
   }
   // vpdpbusd adds four products in int32: nothing saturates.
   static SPARSECORE_INLINE Sum multiply_add(Sum sum, Bytes a, Bytes w) { return _mm512_dpbusd_epi32(sum, a, w); }
+
+  // sums[r] = sums[place[r]], of 128.
+  static void put_in_order(const int32_t* place, int32_t* sums) {
+    __m512i from[8];
+    SPARSECORE_UNROLL
+    for (int i = 0; i < 8; ++i) from[i] = _mm512_loadu_si512(sums + 16 * i);
+    for (int i = 0; i < 8; ++i) {
+      const __m512i index = _mm512_loadu_si512(place + 16 * i);
+      const __mmask16 is_odd = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+      const __mmask16 is_high = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
+      __m512i of_32[4];
+      SPARSECORE_UNROLL
+      for (int j = 0; j < 4; ++j) of_32[j] = _mm512_permutex2var_epi32(from[2 * j], index, from[2 * j + 1]);
+      const __m512i low = _mm512_mask_mov_epi32(of_32[0], is_odd, of_32[1]);
+      const __m512i high = _mm512_mask_mov_epi32(of_32[2], is_odd, of_32[3]);
+      _mm512_storeu_si512(sums + 16 * i, _mm512_mask_mov_epi32(low, is_high, high));
+    }
+  }
 };
 
 }  // namespace

@@ -96,7 +96,7 @@ Groups<BitmapInt8View> packed_weight(const std::vector<Tensor>& tensors, const s
 template <>
 Groups<LookupView> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
   auto weight = shape_of_weight<LookupView>(sizes);
-  check_count(tensors, 5);
+  check_count(tensors, 6);
   LookupView& view = weight.first;
   const int64_t blocks = weight.count * view.num_blocks();
   view.entry_ptr = packed_tensor(tensors, 0, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
@@ -108,6 +108,10 @@ Groups<LookupView> packed_weight(const std::vector<Tensor>& tensors, const std::
   check_tensor(tensors[4], "slots", ScalarType::Byte, 1);
   view.num_steps = tensors[4].numel() / (2 * view.quad_bytes());
   view.slots = tensors[4].const_data_ptr<uint8_t>();
+  check_tensor(tensors[5], "row_place", ScalarType::Byte, 1);
+  if (tensors[5].numel() > 0) {
+    view.row_place = packed_tensor(tensors, 5, ScalarType::Byte, weight.count * view.rows).const_data_ptr<uint8_t>();
+  }
   return weight;
 }
 
@@ -123,6 +127,7 @@ BitmapInt8View group_of(BitmapInt8View view, int64_t group) {
 LookupView group_of(LookupView view, int64_t group) {
   view.entry_ptr += group * view.num_blocks();
   view.step_ptr += group * view.num_blocks();
+  if (view.row_place != nullptr) view.row_place += group * view.rows;
   return view;
 }
 

@@ -65,6 +65,7 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 1000,
     warmup: int = 2,
+    before: Callable[[], object] | None = None,
     progress: Callable[[float], None] | None = None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Timing]:
@@ -80,6 +81,7 @@ def interleave(
         min_rounds: Rounds at least, however long they take.
         max_rounds: Rounds at most; wins over ``min_time_s``.
         warmup: Calls per candidate that are not counted; at least one is made.
+        before: Called before every call and not counted; a sample is one call then.
         progress: Called after every round with the share done, from 0 to 1.
         clock_ns: A monotonic clock in nanoseconds.
 
@@ -101,9 +103,13 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     with _garbage_collector_off():
         calls = {name: _warm_up(call, warmup, clock_ns) for name, call in candidates.items()}
+        if before is not None:
+            calls = dict.fromkeys(calls, 1)
         start = clock_ns()
         for done, order in zip(range(max_rounds), _orders(candidates), strict=False):
             for name in order:
+                if before is not None:
+                    before()
                 elapsed_ns = _elapsed_ns(candidates[name], calls[name], clock_ns)
                 samples[name].append(elapsed_ns / calls[name] / 1e3)
             share = _share_done(done + 1, min_rounds, max_rounds, (clock_ns() - start) / 1e9, min_time_s)

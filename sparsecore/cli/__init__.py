@@ -16,6 +16,7 @@ from sparsecore.cli.common import (
     threads_option,
     write_json,
 )
+from sparsecore.cli.compress import compress
 from sparsecore.cli.kernels import kernels
 from sparsecore.cli.methods import methods
 from sparsecore.cli.models import bench, explain
@@ -79,6 +80,7 @@ def demo(out: Path, threads: int | None, seed: int, json_file: str | None) -> No
 
 
 cli.add_command(bench)
+cli.add_command(compress)
 cli.add_command(explain)
 cli.add_command(kernels)
 cli.add_command(methods)

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore import bundle
+from sparsecore.atomic import require_place
 from sparsecore.deep_compression.record import pack_best, read_record, write_record
 from sparsecore.deep_compression.report import CompressedReport, WeightBytes
-from sparsecore.errors import BundleError, FormatError, UnsupportedError, require_extra
+from sparsecore.errors import BundleError, FormatError, UnsupportedError, require_extra, require_module
 from sparsecore.formats import CodebookWeight
 from sparsecore.formats.check import FLOAT_DTYPES
-from sparsecore.formats.codebook import find_entries
+from sparsecore.formats.codebook import MAX_BITS, find_entries
 from sparsecore.io import built
 from sparsecore.io_compiled import WRONG_MODEL
 from sparsecore.nn import CodebookLinear, CompressedModule, put_layer
@@ -70,7 +71,9 @@ def save_compressed(
     Raises:
         FormatError: A weight has too many different values, or is NaN or infinite.
         UnsupportedError: The model has layers on compressed weights already, or tensors that cannot be stored.
-        ValueError: A name means nothing in the model.
+        ValueError: A name means nothing in the model, or ``gap_bits`` is out of range.
+        TypeError: The model is no module.
+        OSError: The file cannot be written: its folder is missing, it is a folder itself, or not writable.
 
     Reference:
         Han, Mao and Dally, Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
@@ -90,6 +93,8 @@ def save_compressed(
         True
     """
     path = Path(path)
+    require_module(model)
+    require_place(path)
     weights = _weights(model, exclude)
     widths = _widths(weights, gap_bits)
     tensors, aliases = bundle.stored_once(_state(model))
@@ -127,6 +132,7 @@ def load_compressed(
     Raises:
         BundleError: Not such a file, another version, damaged, or of another model. What model_fn built is unchanged
             then.
+        FileNotFoundError: There is no such file.
 
     Example:
         >>> import tempfile
@@ -176,6 +182,9 @@ def _weights(model: nn.Module, exclude: Selector | Iterable[Selector]) -> dict[s
 
 
 def _widths(weights: Mapping[str, PrunableWeight], gap_bits: int | Mapping[str, int] | None) -> dict[str, int | None]:
+    for width in gap_bits.values() if isinstance(gap_bits, Mapping) else [gap_bits]:
+        if width is not None and (type(width) is not int or not 1 <= width <= MAX_BITS):
+            raise ValueError(f"gap_bits: expected 1 to {MAX_BITS}, or None, got {width!r}")
     if not isinstance(gap_bits, Mapping):
         return dict.fromkeys(weights, gap_bits)
     if unknown := gap_bits.keys() - weights.keys():

@@ -193,14 +193,65 @@ def _unpack_bitmap(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
     return _unpack_int8([blocks], shape)
 
 
-# --- lookup: entry_ptr, step_ptr, entry_group, entry_steps, slots ---
+# --- lookup: entry_ptr, step_ptr, entry_group, entry_steps, slots, row_place ---
+
+# Rows that change places among each other: kLookupWindow in csrc's views.h. Of all rows together would save a few
+# percent more; 64 would lose ten.
+WINDOW = 128
+# Putting outputs back in order takes about as long as this share of the steps of K = 768.
+WORTH_ORDERING = 0.9
 
 
 def _pack_lookup(q: Tensor, shape: Shape) -> list[Tensor]:
     settings = (shape.segments, shape.lanes, shape.table, shape.has_safe_pairs)
-    parts = [raw.pack_lookup(part.contiguous(), *settings) for part in q.chunk(shape.groups)]
+    rows = q.chunk(shape.groups)
+    order = _row_order(q, shape)
+    if order is not None:
+        rows = q[order].chunk(shape.groups)
+    parts = [raw.pack_lookup(part.contiguous(), *settings) for part in rows]
     entry_ptr, step_ptr, *rest = zip(*parts, strict=True)
-    return [_joined(entry_ptr), _joined(step_ptr), *map(torch.cat, rest)]
+    row_place = torch.empty(0, dtype=torch.uint8) if order is None else _places(order, shape)
+    return [_joined(entry_ptr), _joined(step_ptr), *map(torch.cat, rest), row_place]
+
+
+def _row_order(q: Tensor, shape: Shape) -> Tensor | None:
+    """Rows with as many non-zeros next to each other, inside of windows; None if that saves too few steps."""
+    if q.numel() == 0:
+        return None
+    nnz = q.count_nonzero(1)
+    rows = shape.N // shape.groups
+    row = torch.arange(shape.N)
+    window = row // rows * rows + row % rows // WINDOW
+    order = row[torch.argsort(-nnz, stable=True)]
+    order = order[torch.argsort(window[order], stable=True)]
+    is_better = _num_steps(q[order], shape) <= WORTH_ORDERING * _num_steps(q, shape)
+    return order if is_better else None
+
+
+def _num_steps(q: Tensor, shape: Shape) -> int:
+    """Steps that the rows take in this order, but for what safe pairs leave empty."""
+    columns = -(-(shape.K // shape.segments) // shape.table) * shape.table
+    kept = torch.nn.functional.pad((q != 0).view(shape.N, shape.segments, -1), (0, columns - shape.K // shape.segments))
+    counts = kept.view(shape.groups, shape.N // shape.groups, -1, shape.table).sum(3)
+    counts = torch.nn.functional.pad(counts, (0, 0, 0, -counts.shape[1] % shape.lanes))
+    fullest = counts.unflatten(1, (-1, shape.lanes)).amax(2)
+    return int(((fullest + 3) // 4).sum())
+
+
+def _places(order: Tensor, shape: Shape) -> Tensor:
+    """Where in its window each row is stored."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(shape.N)
+    return (place % (shape.N // shape.groups) % WINDOW).to(torch.uint8)
+
+
+def _from_places(q: Tensor, row_place: Tensor, shape: Shape) -> Tensor:
+    """Rows of the weight from those that are stored."""
+    if len(row_place) == 0:
+        return q
+    rows = shape.N // shape.groups
+    row = torch.arange(shape.N)
+    return q[row - row % rows % WINDOW + row_place]
 
 
 def _joined(pointers: Sequence[Tensor]) -> Tensor:
@@ -212,9 +263,11 @@ def _joined(pointers: Sequence[Tensor]) -> Tensor:
 
 
 def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+    *stored, row_place = tensors
+    none = row_place[:0]
     if shape.groups == 1:
-        return raw.unpack_lookup(list(tensors), shape.sizes)
-    entry_ptr, step_ptr, entry_group, entry_steps, slots = tensors
+        return _from_places(raw.unpack_lookup([*stored, none], shape.sizes), row_place, shape)
+    entry_ptr, step_ptr, entry_group, entry_steps, slots = stored
     rows = shape.N // shape.groups
     blocks = shape.blocks // shape.groups
     sizes = [rows, *shape.sizes[1:5], 1, int(shape.has_safe_pairs)]
@@ -225,8 +278,8 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
         entry_range = slice(int(entries[0]), int(entries[-1]))
         slot_range = slice(*(8 * shape.lanes * int(step) for step in (steps[0], steps[-1])))
         part = [entries - entries[0], steps - steps[0], entry_group[entry_range], entry_steps[entry_range]]
-        parts.append(raw.unpack_lookup([*part, slots[slot_range]], sizes))
-    return torch.cat(parts)
+        parts.append(raw.unpack_lookup([*part, slots[slot_range], none], sizes))
+    return _from_places(torch.cat(parts), row_place, shape)
 
 
 _Pack = Callable[[Tensor, Shape], list[Tensor]]

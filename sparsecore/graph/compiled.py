@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from sparsecore.errors import UnsupportedError
 from sparsecore.graph.capture import MAX_SIZE, Captured, Dimension, Input
 from sparsecore.graph.program import Program
+from sparsecore.graph.slices import SlicedProgram, Slices, are_samples_independent, plan_slices
 
 # Each holds the activations of one pass; the least recently used one goes.
 MAX_PROGRAMS = 4
@@ -39,7 +40,8 @@ class CompiledModule(nn.Module):
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
         self._layout = captured.layout
-        self._programs: OrderedDict[Any, Program] = OrderedDict()
+        self._programs: OrderedDict[Any, Program | SlicedProgram] = OrderedDict()
+        self._has_independent_samples: bool | None = None  # not tried yet
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -56,7 +58,7 @@ class CompiledModule(nn.Module):
                 outputs = self.run_tensors(tensors)
         return pytree.tree_unflatten(list(outputs), self._out_spec)
 
-    def program_for(self, tensors: Sequence[Tensor]) -> Program:
+    def program_for(self, tensors: Sequence[Tensor]) -> Program | SlicedProgram:
         """The program for inputs of these shapes, recorded if it is the first time."""
         key = (torch.get_num_threads(), *(x.shape for x in tensors))
         program = self._programs.get(key)
@@ -80,8 +82,24 @@ class CompiledModule(nn.Module):
         outputs = program.try_run([x if x.is_contiguous() else x.contiguous() for x in tensors])
         return self.graph_module(*tensors) if outputs is None else outputs
 
-    def _record(self, key: Any, tensors: Sequence[Tensor]) -> Program:
-        program = Program(self.graph_module, tensors)
+    def slices_for(self, tensors: Sequence[Tensor]) -> Slices | None:
+        """How a batch of these shapes is cut into slices; None if it runs at once."""
+        batches = {entry.shape[:1] for entry in self._inputs if entry.dtype is not None}
+        sizes = {x.shape[:1] for x in tensors}
+        is_free = len(batches) == 1 and all(d and isinstance(d[0].size, str) and d[0].least <= 1 for d in batches)
+        if not is_free or len(sizes) != 1 or tensors[0].shape[0] < 2:
+            return None
+        slices = plan_slices(self.graph_module, tensors)
+        if slices is not None and self._has_independent_samples is None:
+            self._has_independent_samples = are_samples_independent(self.graph_module, tensors)
+        return slices if self._has_independent_samples else None
+
+    def _record(self, key: Any, tensors: Sequence[Tensor]) -> Program | SlicedProgram:
+        slices = self.slices_for(tensors)
+        if slices is None:
+            program: Program | SlicedProgram = Program(self.graph_module, tensors)
+        else:
+            program = SlicedProgram(self.graph_module, tensors, slices)
         self._programs[key] = program
         while len(self._programs) > MAX_PROGRAMS:
             self._programs.popitem(last=False)

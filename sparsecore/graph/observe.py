@@ -7,9 +7,9 @@ control flow depends on its data may do something else on other data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ class Observation:
             return None
         makers = [m for m, made in self._outputs.items() if any(id(y) == inputs[0] for y in made)]
         return makers[0] if len(makers) == 1 and len(self._outputs[makers[0]]) == 1 else None
+
+    def cut_batches(self, layers: Iterable[nn.Module], sizes: Sequence[int]) -> None:
+        """Take every call of these layers for one call per slice of its batch, of so many samples each."""
+        for layer in layers:
+            calls = self.calls.get(layer, [])
+            self.calls[layer] = [replace(call, shape=(size, *call.shape[1:])) for call in calls for size in sizes]
 
 
 def observe(model: nn.Module, example_inputs: ExampleInputs, layers: Mapping[str, nn.Module]) -> Observation:

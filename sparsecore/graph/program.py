@@ -117,19 +117,49 @@ def record_layer(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], obj
     return partial(layer, *inputs) if replay is None else partial(replay, inputs)
 
 
+class Plan:
+    """Where a program keeps its values. Runs the graph once to see them.
+
+    Attributes:
+        values: by the node that gives them.
+        offsets: in the buffer, of the values that operations of ours make.
+        num_bytes: of the buffer.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            self.values = _Observer(module).observe(inputs)
+        order = {node: i for i, node in enumerate(module.graph.nodes)}
+        uses = self._last_uses(order)
+        made = [
+            node
+            for node, value in self.values.items()
+            if value.owner is node and value.tensor is not None and _may_record(module, node)
+        ]
+        lifetimes = [Lifetime(self.values[node].num_bytes, order[node], uses[node]) for node in made]
+        offsets, self.num_bytes = plan_memory(lifetimes)
+        self.offsets = dict(zip(made, offsets, strict=True))
+
+    def _last_uses(self, order: Mapping[fx.Node, int]) -> dict[fx.Node, int]:
+        """Owner of memory -> the last node that reads it, by itself or through a view."""
+        last = dict(order)
+        for node, i in order.items():
+            for source in node.all_input_nodes:
+                owner = self.values[source].owner if source in self.values else source
+                last[owner] = max(last[owner], i)
+        return last
+
+
 class _Recorder(fx.Interpreter):
-    """Runs the graph once to see its values, and once more to record it."""
+    """Runs the graph of a plan, and records it."""
 
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         super().__init__(module)
         self.graph = module.graph
-        self.order = {node: i for i, node in enumerate(self.graph.nodes)}
-        with torch.no_grad():
-            self.values = _Observer(module).observe(inputs)
-        self.uses = self._last_uses()
-        offsets, num_bytes = self._plan()
-        self.offsets = offsets
-        self.buffer = new_buffer(num_bytes)
+        plan = Plan(module, inputs)
+        self.values = plan.values
+        self.offsets = plan.offsets
+        self.buffer = new_buffer(plan.num_bytes)
         self.recording: int = raw.recording_new(self.buffer)
         # The program, and what its nodes are in it: a node, or a tensor that stays where it is.
         self.new_graph = fx.Graph()
@@ -147,26 +177,6 @@ class _Recorder(fx.Interpreter):
         for node in [node for node in self.new_graph.nodes if node.op == "get_attr" and not node.users]:
             self.new_graph.erase_node(node)  # what only recorded steps read
         return fx.GraphModule(dict(self.submodules) | self.constants, self.new_graph)
-
-    def _last_uses(self) -> dict[fx.Node, int]:
-        """Owner of memory -> the last node that reads it, by itself or through a view."""
-        last = dict(self.order)
-        for node, i in self.order.items():
-            for source in node.all_input_nodes:
-                owner = self.values[source].owner if source in self.values else source
-                last[owner] = max(last[owner], i)
-        return last
-
-    def _plan(self) -> tuple[dict[fx.Node, int], int]:
-        """Offsets of what operations of ours make."""
-        made = [
-            node
-            for node, value in self.values.items()
-            if value.owner is node and value.tensor is not None and _may_record(self.module, node)
-        ]
-        lifetimes = [Lifetime(self.values[node].num_bytes, self.order[node], self.uses[node]) for node in made]
-        offsets, num_bytes = plan_memory(lifetimes)
-        return dict(zip(made, offsets, strict=True)), num_bytes
 
     # --- fx.Interpreter ---
 

@@ -131,14 +131,19 @@ class Method:
 
     @property
     def example(self) -> str:
-        """The first doctest of the entry's docstring that is about this method, with its imports; "" if none is."""
+        """The first doctest about this method, with its imports; "" if there is none.
+
+        From the docstring of the entry, of its class if it is a method of one, or of a part.
+        """
         parameters = inspect.signature(self.resolve()).parameters
         settings = {**self.fixed, **self.defaults}
         mentioned = [
             *(f"{name}={_start(value)}" for name, value in settings.items() if value != parameters[name].default),
             *(f"{name}={part.partition(':')[2]}(" for name, part in self.parts.items()),
         ]
-        for source in (self.entry, *self.parts.values()):
+        owner = self.entry.rpartition(".")[0]
+        owners = (owner,) if ":" in owner else ()
+        for source in (self.entry, *owners, *self.parts.values()):
             for code in docstrings.examples(inspect.getdoc(import_by_name(source)) or ""):
                 if all(setting in code for setting in mentioned):
                     return _with_imports(code, source)

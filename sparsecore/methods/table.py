@@ -82,6 +82,16 @@ TABLE = (
         parts={"criterion": "sparsecore.prune:SparseGPT"},
     ),
     Method(
+        "pretrained",
+        "pruning",
+        "Prune a transformers language model in a folder block by block, in the memory of one block; can be resumed",
+        "Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023; "
+        "Wanda: Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024",
+        "sparsecore.prune:prune_pretrained",
+        inputs=("model", "out", "data", "progress"),
+        needs=("data",),
+    ),
+    Method(
         "n:m",
         "pruning",
         "Keep the N largest of every M neighbouring inputs: 2:4, 4:16, 8:16",
@@ -286,6 +296,23 @@ TABLE = (
         "sparsecore.deep_compression:load_compressed",
         inputs=("path", "model_fn"),
         fixed={"run_compressed": True},
+    ),
+    Method(
+        "binary-execution",
+        "execution",
+        "Run layers of two weights per row, plus and minus a scale, from 1 bit each; compile() tries it by itself",
+        "Courbariaux et al., BinaryConnect: Training Deep Neural Networks with binary weights during propagations, "
+        "NeurIPS 2015",
+        "sparsecore.nn:BinaryLinear.from_dense",
+        inputs=("dense",),
+    ),
+    Method(
+        "ternary-execution",
+        "execution",
+        "Run layers of weights -a, 0 and +b per row from 2 bits each; compile() tries it by itself",
+        "Zhu et al., Trained Ternary Quantization, ICLR 2017",
+        "sparsecore.nn:TernaryLinear.from_dense",
+        inputs=("dense",),
     ),
     Method(
         "distillation",

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from sparsecore.cuda_ops import check_cuda
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops import ACTIVATIONS
+from sparsecore.ops.cuda import check_cuda
 
 WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int8Weight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsecore.cuda_ops import expand_delta, expand_fragment, spmm_delta, spmm_fragment
 from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight, delta, fragment
 from sparsecore.nn.base import WeightFormat
 from sparsecore.nn.dense import activate
 from sparsecore.nn.storage import CsrStorage, PackedStorage
+from sparsecore.ops.cuda import expand_delta, expand_fragment, spmm_delta, spmm_fragment
 
 GpuWeight: TypeAlias = FragmentWeight | DeltaWeight
 

@@ -511,6 +511,7 @@ class LookupStorage(CsrInt8Storage):
         "entry_group",
         "entry_steps",
         "slots",
+        "row_place",
         "scale",
         "weight_sum",
     )

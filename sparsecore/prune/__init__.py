@@ -1,6 +1,7 @@
 """Pruning: zero weights, remember which, and keep them zero while training goes on.
 
-Weights stay plain parameters; their zeros are the truth.
+Weights stay plain parameters; their zeros are the truth. ``sparsecore.prune`` as an attribute is the function
+``prune()``; what else is here comes by ``from sparsecore.prune import ...``.
 """
 
 from sparsecore.prune.calibrated import CALIBRATED, CalibratedCriterion

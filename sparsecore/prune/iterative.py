@@ -119,6 +119,7 @@ class IterativePruner(TrainingPruner, Iterator[int]):
             pattern=pattern,
             exclude=exclude,
             masks=masks,
+            settings={"sparsity": sparsity, "rounds": rounds},
         )
 
     def __next__(self) -> int:
@@ -134,8 +135,8 @@ class IterativePruner(TrainingPruner, Iterator[int]):
         return self.round
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the round, the qualities and the masks; model and optimizer are saved on their own."""
-        return {"round": self.round, "qualities": dict(self.qualities), "masks": self.masks.state_dict()}
+        """Return the round, the qualities, the masks and the settings; model and optimizer are saved on their own."""
+        return {"round": self.round, "qualities": dict(self.qualities), **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` left off, bit for bit: the ``for`` loop goes on with the next round.
@@ -144,15 +145,13 @@ class IterativePruner(TrainingPruner, Iterator[int]):
             state: From a pruner with the same arguments; ``sensitivity`` may be left out, for it is in the state.
 
         Raises:
-            FormatError: The state is another one's, or the masks are not those of this model's weights; nothing is
-                changed.
+            FormatError: The state is another one's, of a pruner with other arguments, or the masks are not those of
+                this model's weights; nothing is changed.
         """
         self._require_state(state, "round", "qualities")
         round, qualities = state["round"], state["qualities"]
         if not isinstance(round, int) or not 0 <= round <= self._rounds:
-            raise FormatError(
-                f"expected a round from 0 to {self._rounds}, got {round!r}; give the same rounds as before"
-            )
+            raise FormatError(f"expected a round from 0 to {self._rounds}, got {round!r}")
         if not isinstance(qualities, Mapping) or (qualities and qualities.keys() != self.masks.keys()):
             raise FormatError(f"expected a quality for each of {sorted(self.masks)}, or none, got {qualities!r}")
         for name, quality in qualities.items():

@@ -291,6 +291,8 @@ def require_updates(optimizer: Optimizer, weights: Iterable[Tensor]) -> None:
             "LBFGS evaluates the model within a step, where pruned weights are not zero; use another optimizer, or "
             "torch.nn.utils.prune and fold_torch_pruning()"
         )
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     updated = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     if not any(id(weight) in updated for weight in weights):
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecore.prune.calibrated import CalibratedCriterion, find_criterion, prune_calibrated
-from sparsecore.prune.criteria import Criterion, rank
+from sparsecore.prune.criteria import Criterion, magnitude, rank
 from sparsecore.prune.erdos_renyi import erdos_renyi_kept
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.patterns import Pattern, parse_pattern, require_fit
@@ -76,7 +76,7 @@ def prune(
             need calibration batches (:class:`Wanda`, :class:`SparseGPT`); or a function
             ``(name, weight) -> scores`` (or its name, ``"my_module:my_function"``) that gets a copy
             of the weight with its ``grad``, under ``torch.no_grad()``, and returns finite scores of
-            its shape, low ones to go. If ranks see different scores,
+            its shape, low ones to go; where the sparsity is 0 it is not asked. If ranks see different scores,
             :func:`~sparsecore.prune.averaged_over_ranks` makes them one.
         scope: ``"layer"`` reaches the sparsity in every weight, ``"global"`` over all of them
             together. ``"erdos-renyi"`` too, but each weight's share comes from its shape, not from
@@ -212,7 +212,9 @@ def _prune_by_score(
     """Return a mask for each weight; the weights are not changed."""
     keeps: dict[str, Tensor] = {}
     for together, share in contests:
-        ranks = [weight.to_rows(rank(weight, score, earlier.get(weight.name))) for weight in together]
+        # Where nothing goes, any order will do: a schedule may begin before there are gradients to score by.
+        criterion = score if share else magnitude
+        ranks = [weight.to_rows(rank(weight, criterion, earlier.get(weight.name))) for weight in together]
         for weight, keep in zip(together, pattern.select(ranks, share), strict=True):
             keeps[weight.name] = weight.from_rows(keep)
     return keeps

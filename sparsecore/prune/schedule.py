@@ -129,6 +129,15 @@ class GradualPruner(TrainingPruner):
             pattern=pattern,
             exclude=exclude,
             masks=masks,
+            settings={
+                "sparsity": sparsity,
+                "begin": begin,
+                "end": end,
+                "frequency": frequency,
+                "initial_sparsity": initial_sparsity,
+                "criterion": criterion,
+                "scope": scope,
+            },
         )
 
     def step(self) -> None:
@@ -143,8 +152,8 @@ class GradualPruner(TrainingPruner):
         self._step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step count and the masks; model and optimizer are saved on their own."""
-        return {"step": self._step, "masks": self.masks.state_dict()}
+        """Return the step count, the masks and the settings; model and optimizer are saved on their own."""
+        return {"step": self._step, **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` left off, bit for bit.
@@ -153,8 +162,8 @@ class GradualPruner(TrainingPruner):
             state: From a pruner with the same arguments.
 
         Raises:
-            FormatError: The state is another one's, or the masks are not those of this model's
-                weights; nothing is changed.
+            FormatError: The state is another one's, of a pruner with other arguments, or the masks are not those
+                of this model's weights; nothing is changed.
         """
         self._require_state(state, "step")
         step = state["step"]

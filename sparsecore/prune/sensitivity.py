@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsecore.bench.progress import Progress, silent, stage
 from sparsecore.prune.calibrated import find_score
 from sparsecore.prune.criteria import Criterion, rank
-from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of
+from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of, require_evaluate
 from sparsecore.prune.oneshot import require_share
 from sparsecore.prune.patterns import parse_pattern, require_fit
 from sparsecore.prune.sharding import reshard, zero_where
@@ -148,7 +148,9 @@ def pruning_sensitivity(
 
     Raises:
         ValueError: An argument is out of range, or ``evaluate`` does not return a finite number.
+        TypeError: ``evaluate`` is no function.
         BundleError: The file is damaged, or belongs to another model, pattern or criterion.
+        FileNotFoundError: The folder of the file does not exist.
         FormatError: A weight or its scores are not finite, or the pattern does not fit.
 
     Example:
@@ -165,6 +167,9 @@ def pruning_sensitivity(
         Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 5 and
         figure 6.
     """
+    require_evaluate(evaluate)
+    if not isinstance(sparsities, Iterable):
+        raise TypeError(f"expected a list of sparsities in (0, 1), got {sparsities!r}")
     score, chosen = find_score(criterion), parse_pattern(pattern)
     shares = sorted({*sparsities})
     for share in shares:
@@ -184,7 +189,7 @@ def pruning_sensitivity(
         },
     )
 
-    dense = known.score("", 0.0, lambda: evaluate(model))
+    dense = known.score("", 0.0, evaluate, model)
     scores: dict[str, dict[float, float]] = {}
     for weight in weights:
         with stage(progress, f"sensitivity of {weight.name}") as done:
@@ -193,7 +198,7 @@ def pruning_sensitivity(
             for count, share in enumerate(shares, start=1):
                 (keep,) = chosen.select([rows.clone()], share)
                 with _pruned(model, weight, weight.from_rows(keep)):
-                    scores[weight.name][share] = known.score(weight.name, share, lambda: evaluate(model))
+                    scores[weight.name][share] = known.score(weight.name, share, evaluate, model)
                 done(count / len(shares))
     return PruningSensitivity(dense, scores, {weight.name: weight.stored.numel() for weight in weights})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class SparseGPT:
             64, 80% pruned, 16 at a time left 11% to 28% less error than all at once.
 
     Raises:
+        TypeError: An argument is no number, or ``block_size`` no integer.
         ValueError: An argument is out of range.
 
     Example:
@@ -56,6 +58,13 @@ class SparseGPT:
     block_size: int = 128
 
     def __post_init__(self) -> None:
+        if not isinstance(self.damping, float | int | np.floating):
+            raise TypeError(f"expected a damping as a number, got {type(self.damping).__name__} {self.damping!r}")
+        if not isinstance(self.block_size, int | np.integer):
+            raise TypeError(
+                f"expected a block_size as a whole number of columns, got {type(self.block_size).__name__} "
+                f"{self.block_size!r}"
+            )
         if not 0 <= self.damping <= _MAX_DAMPING:
             raise ValueError(f"expected a damping in [0, {_MAX_DAMPING:g}], got {self.damping}")
         if self.block_size < 1:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
-from sparsecore.errors import FormatError, UnsupportedError
+from sparsecore.calibration import evaluation_mode
+from sparsecore.errors import FormatError, UnsupportedError, require_module
 from sparsecore.prune.sharding import reshard, whole
 
 # A module or weight by name or fnmatch pattern ("encoder.*"), or every module of a type.
@@ -30,11 +32,21 @@ def _is_a(*types: type[nn.Module]) -> Callable[[nn.Module], bool]:
 
 def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' Conv1D, told by its name so that nothing is imported."""
-    weight = getattr(module, "weight", None)
-    named = any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
-    return named and isinstance(weight, Tensor) and weight.dim() == 2
+    if not any(cls.__name__ == "Conv1D" for cls in type(module).__mro__):
+        return False
+    weight = _look_at(module, "weight")
+    return isinstance(weight, Tensor) and weight.dim() == 2
 
 
+def _look_at(module: nn.Module, attribute: str) -> Tensor | None:
+    """Return a tensor of a module, None if it has none; to compute it changes nothing (spectral_norm iterates)."""
+    if parametrize.is_parametrized(module, attribute):
+        with evaluation_mode(module.get_submodule(f"parametrizations.{attribute}")):
+            return cast(Tensor, getattr(module, attribute))
+    return getattr(module, attribute, None)
+
+
+_FLOATING_POINT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PARALLEL = (DataParallel, DistributedDataParallel)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -111,8 +123,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(nn.Linear(4, 2)))
         Linear(in_features=4, out_features=2, bias=True)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; pass the model itself")
+    require_module(model)
     while True:
         inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -233,7 +244,9 @@ def fold_torch_pruning(model: nn.Module) -> None:
 def _discover(modules: dict[str, nn.Module]) -> list[PrunableWeight]:
     """Collect the weights of all layers, one entry per tensor."""
     embeddings = {
-        id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        id(_look_at(module, "weight"))
+        for module in modules.values()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     }
     found: dict[int, PrunableWeight] = {}
     for path, module in modules.items():
@@ -268,7 +281,7 @@ def _stored(module: nn.Module, attribute: str) -> tuple[Tensor | None, Tensor | 
     torch_mask = module._buffers.get(f"{attribute}_mask")
     if original is not None and torch_mask is not None:
         return original, torch_mask
-    return getattr(module, attribute, None), None
+    return _look_at(module, attribute), None
 
 
 def _prefixes(path: str) -> Iterator[str]:
@@ -284,14 +297,33 @@ def _require_known(selectors: Iterable[Selector], names: set[str]) -> None:
             raise ValueError(f"exclude: nothing in the model is called {selector!r}")
 
 
+def _way_to_plain(weight: PrunableWeight) -> str:
+    """The call that makes a computed weight a parameter: of torch's parametrizations, or of the hooks before them."""
+    path, _, attribute = weight.name.rpartition(".")
+    module = f"model.get_submodule({path!r})" if path else "model"
+    for hook in weight.owners[path]._forward_pre_hooks.values():
+        for kind in ("weight_norm", "spectral_norm"):
+            if type(hook).__module__ == f"torch.nn.utils.{kind}":
+                return f"torch.nn.utils.remove_{kind}({module}, {attribute!r})"
+    return f"torch.nn.utils.parametrize.remove_parametrizations({module}, {attribute!r})"
+
+
 def _require_plain(weight: PrunableWeight) -> None:
     """A weight can be zeroed in place: a real floating-point parameter."""
     if not isinstance(weight.stored, nn.Parameter):
         raise UnsupportedError(
-            f"{weight.name} is computed from other parameters; exclude it or make it plain first "
-            "with torch.nn.utils.parametrize.remove_parametrizations()"
+            f"{weight.name} is computed from other parameters; exclude it or make it plain first: "
+            f"{_way_to_plain(weight)}"
         )
     if is_lazy(weight.stored) or weight.stored.is_meta:
         raise UnsupportedError(f"{weight.name} has no values yet; initialise the model first")
-    if not torch.is_floating_point(weight.stored):
-        raise FormatError(f"{weight.name}: expected floating point, got {weight.stored.dtype}")
+    require_floating_point(weight.name, weight.stored)
+
+
+def require_floating_point(name: str, weight: Tensor) -> None:
+    """Raise FormatError for integers, and for types that torch does not calculate in, such as float8."""
+    if weight.dtype not in _FLOATING_POINT:
+        raise FormatError(
+            f"{name}: expected floating point of 16 to 64 bits, got {weight.dtype}; convert it with .to(), or leave it "
+            f"out with exclude={name!r}"
+        )

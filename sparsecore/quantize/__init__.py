@@ -16,7 +16,7 @@ from sparsecore.prune.weights import Selector
 from sparsecore.quantize.binary import clip_binary, prepare_binary
 from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import OBSERVERS, MeanSquaredError, MinMax, Observer, Percentile
-from sparsecore.quantize.qat import convert_qat, prepare_qat
+from sparsecore.quantize.qat import convert_qat, freeze_ranges, prepare_qat
 from sparsecore.quantize.report import (
     ATTRIBUTE,
     LayerError,
@@ -45,6 +45,7 @@ __all__ = [
     "clip_binary",
     "convert_qat",
     "fold_qat",
+    "freeze_ranges",
     "prepare_binary",
     "prepare_qat",
     "prepare_ternary",

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparsecore.calibration import first_names
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_generator
 from sparsecore.prune.masks import require_updates
 from sparsecore.prune.weights import Selector
 from sparsecore.quantize.fake import straight_through
@@ -68,6 +68,7 @@ def prepare_binary(
     """
     if scale not in _SCALES:
         raise ValueError(f'expected scale "row", "layer" or None, got {scale!r}')
+    require_generator(generator)
     layers = trainable_layers(model, exclude, skip_ends)
     return simulate(model, layers, lambda name, layer: BinaryWeights(scale, stochastic, generator))
 

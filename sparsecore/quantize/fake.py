@@ -17,6 +17,7 @@ from sparsecore.quantize.affine import (
     affine_parameters,
     quantize_symmetric,
     row_absmax,
+    symmetric_max,
     symmetric_scale,
 )
 
@@ -48,6 +49,22 @@ def fake_weight(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     return straight_through(quantize_symmetric(weight.detach(), scale, bits).to(scale.dtype), weight / scale), scale
 
 
+def fake_symmetric(weight: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
+    """Quantize a weight with scales of its own; the gradient is zero outside of their range, and reaches them.
+
+    Args:
+        weight: ``[N, ...]`` float32.
+        scale: positive, broadcastable to it.
+        bits: of the integers.
+
+    Returns:
+        Integers in the shape of the weight, float32.
+    """
+    largest = symmetric_max(bits)
+    inside = (weight / scale).clamp(-largest, largest)
+    return straight_through(inside.round(), inside)
+
+
 def fake_static(x: Tensor, low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Quantize activations with one range, as int8 layers with an ``x_scale`` do.
 
@@ -63,9 +80,24 @@ def fake_static(x: Tensor, low: Tensor, high: Tensor, bits: int = 8) -> tuple[Te
         Integers less the zero point in the shape of x, and their scale, a scalar; both float32.
     """
     scale, zero_point = affine_parameters(low, high, bits)
+    return fake_affine(x, scale, zero_point, bits), scale
+
+
+def fake_affine(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8) -> Tensor:
+    """Quantize activations with a scale and a zero point; the gradient of the scale is there too.
+
+    Args:
+        x: any shape, float32.
+        scale: scalar.
+        zero_point: scalar, an integer.
+        bits: of the integers.
+
+    Returns:
+        Integers less the zero point in the shape of x, float32.
+    """
     least, largest = affine_limits(bits)
     inside = (x * scale.reciprocal()).clamp(least - zero_point, largest - zero_point)
-    return straight_through(inside.round(), inside), scale
+    return straight_through(inside.round(), inside)
 
 
 def fake_dynamic(x: Tensor, dims: tuple[int, ...], bits: int = 8) -> tuple[Tensor, Tensor]:

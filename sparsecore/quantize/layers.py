@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.prune.weights import Selector
+from sparsecore.errors import FormatError, UnsupportedError, require_module
+from sparsecore.prune.weights import Selector, as_selectors
 
 
 def find_layers(
@@ -25,10 +25,12 @@ def find_layers(
         kinds: classes of layers, without their subclasses; None for all that have an int8 form.
 
     Raises:
+        TypeError: the model is no module, or ``exclude`` holds something else.
         ValueError: a name means nothing in the model.
         UnsupportedError: there is nothing to quantize, or the model is itself a layer.
     """
-    selectors = (exclude,) if isinstance(exclude, str | type) else tuple(exclude)
+    require_module(model)
+    selectors = as_selectors(exclude)
     modules = dict(model.named_modules(remove_duplicate=False))
     for selector in selectors:
         if isinstance(selector, str) and not any(fnmatchcase(name, selector) for name in modules):

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecore.calibration import first_names
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.weights import Selector
-from sparsecore.quantize.affine import affine_range
 from sparsecore.quantize.calibrate import observe
-from sparsecore.quantize.fake import fake_dynamic, fake_static, fake_weight
+from sparsecore.quantize.integer_arithmetic import IntegerArithmetic, LearnedSteps
 from sparsecore.quantize.layers import quantize_layer
 from sparsecore.quantize.report import ATTRIBUTE, LayerRow, QuantizationReport
 from sparsecore.quantize.scheme import Scheme
 from sparsecore.quantize.simulated import (
-    Geometry,
     SimulatedLinear,
     Simulation,
     replace_layer,
+    require_unshared,
     simulate,
     simulated_layers,
     trainable_layers,
 )
 
-RANGE_MOMENTUM = 0.9  # share of the old range in each step of its moving average
 INT8_BITS = 8
 
 
@@ -40,6 +37,7 @@ def prepare_qat(
     bits: int = 8,
     activation_bits: int | None = None,
     activations: Literal["dynamic", "static"] = "static",
+    steps: Literal["range", "learned"] = "range",
     exclude: Selector | Iterable[Selector] = (),
     skip_ends: bool = False,
     progress: bool = True,
@@ -66,6 +64,9 @@ def prepare_qat(
         activation_bits: of the activations, 2 to 8; None for as many as the weights have. int8 kernels run weights of
             any bits with activations of 8; for fewer there is no kernel, and ``fold_qat()`` is the way out.
         activations: ``"static"`` or ``"dynamic"``, see ``quantize()``.
+        steps: ``"range"`` as above. ``"learned"``: the scales of weights and of static activations are parameters and
+            are trained, which pays with few bits (8 start better from ranges); make the optimizer afterwards, so that
+            it holds them. Static activations need ``batches`` then, to start from.
         exclude: what to leave alone: names of modules, fnmatch patterns or module types.
         skip_ends: leave the first and the last layer alone too, in the order of the model.
         progress: write a line to stderr while calibration takes long.
@@ -77,7 +78,8 @@ def prepare_qat(
         ValueError: an argument is out of range, batches are empty, one did not reach a layer, or an activation is NaN
             or infinite.
         FormatError: a weight is NaN or infinite.
-        UnsupportedError: there is nothing to quantize, or a layer that the int8 kernels cannot run.
+        UnsupportedError: there is nothing to quantize, a layer that the int8 kernels cannot run, or one weight would
+            have the learned steps of two layers.
 
     Example:
         >>> model = prepare_qat(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
@@ -87,8 +89,10 @@ def prepare_qat(
 
     Reference:
         Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
-        CVPR 2018, sec. 3.
+        CVPR 2018, sec. 3. Learned steps: Esser et al., Learned Step Size Quantization, ICLR 2020.
     """
+    if steps not in ("range", "learned"):
+        raise ValueError(f'expected steps "range" or "learned", got {steps!r}')
     activation_bits = bits if activation_bits is None else activation_bits
     for what, value in (("bits", bits), ("activation_bits", activation_bits)):
         if type(value) is not int or not 2 <= value <= INT8_BITS:
@@ -96,12 +100,18 @@ def prepare_qat(
     is_static = Scheme(activations).activations == "static"
     if batches is not None and not is_static:
         raise ValueError('expected calibration batches only with activations="static"')
+    if steps == "learned" and is_static and batches is None:
+        raise ValueError('expected calibration batches for steps="learned", which start from the ranges of activations')
     layers = trainable_layers(model, exclude, skip_ends)
+    if steps == "learned":
+        require_unshared(layers, "learned steps", 'steps="range"')
     ranges = {} if batches is None else observe(model, layers, batches, progress=progress)
 
     def make(name: str, layer: nn.Module) -> Simulation:
         if activation_bits == INT8_BITS:
             quantize_layer(name, layer, {})  # says what the kernels lack before training, not after
+        if steps == "learned":
+            return LearnedSteps(name, bits, activation_bits, layer.get_parameter("weight"), ranges.get(layer))
         simulation = IntegerArithmetic(name, bits, activation_bits, is_static)
         if layer in ranges:
             simulation.x_range = torch.tensor(ranges[layer])
@@ -110,75 +120,43 @@ def prepare_qat(
     return simulate(model, layers, make)
 
 
-class IntegerArithmetic(Simulation):
-    """A layer in integers times their scales, as the int8 kernels compute it.
+def freeze_ranges(model: nn.Module) -> nn.Module:
+    """Keep the ranges of static activations as they are while training goes on, in place.
+
+    For the last part of training: the weights then settle on the steps that the deployed model has. What a
+    checkpoint holds are the ranges; call this again after loading one.
 
     Args:
-        name: of the layer, for errors.
-        bits: of the weights.
-        activation_bits: of the activations.
-        is_static: whether activations have one range.
+        model: from ``prepare_qat()``.
 
-    Attributes:
-        x_range: ``[2]`` float, the ends of the static range; infinite as long as nothing was seen.
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a layer with static activations never ran in training; nothing is frozen.
+        UnsupportedError: the model has no layers from ``prepare_qat()``.
+
+    Example:
+        >>> model = prepare_qat(nn.Sequential(nn.Linear(8, 4)), [torch.rand(16, 8)])
+        >>> before = model[0].simulation.seen_range()
+        >>> _ = freeze_ranges(model)(100 * torch.rand(16, 8))
+        >>> model[0].simulation.seen_range() == before
+        True
+
+    Reference:
+        Krishnamoorthi, Quantizing deep convolutional networks for efficient inference, arXiv 1806.08342, 2018,
+        sec. 3.2, for BatchNorm's statistics, which are folded here.
     """
-
-    x_range: Tensor | None
-
-    def __init__(self, name: str, bits: int, activation_bits: int, is_static: bool) -> None:
-        super().__init__()
-        self.name, self.bits, self.activation_bits = name, bits, activation_bits
-        self.register_buffer("x_range", torch.tensor([math.inf, -math.inf]) if is_static else None)
-
-    def values(self, weight: Tensor) -> Tensor:
-        integers, scale = fake_weight(weight.float(), self.bits)
-        return (integers * scale).to(weight.dtype)
-
-    def forward(self, x: Tensor, layer: Geometry) -> Tensor:
-        # Sums of integers and what follows are exact in float64; in training float32 is near enough, and faster.
-        wide = torch.float32 if self.training else torch.float64
-        with torch.autocast(x.device.type, enabled=False):
-            x_integers, x_scale = self._activations(x.float(), layer.row_dims)
-            integers, scale = fake_weight(layer.weight.float(), self.bits)
-            acc = layer.product(x_integers.to(wide), integers.to(wide), None).float()
-            per_channel = [-1, *[1] * (len(layer.row_dims) - 1)]
-            y = acc.to(wide) * (x_scale * scale.view(per_channel)).to(wide)
-            if layer.bias is not None:
-                y = y + layer.bias.to(wide).view(per_channel)
-            return y.float().to(x.dtype)
-
-    def _activations(self, x: Tensor, row_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if self.x_range is None:
-            return fake_dynamic(x, row_dims, self.activation_bits)
-        if self.training:
-            self._widen_range(self.x_range, x.detach())
-        elif not torch.compiler.is_compiling():
-            self.seen_range()
-        return fake_static(x, self.x_range[0], self.x_range[1], self.activation_bits)
-
-    @torch.no_grad()
-    def _widen_range(self, x_range: Tensor, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        seen = torch.stack(x.aminmax()).to(x_range.dtype)
-        average = RANGE_MOMENTUM * x_range + (1 - RANGE_MOMENTUM) * seen
-        average = torch.where(x_range.isfinite().all(), average, seen)
-        x_range.copy_(torch.where(seen.isfinite().all(), average, x_range))  # NaN shows in the loss
-
-    def seen_range(self) -> tuple[float, float]:
-        """Return the static range.
-
-        Raises:
-            ValueError: the layer has not run in training yet.
-        """
-        assert self.x_range is not None
-        low, high = self.x_range.tolist()
-        if not low <= high:
-            raise ValueError(
-                f"{self.name} has no range of activations, for no batch reached it in training mode; train the model "
-                f"or pass batches to prepare_qat(), or leave the layer out with exclude={self.name!r}"
-            )
-        return low, high
+    found = [layer.get_submodule("simulation") for layer in simulated_layers(model).values()]
+    simulations = [simulation for simulation in found if isinstance(simulation, IntegerArithmetic)]
+    if not simulations:
+        raise UnsupportedError(f"expected a model from prepare_qat(), got a {type(model).__name__} trained otherwise")
+    for simulation in simulations:
+        if simulation.x_range is not None:
+            simulation.seen_range()
+    for simulation in simulations:
+        simulation.is_range_frozen = True
+    return model
 
 
 @torch.no_grad()
@@ -225,10 +203,8 @@ def _int8_layer(name: str, layer: Any) -> nn.Module:
             "activation_bits=8, which runs with weights of any bits, or take plain layers from fold_qat()"
         )
     require_finite(f"{name}.weight", layer.weight)
-    settings: dict[str, Any] = {}
-    if simulation.x_range is not None:
-        settings = dict(zip(("x_scale", "x_zero_point"), affine_range(*simulation.seen_range()), strict=True))
-    integers, scale = fake_weight(layer.weight.float(), simulation.bits)
+    settings = simulation.static_settings()
+    integers, scale = simulation.weight_integers(layer.weight)
     weight = Int8Weight(integers.flatten(1).to(torch.int8), scale.flatten())
     kind: Any = Int8Linear if isinstance(layer, SimulatedLinear) else Int8Conv2d
     return kind.with_weight(layer, weight, **settings).train(layer.training)

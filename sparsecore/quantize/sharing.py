@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparsecore.errors import FormatError
+from sparsecore.errors import FormatError, require_generator
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.masks import require_updates
 from sparsecore.prune.weights import PrunableWeight, Selector, first_match, fold_torch_pruning, prunable_weights
@@ -64,6 +64,7 @@ def share_weights(
         Coding, ICLR 2016, sec. 3.
     """
     check_init(init)
+    require_generator(generator)
     codes = {}
     values = {}
     for weight, weight_bits in _with_bits(prunable_weights(model, exclude), bits):

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore.calibration import first_names
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.prune.criteria import require_finite
-from sparsecore.prune.weights import Selector
+from sparsecore.prune.weights import Selector, require_floating_point
 from sparsecore.quantize.layers import find_layers
 
 
@@ -100,6 +100,24 @@ def trainable_layers(model: nn.Module, exclude: Selector | Iterable[Selector], s
     return layers
 
 
+def require_unshared(layers: Mapping[str, nn.Module], what: str, way_out: str) -> None:
+    """Raise UnsupportedError where two layers hold one weight.
+
+    Args:
+        layers: from ``trainable_layers()``.
+        what: of which a weight cannot have two.
+        way_out: the setting that does without them.
+    """
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, layer in layers.items():
+        first, owner = owners.setdefault(id(layer.get_parameter("weight")), (name, layer))
+        if owner is not layer:
+            raise UnsupportedError(
+                f"{first} and {name} share a weight, which cannot have the {what} of both; take {way_out}, or leave "
+                f"both as they are with exclude={[first, name]}"
+            )
+
+
 def simulate(
     model: nn.Module, layers: Mapping[str, nn.Module], make: Callable[[str, nn.Module], Simulation]
 ) -> nn.Module:
@@ -122,6 +140,7 @@ def simulated_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UnsupportedError: there are none.
     """
+    require_module(model)
     kinds = tuple(SIMULATED.values())
     found = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, kinds)}
     if not found:
@@ -194,6 +213,7 @@ def _require_own_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> N
             )
         if weight.is_meta:
             raise UnsupportedError(f"{name}.weight has no values yet; initialise the model first")
+        require_floating_point(f"{name}.weight", weight)
         require_finite(f"{name}.weight", weight)
         if id(weight) in others:
             raise UnsupportedError(

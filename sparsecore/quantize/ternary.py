@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from sparsecore.errors import UnsupportedError
 from sparsecore.prune.weights import Selector
 from sparsecore.quantize.fake import straight_through
-from sparsecore.quantize.simulated import Simulation, simulate, trainable_layers
+from sparsecore.quantize.simulated import Simulation, require_unshared, simulate, trainable_layers
 
 
 def prepare_ternary(
@@ -62,19 +61,8 @@ def prepare_ternary(
         raise ValueError(f"expected a threshold of at least 0 and below {limit} for {method}, got {threshold!r}")
     layers = trainable_layers(model, exclude, skip_ends)
     if method == "ttq":
-        _require_own_weights(layers)
+        require_unshared(layers, "trained values", 'method="twn"')
     return simulate(model, layers, lambda name, layer: kind(threshold, layer.get_parameter("weight").detach()))
-
-
-def _require_own_weights(layers: Mapping[str, nn.Module]) -> None:
-    owners: dict[int, tuple[str, nn.Module]] = {}
-    for name, layer in layers.items():
-        first, owner = owners.setdefault(id(layer.get_parameter("weight")), (name, layer))
-        if owner is not layer:
-            raise UnsupportedError(
-                f"{first} and {name} share a weight, which cannot have the trained values of both; take "
-                f'method="twn", or leave both as they are with exclude={[first, name]}'
-            )
 
 
 class TernaryWeights(Simulation):

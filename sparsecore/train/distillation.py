@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsecore.arguments import is_real
 from sparsecore.train.features import FeatureLoss, LayerOutputs
 from sparsecore.train.teacher import Teacher
 from sparsecore.train.terms import (
@@ -144,5 +145,5 @@ def linear_schedule(start: float, end: float, steps: int) -> Schedule:
 
 
 def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
+    if not is_real(alpha) or not 0 <= alpha <= 1:
         raise ValueError(f"expected alpha in [0, 1], got {alpha!r}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsecore.calibration import evaluation_mode
 from sparsecore.cost import count_multiply_adds
+from sparsecore.errors import require_module
 from sparsecore.lookup import close_matches
 from sparsecore.train.terms import Term, at_least_float32, cross_entropy, weighted_sum
 
@@ -62,6 +63,9 @@ class EarlyExit(nn.Module):
 
     def __init__(self, stages: Iterable[nn.Module], exits: Iterable[nn.Module]) -> None:
         super().__init__()
+        stages, exits = list(stages or ()), list(exits or ())
+        for module in (*stages, *exits):
+            require_module(module, "each stage and each exit")
         self.stages, self.exits = nn.ModuleList(stages), nn.ModuleList(exits)
         if not 0 < len(self.stages) == len(self.exits):
             raise ValueError(
@@ -174,6 +178,8 @@ class EarlyExit(nn.Module):
         return list(accumulate(counts))
 
     def _check_thresholds(self, thresholds: Sequence[float]) -> None:
+        if not isinstance(thresholds, Iterable):
+            raise ValueError(f"expected thresholds as a list of numbers, got {thresholds!r}")
         if len(thresholds) != len(self.stages) - 1:
             raise ValueError(
                 f"expected {len(self.stages) - 1} thresholds, for every exit but the last, got {len(thresholds)}"

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import is_real
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.criteria import require_finite
 
@@ -115,9 +116,9 @@ def check_rank_or_error(rank: int | None, error: float | None) -> None:
     """Raise ValueError unless there is either a rank of at least 1 or an error in [0, 1)."""
     if (rank is None) == (error is None):
         raise ValueError("expected either rank= or error=, got " + ("neither" if rank is None else "both"))
-    if rank is not None and (isinstance(rank, float) or rank < 1):
+    if rank is not None and (type(rank) is not int or rank < 1):
         raise ValueError(f"expected a rank of at least 1, got {rank!r}")
-    if error is not None and not 0 <= error < 1:
+    if error is not None and (not is_real(error) or not 0 <= error < 1):
         raise ValueError(f"expected an error in [0, 1), got {error!r}")
 
 

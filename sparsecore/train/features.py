@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsecore.errors import require_module
 from sparsecore.lookup import close_matches
 from sparsecore.train.terms import check_same_shape, check_weights
 
@@ -28,6 +29,7 @@ class LayerOutputs:
     """
 
     def __init__(self, what: str, model: nn.Module, layers: Iterable[str]) -> None:
+        require_module(model, f"the {what}")
         self._what = what
         self._latest: dict[str, Tensor] = {}
         modules = dict(model.named_modules(remove_duplicate=False))

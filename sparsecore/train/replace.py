@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from sparsecore.calibration import first_names
 from sparsecore.errors import UnsupportedError
+from sparsecore.lookup import close_matches
 from sparsecore.prune.weights import Selector
 from sparsecore.quantize.report import format_table
 from sparsecore.quantize.simulated import replace_layer, trainable_layers
@@ -27,6 +29,7 @@ class Replacement:
         before: Multiply-adds for each output position.
         after: The same of what it is now.
         error: ``norm(W - W') / norm(W)`` of its weight W and what the pair multiplies to.
+        rank: Of the factors; None if it is no such pair.
     """
 
     layer: str
@@ -34,6 +37,7 @@ class Replacement:
     before: int
     after: int
     error: float
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def replace_by_separable(
         Howard et al., MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications,
         arXiv 1704.04861, 2017, sec. 3.1.
     """
-    if isinstance(multiplier, float) or multiplier < 1:
+    if type(multiplier) is not int or multiplier < 1:
         raise ValueError(f"expected a multiplier of at least 1, got {multiplier!r}")
 
     def plan(layer: nn.Module) -> nn.Sequential | str:
@@ -110,18 +114,19 @@ def replace_by_separable(
 def replace_by_low_rank(
     model: nn.Module,
     *,
-    rank: int | None = None,
+    rank: int | Mapping[str, int] | None = None,
     error: float | None = None,
     exclude: Selector | Iterable[Selector] = (),
 ) -> Replacements:
     """Replace linear layers and convolutions of a model by factors of low rank, in place.
 
     The weights multiply to the best approximation of the old one (``low_rank()``). Where the pair would not cost less,
-    and where there are groups, a layer stays as it is. Train afterwards with an optimizer created after this.
+    and where there are groups, hooks, or a weight that two layers share, a layer stays as it is. Train afterwards with
+    an optimizer created after this.
 
     Args:
         model: Any module that contains nn.Linear or nn.Conv2d (not subclasses).
-        rank: Of every layer.
+        rank: Of every layer; or of each by its name, and layers without one stay as they are.
         error: Instead of a rank: each layer's is the smallest with at most this relative error of its weight.
         exclude: What to leave alone: names of modules, fnmatch patterns or module types.
 
@@ -141,26 +146,41 @@ def replace_by_low_rank(
         -------------------------------------------------
         0      rank 9          5,000  1,350  ...
     """
-    check_rank_or_error(rank, error)
+    for one in rank.values() if isinstance(rank, Mapping) else (rank,):
+        check_rank_or_error(one, error)
+    layers = trainable_layers(model, exclude, skip_ends=False)
+    names = first_names(layers)
+    if isinstance(rank, Mapping) and (unknown := sorted(rank.keys() - names.values())):
+        raise ValueError(f"rank: no layer to replace is called {unknown[0]!r}{close_matches(unknown[0], layers)}")
 
     def plan(layer: nn.Module) -> nn.Sequential | str:
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             return "stays: it has groups"
+        own_rank = rank.get(names[layer]) if isinstance(rank, Mapping) else rank
+        if own_rank is None and error is None:
+            return "stays: it has no rank"
         weight = layer.get_parameter("weight")
         N, K = weight.flatten(1).shape
-        if rank is not None and rank * (N + K) >= N * K:
+        if own_rank is not None and own_rank * (N + K) >= N * K:
             return "stays: factors would not cost less"
-        pair = low_rank(layer, rank=rank, error=error)  # type: ignore[arg-type]
+        pair = low_rank(layer, rank=own_rank, error=error)  # type: ignore[arg-type]
         return pair if _multiply_adds(pair) < N * K else "stays: factors would not cost less"
 
-    layers = trainable_layers(model, exclude, skip_ends=False)
-    return _replace(model, layers, plan, lambda pair: f"rank {pair[0].get_parameter('weight').shape[0]}")
+    replaced = _replace(model, layers, plan, lambda pair: f"rank {_rank_of(pair)}")
+    pairs = ((row, model.get_submodule(row.layer)) for row in replaced)
+    return Replacements(
+        tuple(replace(row, rank=_rank_of(pair)) if isinstance(pair, nn.Sequential) else row for row, pair in pairs)
+    )
 
 
 def _separable_cost(conv: nn.Conv2d) -> int:
     """Multiply-adds for each output position with one depthwise filter per input channel."""
     N, C, *window = conv.weight.shape
     return C * (int(torch.Size(window).numel()) + N)
+
+
+def _rank_of(pair: nn.Sequential) -> int:
+    return len(pair[0].get_parameter("weight"))
 
 
 def _multiply_adds(layer: nn.Module) -> int:
@@ -177,8 +197,14 @@ def _replace(
     """Plan all layers, then swap those that have a pair; errors leave the model as it is."""
     pairs: dict[nn.Module, nn.Sequential] = {}
     rows = []
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     for layer, name in first_names(layers).items():
-        planned = plan(layer)
+        if any(owners[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
+            planned: nn.Sequential | str = "stays: it shares its weight with another layer"
+        elif layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            planned = "stays: it has hooks"
+        else:
+            planned = plan(layer)
         before = after = _multiply_adds(layer)
         error = 0.0
         if isinstance(planned, nn.Sequential):

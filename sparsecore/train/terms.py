@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsecore.arguments import is_real
+from sparsecore.errors import require_module
+
 NO_LABEL = -100  # as in PyTorch
 
 
@@ -23,6 +26,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not fit, or a label is none of the classes.
     """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"expected labels as a tensor, got {type(labels).__name__}")
     if labels.shape != logits.shape[:-1] or logits.dim() < 2:
         raise ValueError(
             f"expected logits [..., classes] and labels [...], got {list(logits.shape)} and {list(labels.shape)}"
@@ -127,19 +132,21 @@ def check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raise ValueError unless the temperature is finite and above zero."""
-    if not 0 < temperature < math.inf:
+    if not is_real(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"expected a temperature above zero, got {temperature!r}")
 
 
 def check_weights(**weights: float) -> None:
     """Raise ValueError if a weight is negative, NaN or infinite."""
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
+        if not is_real(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"expected {name} of at least 0, got {weight!r}")
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
     """Raise ValueError if the two share parameters: training one would change the other."""
+    require_module(student, "the student")
+    require_module(teacher, "the teacher")
     own = {id(parameter) for parameter in trainable(student)}
     shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in own]
     if shared:

@@ -20,6 +20,7 @@ from sparsecore.nn import (
     BitmapLinear,
     BlockConv2d,
     BlockLinear,
+    CodebookLinear,
     CompressedModule,
     DenseConv2d,
     DenseLinear,
@@ -205,6 +206,7 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
     BitmapLinear: ("bitmap", "spmm_bitmap"),
+    CodebookLinear: ("codebook", "spmm_codebook"),
     BinaryLinear: ("binary", "spmm_planes"),
     TernaryLinear: ("ternary", "spmm_planes"),
     BinaryConv2d: ("binary", "spmm_planes"),
@@ -313,11 +315,13 @@ def weight_statistics(layer: nn.Module) -> WeightStatistics:
         return WeightStatistics(*layer.weight_shape, layer.count_nonzero())
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
+    if weight.is_floating_point() and weight.itemsize == 1:  # float8 has no comparisons
+        weight = weight.float()
     return WeightStatistics(len(weight), weight[0].numel() if len(weight) else 0, int(weight.count_nonzero()))
 
 
 def format_of(layer: nn.Module) -> str:
-    """Return ``dense``, ``depthwise`` or a format of sparse weights: a key of CANDIDATES."""
+    """Return ``dense``, ``depthwise`` or a format of sparse weights: a key of CANDIDATES, or ``codebook``."""
     if isinstance(layer, BlockLinear | BlockConv2d):
         return f"{layer.block_rows}x1"
     return (_RUNS_ON | GPU_FORMATS).get(type(layer), (DENSE, ""))[0]

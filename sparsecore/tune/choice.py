@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.tune.budget import Budget
@@ -225,6 +225,7 @@ def explain(model: nn.Module) -> Explanation:
         >>> print(explain(convert(nn.Sequential(nn.Linear(4, 4)))).rows[0].format)
         dense
     """
+    require_module(model)
     model = getattr(model, "_orig_mod", model)  # under torch.compile
     explanation = getattr(model, ATTRIBUTE, None)
     if isinstance(explanation, Explanation):

@@ -15,7 +15,7 @@ from torch import nn
 from sparsecore._native import has_cuda_kernels
 from sparsecore.bench import probes
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import SparsecoreError
+from sparsecore.errors import SparsecoreError, require_module
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
 from sparsecore.nn import CompressedModule, put_layer
@@ -87,8 +87,7 @@ def check_settings(
         TypeError: the model is not a module.
         ValueError: see convert().
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
     names = dict(model.named_modules(remove_duplicate=False)).keys()
     fixed = dict(policy) if isinstance(policy, Mapping) else {}
     if unknown := fixed.keys() - names:

@@ -47,6 +47,10 @@ def compile(
     example; dense is always a candidate. What runs between layers stays in their memory layout. The first call with
     inputs of a shape records the kernels on buffers that are planned once; further calls only run them.
 
+    A layer of an int8 model (``quantize()``, ``convert_qat()``) may run in float too, where that is faster: it is then
+    neither rounded nor limited to its static range, and its output is that of the float model with int8's weights.
+    ``policy={layer: "int8"}`` keeps it in int8.
+
     A model on a GPU is converted layer by layer by ``convert()``; torch.compile() fuses what is between the layers.
     A model that cannot be captured is converted layer by layer by ``convert()`` instead, with a warning that says why.
 
@@ -90,10 +94,14 @@ def compile(
         warnings.warn(f"the model is {reason}", stacklevel=2)
         return _with_note(convert(model, given, **options, progress=progress), reason)  # type: ignore[arg-type]
     captured, inputs = prepared.own, tuple(_tensors(example_inputs))
-    seen = observe(captured.module, inputs, choosable_layers(captured.module))
+    layers = choosable_layers(captured.module)
+    seen = observe(captured.module, inputs, layers)
+    if (slices := CompiledModule(captured).slices_for(inputs)) is not None:
+        in_front = {layer for name, layer in layers.items() if name in slices.layers}
+        seen.cut_batches(in_front, slices.sizes)
     allowed = None
     if settings.max_error is not None:
-        reference = ReferenceOutputs(captured.module, choosable_layers(captured.module), [inputs])
+        reference = ReferenceOutputs(captured.module, layers, [inputs])
         allowed = AllowedError(settings.max_error, reference)
     explanation = Chooser(nn.Sequential(captured.module), seen, settings, allowed).run(progress)
     pass_int8_on(captured.module)

@@ -24,6 +24,8 @@ from sparsecore.tune.makers import DENSE, Maker
 MIN_TIME_S = 0.15
 # Of a GPU's own time; filling its cache between the calls takes several times as long.
 MIN_GPU_TIME_S = 0.02
+# As much as other layers read in a pass of a large model.
+EVICTED_BYTES = 32 << 20
 # Quartiles further apart than this share of the median come from something else on the machine.
 MAX_SPREAD = 0.5
 
@@ -107,11 +109,10 @@ def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tupl
             inputs.append(torch.zeros_like(dense(*inputs)))
         prepare = record_layer if is_recorded else _call
         runs = {name: prepare(form, inputs) for name, form in forms.items()}
-        timings = (
-            _interleave_on_gpu(runs, device_clock(dense))
-            if is_on_gpu(dense)
-            else interleave(runs, min_time_s=MIN_TIME_S)
-        )
+        if is_on_gpu(dense):
+            timings = _interleave_on_gpu(runs, device_clock(dense))
+        else:
+            timings = interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
     # The lower quartile: what else runs on the machine only ever adds time.
     times = {name: timing.q25_us for name, timing in timings.items()}
     return times, max(timing.spread for timing in timings.values())
@@ -125,6 +126,25 @@ def device_clock(layer: nn.Module) -> DeviceClock:
 def _interleave_on_gpu(runs: Mapping[str, Callable[[], object]], clock: DeviceClock) -> dict[str, Timing]:
     timed = {name: clock.timed(run) for name, run in runs.items()}
     return interleave(timed, min_time_s=MIN_GPU_TIME_S, clock_ns=clock)
+
+
+class _Neighbours:
+    """Does to the caches what the other layers of a model do before a layer runs: its input was just made, its weight
+    and its code have left the second-level cache.
+
+    A classifier of 4 MB timed in a loop took 89 us in PyTorch and 120 us as a bitmap, in a pass of MobileNetV1 440 and
+    165 (Zen 4).
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        self.others = torch.zeros(EVICTED_BYTES // 4)
+        self.inputs = inputs
+        self.values = [x.clone() for x in inputs]
+
+    def __call__(self) -> None:
+        self.others.sum()
+        for x, value in zip(self.inputs, self.values, strict=True):
+            x.copy_(value)
 
 
 def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:

@@ -152,6 +152,21 @@ def test_progress_rises_to_one(machine: FakeMachine) -> None:
     assert shares == pytest.approx([i / 10 for i in range(1, 11)])
 
 
+def test_what_comes_before_a_call_is_not_counted(machine: FakeMachine) -> None:
+    timings = interleave(
+        {"a": machine.candidate("a", 2 * MS), "b": machine.candidate("b", 10)},
+        min_time_s=0,
+        min_rounds=3,
+        warmup=1,
+        before=machine.candidate("before", 7 * MS),
+        clock_ns=machine.clock_ns,
+    )
+    assert timings["a"].samples_us == (2000.0, 2000.0, 2000.0)
+    assert timings["b"].samples_us == (0.01, 0.01, 0.01)  # one call a sample, however short
+    last = machine.ran[-12:]
+    assert last[::2] == ["before"] * 6
+
+
 def test_garbage_collector_is_off_and_comes_back(machine: FakeMachine) -> None:
     seen: list[bool] = []
 

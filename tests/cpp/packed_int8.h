@@ -1,6 +1,7 @@
 // Dense int8 weights in the forms that the int8 kernels take, in guarded buffers: one specialization per view.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -167,12 +168,30 @@ class PackedInt8<BitmapInt8View> {
   BitmapInt8View view_;
 };
 
+// A random order of the rows inside of their windows.
+inline std::vector<uint8_t> random_places(Random& random, int64_t rows) {
+  std::vector<uint8_t> place(static_cast<size_t>(rows));
+  for (int64_t begin = 0; begin < rows; begin += kLookupWindow) {
+    for (int64_t i = 0; i < std::min(kLookupWindow, rows - begin); ++i) {
+      const int64_t other = random.integer(0, i);
+      place[static_cast<size_t>(begin + i)] = place[static_cast<size_t>(begin + other)];
+      place[static_cast<size_t>(begin + other)] = static_cast<uint8_t>(i);
+    }
+  }
+  return place;
+}
+
 // By the library itself, which tests/cpp/pack/lookup_test.cpp checks.
 template <>
 class PackedInt8<LookupView> {
  public:
   PackedInt8(const DenseInt8& weight, Int8Packing packing, Guard guard)
-      : PackedInt8(weight, Pointers(weight, packing), packing, guard) {}
+      : PackedInt8(weight, {}, Pointers(weight, packing), packing, guard) {}
+
+  // Rows stored in another order: place[r] is where row r stands in its window.
+  PackedInt8(const DenseInt8& weight, const std::vector<uint8_t>& place, Int8Packing packing, Guard guard)
+      : PackedInt8(put_in_places(weight, place), place, Pointers(put_in_places(weight, place), packing), packing,
+                   guard) {}
 
   LookupView view() const {
     LookupView view = view_;
@@ -183,12 +202,13 @@ class PackedInt8<LookupView> {
     view.entry_group = entry_group.data();
     view.entry_steps = entry_steps.data();
     view.slots = slots.data();
+    view.row_place = row_place.size() == 0 ? nullptr : row_place.data();
     return view;
   }
 
   Buffer<int32_t> entry_ptr, step_ptr;  // so that tests can damage them
   Buffer<uint16_t> entry_group;
-  Buffer<uint8_t> entry_steps, slots;
+  Buffer<uint8_t> entry_steps, slots, row_place;
 
  private:
   struct Pointers {
@@ -207,12 +227,23 @@ class PackedInt8<LookupView> {
     }
   };
 
-  PackedInt8(const DenseInt8& weight, const Pointers& pointers, Int8Packing packing, Guard guard)
+  static DenseInt8 put_in_places(const DenseInt8& weight, const std::vector<uint8_t>& place) {
+    DenseInt8 stored = weight;
+    for (int64_t n = 0; n < weight.rows; ++n) {
+      const int64_t to = n - n % kLookupWindow + place[static_cast<size_t>(n)];
+      std::copy_n(weight.values.begin() + n * weight.cols, weight.cols, stored.values.begin() + to * weight.cols);
+    }
+    return stored;
+  }
+
+  PackedInt8(const DenseInt8& weight, const std::vector<uint8_t>& place, const Pointers& pointers, Int8Packing packing,
+             Guard guard)
       : entry_ptr(pointers.entries, guard),
         step_ptr(pointers.steps, guard),
         entry_group(pointers.num_entries, guard),
         entry_steps(pointers.num_entries, guard),
         slots(pointers.num_steps * 8 * packing.lanes, guard),
+        row_place(place, guard),
         view_(int8_shape<LookupView>(weight, packing)) {
     const Buffer<int8_t> dense(weight.values, guard);
     fill_lookup(dense.data(), view_, {0, view_.num_blocks()},

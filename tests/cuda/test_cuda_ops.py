@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore._native import raw
-from sparsecore.cuda_ops import (
+from sparsecore.errors import UnsupportedError
+from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
+from sparsecore.nn import DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
+from sparsecore.nn.dense import activate
+from sparsecore.ops import ACTIVATIONS
+from sparsecore.ops.cuda import (
     expand_delta,
     expand_fragment,
     linear_int8_rows,
@@ -19,11 +24,6 @@ from sparsecore.cuda_ops import (
     spmm_fragment,
     spmm_fragment_int8,
 )
-from sparsecore.errors import UnsupportedError
-from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
-from sparsecore.nn import DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
-from sparsecore.nn.dense import activate
-from sparsecore.ops import ACTIVATIONS
 
 DTYPES = (torch.float16, torch.bfloat16)
 HALF_STEP = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}

@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 
 import sparsecore as sc
 from sparsecore import bundle
+from sparsecore.deep_compression import file
 from sparsecore.deep_compression.file import FORMAT, VERSION
 from sparsecore.errors import BundleError, FormatError, UnsupportedError
 from sparsecore.nn import CodebookLinear, SparseLinear
@@ -80,6 +81,18 @@ def test_runs_from_the_codes(path: Path) -> None:
     single = share(nn.Linear(9, 4))
     sc.save_compressed(single, path)
     assert isinstance(sc.load_compressed(path, lambda: nn.Linear(9, 4), run_compressed=True), CodebookLinear)
+
+
+def test_layers_on_codes_are_explained(path: Path) -> None:
+    model = share(net())
+    sc.save_compressed(model, path)
+    fast = sc.load_compressed(path, net, run_compressed=True)
+    rows = sc.explain(fast).rows
+    assert [(row.name, row.op, row.format) for row in rows] == [(i, "linear", "codebook") for i in ("3", "5")]
+    assert all(row.kernel.startswith("spmm_codebook") for row in rows)
+    assert [row.sparsity for row in rows] == [
+        1 - float(model[i].weight.count_nonzero()) / model[i].weight.numel() for i in (3, 5)
+    ]
 
 
 def test_codebook_layers_in_a_bundle(path: Path) -> None:
@@ -158,7 +171,11 @@ def not_finite() -> nn.Module:
         (nn.ReLU, {}, UnsupportedError, "Linear"),
         (lambda: share(net()), {"exclude": "conv"}, ValueError, "nothing in the model is called 'conv'"),
         (lambda: share(net()), {"gap_bits": {"3": 4}}, ValueError, "names of compressed weights"),
-        (lambda: share(net()), {"gap_bits": 9}, FormatError, "gap_bits in"),
+        *(
+            (lambda: share(net()), {"gap_bits": gap_bits}, ValueError, "gap_bits: expected 1 to 8, or None, got")
+            for gap_bits in (9, 0, 1.5, True, {"0.weight": 9})
+        ),
+        (lambda: None, {}, TypeError, "expected a torch.nn.Module, got NoneType"),
     ],
 )
 def test_models_that_cannot_be_compressed(
@@ -236,8 +253,16 @@ def test_other_files_are_refused(path: Path) -> None:
     with pytest.raises(BundleError, match="not a complete safetensors file"):
         sc.load_compressed(path, net)
     sc.save(model, path)
-    with pytest.raises(BundleError, match=r"save_compressed\(\) wrote"):
+    with pytest.raises(BundleError, match=r"save_compressed\(\) wrote, got one that sparsecore\.load\(\) reads"):
         sc.load_compressed(path, net)
+    sc.save_compressed(model, path)
+    with pytest.raises(BundleError, match=r"sparsecore\.save\(\) wrote, got one that sparsecore\.load_compressed\(\)"):
+        sc.load(path, net)
+    for load in (sc.load, sc.load_compressed):
+        with pytest.raises(BundleError, match="wrote, got a folder"):
+            load(path.parent, net)
+        with pytest.raises(FileNotFoundError, match=r"nowhere/m\.safetensors"):
+            load(path.parent / "nowhere" / "m.safetensors", net)
     save_file({"a": torch.ones(1)}, path, {"format": FORMAT, "version": "2"})
     with pytest.raises(BundleError, match="version 1, got '2'"):
         sc.load_compressed(path, net)
@@ -246,6 +271,24 @@ def test_other_files_are_refused(path: Path) -> None:
         sc.load(path, net)
     with pytest.raises(BundleError, match="model_fn must build"):
         sc.load_compressed(path, lambda: nn.Linear(3, 3))
+
+
+def test_places_where_nothing_can_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found before the model is compressed."""
+    monkeypatch.setattr(file, "_compress", None)
+    model = share(net())
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        sc.save_compressed(model, path.parent)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; make it first"):
+        sc.save_compressed(model, path.parent / "nowhere" / "m.safetensors")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(PermissionError, match=r"nothing can be written in .* \(Permission denied\)"):
+        sc.save_compressed(model, path)
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

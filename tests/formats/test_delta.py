@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sparsecore._native import raw
-from sparsecore.cuda_ops import spmm_delta
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, DeltaWeight
+from sparsecore.ops.cuda import spmm_delta
 
 DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SHAPES = [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (2, 4096), (3, 4097), (65, 9000)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsecore import _C, Int8Weight, ops
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
-from sparsecore.formats.packed_int8 import READ_BEYOND, Shape
+from sparsecore.formats.packed_int8 import READ_BEYOND, WINDOW, Shape
 
 FORMATS = ("int8", "bitmap", "lookup")
 PACKINGS = [(lanes, table, is_safe) for lanes in (4, 8, 16) for table in (16, 64, 256) for is_safe in (False, True)]
@@ -117,11 +117,15 @@ def test_nbytes(taps: int, segments: int, groups: int, packing: tuple[int, int, 
     assert bitmap.nbytes == padded // 8 + 4 * (blocks + 1) + nnz + READ_BEYOND + rows
 
     # A step holds four entries of each row of a block.
-    parts = by_block_and_segment(weight.q, shape).split(table, dim=-1)
+    row_place = lookup.tensors[5]
+    stored = weight.q.clone()
+    for row, place in enumerate(row_place.tolist()):
+        stored[row - row % 20 + place] = weight.q[row]  # a group of 20 rows is one window
+    parts = by_block_and_segment(stored, shape).split(table, dim=-1)
     steps = sum(int((part.count_nonzero(-1).amax(1) + 3).div(4, rounding_mode="floor").sum()) for part in parts)
     entries = lookup.tensors[2].numel()
     assert lookup.tensors[4].numel() == steps * 8 * lanes
-    assert lookup.nbytes == 2 * 4 * (blocks + 1) + 3 * entries + steps * 8 * lanes + rows
+    assert lookup.nbytes == 2 * 4 * (blocks + 1) + 3 * entries + steps * 8 * lanes + len(row_place) + rows
 
 
 def test_sparse_formats_are_the_smaller_ones() -> None:
@@ -179,3 +183,64 @@ def test_csr_becomes_int8_first() -> None:
     csr = CsrWeight.from_dense(torch.randn(6, 10)).quantize()
     packed = PackedInt8Weight.pack(Int8Weight.from_csr(csr), "lookup")
     assert torch.equal(packed.unpack().to_csr().values, csr.values)
+
+
+def uneven_weight(N: int, K: int) -> Int8Weight:
+    """Rows of very different numbers of non-zeros."""
+    weight = random_weight(N, K, 1.0, 1, 127)
+    kept = torch.rand(N, K) < torch.rand(N, 1) ** 3
+    return Int8Weight(weight.q * kept, weight.scale)
+
+
+@each_packing
+@pytest.mark.parametrize("groups", [1, 2])
+def test_uneven_rows_are_stored_in_another_order(packing: tuple[int, int, bool], groups: int) -> None:
+    for N in (128, 150, 300):
+        weight = uneven_weight(N, 256)
+        packed = assert_round_trip(weight, "lookup", groups=groups, packing=packing)
+        row_place = packed.tensors[5]
+        assert len(row_place) == N
+        for group in row_place.chunk(groups):
+            for window in group.split(WINDOW):
+                assert window.sort().values.tolist() == list(range(len(window)))
+
+
+def test_an_order_takes_the_steps_of_rows_alike() -> None:
+    """Two kinds of rows in turn: in order, every block would take the steps of the full ones."""
+    q = torch.ones(256, 640, dtype=torch.int8)
+    q[::2, 64:] = 0
+    for lanes in (4, 8, 16):
+        packed = PackedInt8Weight.pack(Int8Weight(q, torch.ones(256)), "lookup", packing=(lanes, 64, False))
+        steps = packed.tensors[1].diff()
+        assert sorted(steps.unique().tolist()) == [16, 160]
+        assert (steps == 16).sum() == (steps == 160).sum()
+
+
+def test_even_rows_stay_in_order() -> None:
+    packed = PackedInt8Weight.pack(random_weight(256, 512, 0.2), "lookup", packing=(16, 64, False))
+    assert len(packed.tensors[5]) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_products_of_uneven_rows_are_exact(threads: int) -> None:
+    """Threads may share a window."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows, few in ((1, True), (3, False), (70, False)):
+            weight = uneven_weight(300, 700)
+            packed = PackedInt8Weight.pack(Int8Weight(weight.q, torch.ones(300)), "lookup", few_rows=few)
+            x = torch.randint(-20, 21, (rows, 700), dtype=torch.int8)
+            y = ops.linear_int8(x, packed, x_scale=1.0)
+            assert torch.equal(y.long(), x.long() @ weight.q.long().T)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_damaged_order_is_refused() -> None:
+    packed = PackedInt8Weight.pack(uneven_weight(300, 256), "lookup")
+    *others, row_place = packed.tensors
+    for damaged, text in ((row_place.clone().fill_(255), "window"), (row_place[:-1], "300")):
+        broken = dataclasses.replace(packed, tensors=(*others, damaged))
+        with pytest.raises(RuntimeError, match=text):
+            ops.linear_int8(torch.zeros(2, 256, dtype=torch.int8), broken, x_scale=1.0)

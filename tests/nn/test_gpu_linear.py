@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import sparsecore as sc
-from sparsecore import cuda_ops
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.nn import BlockLinear, DeltaLinear, FragmentLinear, Int8Linear, SparseLinear
+from sparsecore.ops import cuda as cuda_ops
 
 CLASSES = [FragmentLinear, DeltaLinear]
 each_class = pytest.mark.parametrize("cls", CLASSES)
@@ -149,7 +149,7 @@ def test_without_a_gpu_nothing_changes(cls: type[SparseLinear]) -> None:
     dense = pruned()
     layer = cls.from_dense(dense)
     names = list(layer._buffers)
-    with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):  # PyTorch's own
+    with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):  # PyTorch's own
         layer.to("cuda")
     assert type(layer) is cls
     assert list(layer._buffers) == names

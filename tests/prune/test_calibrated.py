@@ -482,3 +482,14 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "pruning group 2 of 4: blocks.0.up.weight" in error
     prune(Stack(), 0.5, criterion=SparseGPT(), batches=some_batches(), progress=False)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spectral_norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("arguments", [{}, {"exclude": "0"}], ids=["computed weight", "NaN"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_refusing_moves_no_power_iteration(spectral_norm: Any, arguments: dict[str, Any]) -> None:
+    model = nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.Linear(5, 4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((UnsupportedError, ValueError)):
+        prune(model, 0.5, criterion="wanda", batches=[torch.full((3, 6), torch.nan)], **arguments)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

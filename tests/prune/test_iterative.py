@@ -211,6 +211,8 @@ def test_nan_begins_no_round() -> None:
         ),
         (lambda state: {"step": 1, "masks": state["masks"]}, r"IterativePruner\.state_dict\(\) returned"),
         (lambda state: None, "got NoneType"),
+        (lambda state: {**state, "settings": {}}, "rounds None instead of 4"),
+        (lambda state: {**state, "settings": None}, "expected settings by name"),
         (lambda state: {**state, "round": 99}, "expected a round from 0 to"),
         (lambda state: {**state, "round": 1.5}, "expected a round from 0 to"),
         (lambda state: {**state, "masks": None}, "expected masks by name"),

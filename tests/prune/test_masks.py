@@ -244,6 +244,8 @@ def test_nan_does_not_outlive_the_mask() -> None:
 
 def test_optimizer_of_another_model_is_an_error() -> None:
     masks = prune(small_net(), 0.5)
+    with pytest.raises(TypeError, match=r"expected a torch\.optim\.Optimizer, got NoneType"):
+        masks.attach(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="holds none of the masked weights"):
         masks.attach(SGD(small_net().parameters(), lr=0.1))
 

@@ -1,8 +1,11 @@
 """The scan prunes one weight at a time and puts it back; its sparsities add up to the target."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,7 +108,24 @@ def test_a_file_of_another_scan_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == content
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"scores": [[1]], "belongs_to": {}}', '{"scores": 3}'])
+_DAMAGED = (
+    '["", 0.0, NaN]',
+    '["", 0.0, Infinity]',
+    '["", NaN, 0.5]',
+    '["", 1.0, 0.5]',
+    '["", -0.1, 0.5]',
+    '["", 0, "1"]',
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"scores": [[1]], "belongs_to": {}}', '{"scores": 3}', '{"scores": [], "belongs_to": 3}'),
+        '{"scores": [[3, 0.5, 0.5]], "belongs_to": {}}',
+        *(f'{{"scores": [{row}], "belongs_to": {{}}}}' for row in _DAMAGED),
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "scan.json"
     file.write_text(content)
@@ -114,14 +134,41 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     assert file.read_text() == content
 
 
+def test_bytes_and_folders_are_no_files_of_a_scan(tmp_path: Path) -> None:
+    (tmp_path / "scan.json").write_bytes(b"\xff\x00")
+    for file in (tmp_path / "scan.json", tmp_path):
+        with pytest.raises(BundleError, match="is not the file of a sensitivity scan"):
+            pruning_sensitivity(net(), Evaluation(), SHARES, file=file)
+    evaluation = Evaluation()
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        pruning_sensitivity(net(), evaluation, SHARES, file=tmp_path / "none" / "scan.json")
+    assert evaluation.calls == 0
+
+
+@pytest.mark.parametrize(
+    "as_number", [np.float32, np.float64, np.array, torch.tensor, lambda value: np.int64(round(value))]
+)
+def test_evaluate_may_return_any_kind_of_number(as_number: Callable[[float], Any], tmp_path: Path) -> None:
+    scan = pruning_sensitivity(net(), lambda model: as_number(0.5), SHARES, file=tmp_path / "scan.json")
+    assert scan.dense == float(as_number(0.5))
+    assert type(scan.dense) is float
+    assert all(type(score) is float for scores in scan.scores.values() for score in scores.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
+        ({"sparsities": 0.5}, TypeError, r"list of sparsities in \(0, 1\), got 0\.5"),
         ({"sparsities": []}, ValueError, r"in \(0, 1\), got \[\]"),
         ({"sparsities": [0, 0.5]}, ValueError, r"in \(0, 1\), got \[0, 0.5\]"),
         ({"sparsities": [0.5, 1]}, ValueError, r"in \[0, 1\)"),
         ({"pattern": "2:4"}, ValueError, "2:4 has one sparsity"),
         ({"pattern": "8x1"}, FormatError, "8x1 does not fit 0.weight"),
+        ({"evaluate": None}, TypeError, "expected evaluate as a function that takes the model.*got NoneType"),
+        ({"evaluate": 0.5}, TypeError, "got float"),
+        ({"evaluate": lambda model: torch.ones(2)}, ValueError, "expected a finite number from evaluate, got tensor"),
+        ({"evaluate": lambda model: torch.tensor(float("nan"))}, ValueError, r"got tensor\(nan\) for the model"),
+        ({"evaluate": lambda model: np.float32("inf")}, ValueError, "inf.* for the model"),
         ({"evaluate": lambda model: float("nan")}, ValueError, "got nan for the model as it is"),
         ({"evaluate": lambda model: None}, ValueError, "got None for the model"),
         (

@@ -215,19 +215,36 @@ def test_bad_arguments_change_nothing(arguments: dict[str, Any], text: str) -> N
     assert not optimizer._optimizer_step_post_hooks
 
 
+_STATE = Training().pruner.state_dict()
+
+
 @pytest.mark.parametrize(
     "state",
     [
-        {"step": 3, "masks": Masks.from_model(nn.Linear(2, 2)).state_dict()},
+        {**_STATE, "masks": Masks.from_model(nn.Linear(2, 2)).state_dict()},
         {
-            "step": 3,
+            **_STATE,
             "masks": Masks.from_model(nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(5, 20))).state_dict(),
         },
-        {"masks": Training().pruner.masks.state_dict()},
-        {"round": 3, "qualities": {}, "masks": Training().pruner.masks.state_dict()},
+        {name: value for name, value in _STATE.items() if name != "step"},
+        {"round": 3, "qualities": {}, "masks": _STATE["masks"], "settings": _STATE["settings"]},
         None,
+        {**_STATE, "settings": None},
+        *(
+            Training(**other).pruner.state_dict()
+            for other in (
+                {"end": 21},
+                {"begin": 3},
+                {"frequency": 4},
+                {"initial_sparsity": 0.1},
+                {"sparsity": 0.8},
+                {"sparsity": {"0": 0.9, "2": 0.9}},
+                {"scope": "global"},
+                {"pattern": "4x1"},
+                {"criterion": lambda name, weight: weight.abs()},
+            )
+        ),
     ],
-    ids=["names", "shapes", "no step", "another schedule", "none"],
 )
 def test_state_of_another_changes_nothing(state: Any) -> None:
     straight, training = Training(), Training()
@@ -237,6 +254,21 @@ def test_state_of_another_changes_nothing(state: Any) -> None:
         training.pruner.load_state_dict(state)
     training.run(8, 12)
     assert training.pruner.masks == straight.pruner.masks
+
+
+def test_scores_are_asked_for_when_something_goes() -> None:
+    """A pruner by gradients is made before there are any, and prunes by them when it is due."""
+    training = Training(criterion="taylor")
+    assert training.pruner.masks.sparsity() == 0
+    training.run(1, 7)
+    due = {name: parameter.grad * parameter for name, parameter in training.model.named_parameters()}
+    assert training.pruner.masks.sparsity() > 0
+    for name, mask in training.pruner.masks.items():  # by the gradients of step 7: the kept scores are the larger ones
+        scores = due[name].abs()
+        assert scores[mask].min() > 0
+        assert not training.model.get_parameter(name)[~mask].any()
+    with pytest.raises(FormatError, match="no gradient"):
+        Training(criterion="taylor", initial_sparsity=0.1)
 
 
 def test_a_weight_that_is_nan_prunes_nothing() -> None:

@@ -245,3 +245,18 @@ def test_less_error_than_wanda_on_correlated_inputs(seed: int, arguments: dict[s
         prune(layer, criterion=criterion, batches=[x], **arguments)
         errors[criterion] = float((x.double() @ (layer.weight.detach() - before).double().t()).square().sum())
     assert errors["sparsegpt"] < errors["wanda"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"block_size": 1.5}, TypeError, r"whole number of columns, got float 1\.5"),
+        ({"block_size": None}, TypeError, "whole number of columns, got NoneType"),
+        ({"block_size": 0}, ValueError, "at least 1 column"),
+        ({"damping": "0.1"}, TypeError, "damping as a number, got str '0.1'"),
+        ({"damping": float("nan")}, ValueError, r"damping in \[0, 1\]"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        SparseGPT(**arguments)

@@ -1,5 +1,10 @@
 """Which weights are found, under which names."""
 
+import contextlib
+import copy
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from networks import Conv1D
@@ -116,6 +121,39 @@ def test_computed_weight_is_an_error_unless_excluded() -> None:
     assert names(model, "0") == ["1.weight"]
 
 
+@pytest.mark.parametrize(
+    ("compute", "remove"),
+    [
+        (nn.utils.parametrizations.weight_norm, torch.nn.utils.parametrize.remove_parametrizations),
+        (nn.utils.parametrizations.spectral_norm, torch.nn.utils.parametrize.remove_parametrizations),
+        (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+        (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_way_out_of_a_computed_weight_works(
+    compute: Callable[[nn.Module], nn.Module], remove: Callable[[nn.Module, str], nn.Module]
+) -> None:
+    model = nn.Sequential(compute(nn.Linear(2, 2)))
+    way_out = re.escape(f".{remove.__name__}(model.get_submodule('0'), 'weight')")
+    with pytest.raises(UnsupportedError, match=way_out):
+        names(model)
+    remove(model.get_submodule("0"), "weight")
+    assert names(model) == ["0.weight"]
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Embedding, nn.Bilinear], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("exclude", [(), "0"])
+def test_looking_at_a_model_moves_no_power_iteration(kind: type[nn.Module], exclude: str | tuple[()]) -> None:
+    layer = kind(*{nn.Linear: (4, 3), nn.Embedding: (4, 3), nn.Bilinear: (2, 3, 4)}[kind])
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(layer), nn.Linear(2, 2))
+    before = copy.deepcopy(model.state_dict())
+    with contextlib.suppress(UnsupportedError):
+        names(model, exclude)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("layer", [nn.LazyLinear(3), nn.Linear(2, 2, device="meta")], ids=repr)
 def test_weight_without_values_is_an_error(layer: nn.Module) -> None:
     with pytest.raises(UnsupportedError, match="no values yet"):
@@ -126,6 +164,13 @@ def test_weight_of_integers_is_an_error() -> None:
     layer = nn.Linear(2, 2)
     layer.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(FormatError, match="expected floating point"):
+        names(layer)
+
+
+def test_weight_that_torch_does_not_calculate_in_is_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(FormatError, match=r"got torch\.float8_e4m3fn; convert it with \.to\(\)"):
         names(layer)
 
 

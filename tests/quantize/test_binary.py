@@ -91,6 +91,8 @@ def test_generators_repeat_and_can_be_resumed() -> None:
 
 
 def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match=r"torch\.Generator or None, got int; .* torch\.Generator\(\)\.manual_seed"):
+        prepare_binary(nn.Sequential(nn.Linear(2, 2)), generator=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='expected scale "row", "layer" or None'):
         prepare_binary(nn.Sequential(nn.Linear(2, 2)), scale="column")  # type: ignore[arg-type]
     other = prepare_ternary(nn.Sequential(nn.Linear(2, 2)))

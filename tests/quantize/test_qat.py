@@ -19,7 +19,14 @@ import sparsecore as sc
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.nn import Int8Conv2d, Int8Linear, SparseInt8Linear
 from sparsecore.prune import prune
-from sparsecore.quantize import convert_qat, fold_qat, prepare_binary, prepare_qat, quantize
+from sparsecore.quantize import (
+    convert_qat,
+    fold_qat,
+    freeze_ranges,
+    prepare_binary,
+    prepare_qat,
+    quantize,
+)
 from sparsecore.quantize.affine import affine_range
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -43,9 +50,12 @@ def train(model: nn.Module, x: Tensor, steps: int = 3, optimizer: torch.optim.Op
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_deployed_equals_simulated(name: str, activations: Any, bits: int) -> None:
+@pytest.mark.parametrize("steps", ["range", "learned"])
+def test_deployed_equals_simulated(name: str, activations: Any, bits: int, steps: Any) -> None:
     make, shape = LAYERS[name]
-    model, x = prepare_qat(nn.Sequential(make()), bits=bits, activation_bits=8, activations=activations), None
+    batches = [torch.randn(shape)] if steps == "learned" and activations == "static" else None
+    settings = {"bits": bits, "activation_bits": 8, "activations": activations, "steps": steps}
+    model, x = prepare_qat(nn.Sequential(make()), batches, **settings), None
     train(model, torch.randn(shape))
     x = torch.randn(shape) * 1.5  # some of it outside of the range
     with torch.no_grad():
@@ -54,7 +64,9 @@ def test_deployed_equals_simulated(name: str, activations: Any, bits: int) -> No
         assert type(model[0]) in (Int8Linear, Int8Conv2d)
         deployed = [model(x), model(x.bfloat16())]
     assert all(torch.equal(a, b) for a, b in zip(simulated, deployed, strict=True))
-    assert int(model[0].weight_format.q.abs().max()) == 2 ** (bits - 1) - 1
+    largest = int(model[0].weight_format.q.abs().max())
+    limit = 2 ** (bits - 1) - 1
+    assert largest == limit if steps == "range" else largest <= limit
 
 
 def test_training_differs_from_evaluation_by_rounding_alone() -> None:
@@ -104,6 +116,87 @@ def test_the_range_is_a_moving_average_that_evaluation_and_nan_leave_alone() -> 
     model.eval()(torch.full((1, 2), 100.0))
     model.train()(torch.ones(0, 2))
     assert simulation.seen_range() == pytest.approx((-1.2, 1.85))
+
+
+def test_gradients_of_learned_steps() -> None:
+    """The paper's eq. 3 in float64: round(v / s) - v / s inside, the limit outside; times the scale of its sec. 2.2."""
+    x = torch.rand(6, 5) * 2 - 1
+    model = prepare_qat(nn.Sequential(nn.Linear(5, 3)), [x], bits=3, activation_bits=4, steps="learned")
+    simulation, weight, g = model[0].simulation, model[0].weight.detach().double(), torch.randn(6, 3)
+    expected_start = 2 * weight.abs().mean(1) / 3**0.5
+    torch.testing.assert_close(simulation.weight_step.detach().double().flatten(), expected_start)
+    simulation.weight_step.data[1] *= 0.2  # most of the row is beyond the limits
+    x = 1.5 * x
+    model(x).backward(g)
+
+    def of_step(values: Tensor, step: Tensor, least: int, largest: int) -> tuple[Tensor, Tensor]:
+        steps = values / step
+        inside = (steps >= least) & (steps <= largest)
+        whole = steps.round().clamp(least, largest)
+        return whole * step, torch.where(inside, whole - steps, whole)
+
+    weight_step, x_step = simulation.weight_step.detach().double(), simulation.x_step.detach().double()
+    zero_point = int(simulation.x_zero_point)
+    shared, weight_slope = of_step(weight, weight_step, -3, 3)
+    seen, x_slope = of_step(x.double(), x_step, -8 - zero_point, 7 - zero_point)
+    assert ((weight / weight_step).abs() > 3).any()
+    of_weight, of_x = g.double().t() @ seen, g.double() @ shared
+    expected = (of_weight * weight_slope).sum(1, keepdim=True) / (5 * 3) ** 0.5
+    torch.testing.assert_close(simulation.weight_step.grad.double(), expected, rtol=1e-5, atol=1e-6)
+    expected = (of_x * x_slope).sum() / (5 * 7) ** 0.5
+    torch.testing.assert_close(simulation.x_step.grad.double(), expected, rtol=1e-5, atol=1e-5)
+    outside = (weight / weight_step).abs() > 3
+    torch.testing.assert_close(model[0].weight.grad.double(), of_weight.masked_fill(outside, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_learned_steps_keep_zeros_and_end_in_plain_layers() -> None:
+    model, x = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(8, 32)
+    masks = prune(model, 0.6)
+    model[0].weight.data[3] = 0  # a row with nothing to start from
+    prepare_qat(model, [x], bits=2, steps="learned")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    masks.attach(optimizer)
+    before = model[0].simulation.weight_step.detach().clone()
+    train(model, x, 3, optimizer)
+    assert not torch.equal(model[0].simulation.weight_step, before)
+    model[2].simulation.x_step.data.neg_()  # an optimizer may take it across zero
+    assert model.eval()(x).isfinite().all()
+    fold_qat(model)
+    for name, mask in masks.items():
+        assert not model.get_parameter(name)[~mask].any()
+    assert all(len(row.unique()) <= 3 for index in (0, 2) for row in model[index].weight)
+
+
+def test_learned_steps_that_cannot_be() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match='calibration batches for steps="learned"'):
+        prepare_qat(model, steps="learned")
+    with pytest.raises(ValueError, match=r"expected steps .* got 'best'"):
+        prepare_qat(model, steps="best")  # type: ignore[arg-type]
+    model[1].weight = model[0].weight
+    with pytest.raises(UnsupportedError, match='cannot have the learned steps of both; take steps="range"'):
+        prepare_qat(model, [torch.ones(1, 4)], steps="learned")
+    assert type(model[0]) is nn.Linear
+    model = prepare_qat(nn.Sequential(nn.Linear(4, 4)), [torch.ones(1, 4)], steps="learned")
+    model[0].simulation.weight_step.data[0] = torch.nan
+    with pytest.raises(FormatError):
+        convert_qat(model)
+    assert type(model[0]) is not Int8Linear
+
+
+def test_frozen_ranges_stay() -> None:
+    model = prepare_qat(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    model(torch.tensor([[-1.0, 2.0]]))
+    before = [layer.simulation.seen_range() for layer in model]
+    freeze_ranges(model)(torch.full((1, 2), 100.0)).sum().backward()
+    assert [layer.simulation.seen_range() for layer in model] == before
+    assert freeze_ranges(prepare_qat(nn.Sequential(nn.Linear(2, 2)), activations="dynamic")) is not None
+    with pytest.raises(UnsupportedError, match=r"expected a model from prepare_qat\(\), got a Sequential"):
+        freeze_ranges(prepare_binary(nn.Sequential(nn.Linear(2, 2))))
+    fresh = prepare_qat(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="0 has no range of activations"):
+        freeze_ranges(fresh)
+    assert not fresh[0].simulation.is_range_frozen
 
 
 def test_without_training_it_is_post_training_quantization() -> None:

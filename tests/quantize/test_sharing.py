@@ -278,6 +278,8 @@ def test_bad_input_changes_nothing() -> None:
         share_weights(model, {})
     with pytest.raises(ValueError, match="expected an init"):
         share_weights(model, init="best")
+    with pytest.raises(TypeError, match=r"torch\.Generator or None, got int"):
+        share_weights(model, init="random", generator=3)  # type: ignore[arg-type]
     model[3].weight.data[0, 0] = before["3.weight"][0, 0] = torch.inf
     with pytest.raises(FormatError, match=r"3\.weight: the weight is NaN or infinite in 1 of 2880"):
         share_weights(model)

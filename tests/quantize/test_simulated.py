@@ -130,8 +130,18 @@ def test_wrong_models(prepare: Prepare) -> None:
         prepare(network(), exclude="fc")
     with pytest.raises(UnsupportedError, match="between the first and the last"):
         prepare(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), skip_ends=True)
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        prepare(None)
+    with pytest.raises(TypeError, match="names, patterns or module types in exclude, got 3"):
+        prepare(network(), exclude=3)
+    narrow = nn.Sequential(nn.Linear(2, 2).to(torch.float8_e4m3fn))
+    with pytest.raises(FormatError, match=r"0\.weight: expected floating point of 16 to 64 bits, got torch\.float8"):
+        prepare(narrow)
+    assert type(narrow[0]) is nn.Linear
     with pytest.raises(UnsupportedError, match="without layers in training"):
         fold_qat(network())
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got str"):
+        fold_qat("model")
 
 
 @PREPARE

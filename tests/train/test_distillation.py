@@ -216,6 +216,8 @@ def test_half_precision_is_computed_in_float32() -> None:
         ({"temperature": 0.0}, "temperature above zero, got 0.0"),
         ({"temperature": math.nan}, "temperature above zero, got nan"),
         ({"alpha": 1.5}, r"alpha in \[0, 1\], got 1.5"),
+        ({"alpha": "0.5"}, r"alpha in \[0, 1\], got '0.5'"),
+        ({"temperature": "4"}, r"temperature above zero, got '4'"),
         ({"alpha": math.nan}, r"alpha in \[0, 1\], got nan"),
         ({"features": [L2Features("convolution")]}, "the student has no layer 'convolution'"),
         ({"features": [L2Features("0", "9")]}, "the teacher has no layer '9'"),
@@ -241,6 +243,12 @@ def test_student_as_its_own_teacher() -> None:
         Distillation(model, model)
 
 
+def test_what_is_no_model() -> None:
+    for models in ((None, nn.Linear(2, 2)), (nn.Linear(2, 2), None)):
+        with pytest.raises(TypeError, match=r"expected the (student|teacher) as a torch\.nn\.Module, got NoneType"):
+            Distillation(*models)
+
+
 def test_wrong_shapes() -> None:
     x, labels = torch.randn(2, 4), torch.tensor([0, 1])
     student = nn.Linear(4, 3)
@@ -249,6 +257,9 @@ def test_wrong_shapes() -> None:
     distillation = Distillation(student, nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"labels \[...\], got \[2, 3\] and \[3\]"):
         distillation(student(x), torch.tensor([0, 1, 2]), x)
+    for wrong in (None, [0, 1]):
+        with pytest.raises(ValueError, match="labels as a tensor, got"):
+            distillation(student(x), wrong, x)
     with pytest.raises(ValueError, match=r"labels as integers"):
         distillation(student(x), torch.tensor([0.0, 1.0]), x)
     for label in (3, -1):

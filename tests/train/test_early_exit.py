@@ -272,3 +272,11 @@ def test_wrong_losses_and_budgets() -> None:
         thresholds_for(torch.ones(2, 1), [0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match=r"at least one calibration batch"):
         fit_thresholds(model_of(backbone()), [], [1.0, 2.0, 3.0], 2.0)
+
+
+def test_what_is_no_module_or_no_list() -> None:
+    with pytest.raises(TypeError, match="each stage and each exit as a torch"):
+        EarlyExit([1], [nn.Linear(2, 2)])
+    model = EarlyExit([nn.Linear(2, 2)], [nn.Linear(2, 2)]).eval()
+    with pytest.raises(ValueError, match=r"thresholds as a list of numbers, got 0\.5"):
+        model.infer(torch.ones(1, 2), 0.5)

@@ -143,3 +143,34 @@ def test_what_cannot_be_separated() -> None:
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def test_hooks_and_shared_weights_stay() -> None:
+    """A pair in place of the layer would lose the hook, and pairs in place of two layers what ties them."""
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+    model[1].weight = model[0].weight
+    model[2].register_forward_hook(lambda *_: None)
+    before = model[:3]
+    forms = {row.layer: row.form for row in replace_by_low_rank(model, rank=2)}
+    assert forms["0"] == forms["1"] == "stays: it shares its weight with another layer"
+    assert forms["2"] == "stays: it has hooks"
+    assert isinstance(model[3], nn.Sequential)
+    assert list(before) == list(model[:3])
+    assert model[0].weight is model[1].weight
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": "2"}, "rank of at least 1, got '2'"),
+        ({"rank": True}, "rank of at least 1, got True"),
+        ({"error": "a"}, r"error in \[0, 1\), got 'a'"),
+    ],
+)
+def test_numbers_are_numbers(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace_by_low_rank(nn.Sequential(nn.Linear(16, 16)), **arguments)
+    with pytest.raises(ValueError, match="multiplier of at least 1, got 'a'"):
+        replace_by_separable(nn.Sequential(nn.Conv2d(3, 8, 3)), multiplier="a")
+    with pytest.raises(TypeError, match="expected a torch"):
+        replace_by_low_rank([nn.Linear(16, 16)], rank=2)

@@ -264,7 +264,9 @@ def test_copies_and_state() -> None:
 
 
 def test_loading_other_weights_is_seen() -> None:
-    a, b = (compiled(sparse_(Residual(), seed=seed), image(1), policy={"conv1": "csr"}) for seed in (1, 2))
+    a, b = (
+        compiled(sparse_(Residual(), seed=seed), image(1), policy={"conv1": "csr", "conv2": "csr"}) for seed in (1, 2)
+    )
     a(image(2))
     a.load_state_dict(b.state_dict())
     assert torch.equal(a(image(2)), b(image(2)))

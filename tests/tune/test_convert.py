@@ -265,6 +265,8 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 
 
 def test_explain_needs_our_layers() -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        sc.explain(None)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="convert"):
         sc.explain(nn.Linear(2, 2))
 

@@ -83,7 +83,7 @@ const char* validate_panel(const PanelView<T>& weight, Range blocks);
 // Dense int8 [N, K] to the lookup format in two passes over ranges of blocks: entries and steps of the blocks counted
 // to entry_ptr[block + 1] and step_ptr[block + 1]; then, after running_sum() of both, the rest. shape gives rows,
 // cols, segments, lanes, table and has_safe_pairs; zeros are left out. Groups with many non-zeros become several
-// entries.
+// entries. Rows are stored as they come: for a row_place the caller puts them in that order first.
 inline constexpr int64_t kMaxLookupSteps = 6;
 struct LookupArrays {
   const int32_t* entry_ptr;
@@ -95,7 +95,7 @@ struct LookupArrays {
 void count_lookup(const int8_t* weight, const LookupView& shape, Range blocks, int32_t* entry_ptr, int32_t* step_ptr);
 void fill_lookup(const int8_t* weight, const LookupView& shape, Range blocks, const LookupArrays& out);
 
-// The exact inverse: rows of those blocks of dense int8 [N, K]. weight must be valid.
+// The exact inverse: rows of those blocks of dense int8 [N, K], in the order they are stored in. weight must be valid.
 void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense);
 
 // What is wrong with those blocks, or null if kernels can run: pointers monotone and inside the arrays, as many steps

@@ -123,6 +123,10 @@ struct BitmapInt8View : Int8Blocks {
 //
 //   lanes 2, table 8, one entry   row 0: columns 1 5      slots 1 5 0 0  3 0 0 0   the columns, rows side by side
 //   of one step                   row 1: column 3               9 8 0 0  7 0 0 0   the values
+//
+// All rows of a block take the steps of the fullest, so rows may be stored in another order: windows of
+// kLookupWindow rows, in each of which row r of the weight is row row_place[r] of the stored ones.
+inline constexpr int64_t kLookupWindow = 128;
 struct LookupView : Int8Blocks {
   int64_t table = 0;
   bool has_safe_pairs = false;  // 255 * (sum of the values of slots 2 i and 2 i + 1 of a row) fits in int16
@@ -133,7 +137,9 @@ struct LookupView : Int8Blocks {
   const uint16_t* entry_group = nullptr;  // [num_entries] group: segment * groups() + group of the segment
   const uint8_t* entry_steps = nullptr;   // [num_entries] 1 .. kMaxLookupSteps, never falling inside a block
   const uint8_t* slots = nullptr;         // [num_steps, 2, lanes, 4] columns, then values (int8)
+  const uint8_t* row_place = nullptr;     // [rows] less than kLookupWindow, or null: rows are stored in order
 
+  int64_t window_blocks() const { return kLookupWindow / lanes; }
   int64_t groups() const { return (segment_cols() + table - 1) / table; }  // of a segment
 };
 

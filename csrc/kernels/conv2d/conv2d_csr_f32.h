@@ -71,6 +71,12 @@ struct Conv2dCsrF32 {
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       const float* tile = strip + (block / blocks_per_group - first_group) * group_floats;
       const Range n{block * R, (block + 1) * R};
+      // Rows of y are far apart. First convolution of ResNet-50 in a pass 2.58 -> 2.47 ms, of MobileNetV1 0.43 -> 0.42.
+      for (int64_t row = n.begin; row < n.end; ++row) {
+        output.for_each_part(args, plan.pitch, row, [&](int64_t to, int64_t, int64_t length) SPARSECORE_LAMBDA_INLINE {
+          if (args.dtype == Dtype::kFloat32) prefetch_for_writing(static_cast<float*>(args.y) + to, length);
+        });
+      }
       if (args.residual != nullptr) load_residual<S>(args, plan, output, n, W, buffer);
       run_block<S, R>(
           args.weight, args.epilogue, block, tile, W,

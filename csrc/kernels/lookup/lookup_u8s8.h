@@ -38,6 +38,12 @@ struct LookupU8S8 {
     }
   }
 
+  static void put_in_order(const int32_t* place, int32_t* sums)
+    requires requires { Dot::put_in_order(place, sums); }
+  {
+    Dot::put_in_order(place, sums);
+  }
+
   template <int NB, int T>
   static void accumulate(const LookupView& weight, int64_t block, const uint8_t* const* x, const int64_t* offset,
                          int32_t* acc, int64_t ld) {

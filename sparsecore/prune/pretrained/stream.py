@@ -101,6 +101,19 @@ def prune_pretrained(
         FileExistsError: ``out`` holds something else, or a run with other arguments.
         MissingExtraError: transformers is not installed.
 
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        >>> LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes)).save_pretrained(folder / "dense")
+        >>> np.save(folder / "ids.npy", np.arange(400) % 50)
+        >>> options = {"data": folder / "ids.npy", "samples": 8, "length": 32}
+        >>> prune_pretrained(folder / "dense", folder / "pruned", 0.5, **options).sparsity
+        0.5
+
     Reference:
         Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023, and
         Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024, both of which prune

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import require_loss
 from sparsecore.calls import call_model
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune.structured.criteria import sum_over
@@ -78,7 +79,7 @@ def score_taylor(
         Name of the group -> float64 ``[units]``.
 
     Raises:
-        ValueError: There are no batches.
+        ValueError: There are no batches, or the loss is no scalar.
         FormatError: A score is not finite.
 
     Reference:
@@ -89,7 +90,9 @@ def score_taylor(
     for batch in batches:
         gates: dict[str, Tensor] = {}
         with torch.enable_grad(), _gated(model, groups, gates):
-            value = loss(model, batch)
+            value = require_loss(loss(model, batch))
+        if not value.requires_grad:
+            raise UnsupportedError("the loss does not depend on the channels; it must come from the model's output")
         names = list(gates)
         found = torch.autograd.grad(value, [gates[name] for name in names], allow_unused=True)
         size = max((len(gates[name]) for name in names), default=0)

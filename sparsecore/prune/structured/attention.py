@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 
 
 class SplitAttention(nn.Module):
@@ -130,6 +130,7 @@ def split_attention(model: nn.Module) -> list[str]:
         >>> split_attention(nn.TransformerEncoderLayer(16, 4))
         ['self_attn']
     """
+    require_module(model)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     if found and not found[0][0]:
         raise UnsupportedError("the model is nn.MultiheadAttention itself; use SplitAttention(model)")
@@ -188,6 +189,7 @@ def find_attention(model: nn.Module) -> dict[str, Attention]:
         >>> find_attention(layer)["self_attn"].num_heads
         4
     """
+    require_module(model)
     modules = dict(model.named_modules())
     return {found.name: found for name in modules for found in _attention_at(name, modules)}
 

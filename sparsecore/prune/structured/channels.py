@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import is_real
+from sparsecore.calibration import check_batches
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.choose import keep_largest
@@ -24,8 +25,9 @@ from sparsecore.prune.structured.criteria import (
 from sparsecore.prune.structured.cut import remove_units
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, ChannelGroups, must_stay, prunable_channels
 from sparsecore.prune.structured.removal import removed_slices
+from sparsecore.prune.structured.rounding import Rounding, check_round_to, find_rounding
 from sparsecore.prune.weights import Selector
 
 Ratio = float | Mapping[str, float]
@@ -40,7 +42,7 @@ def prune_channels(
     *,
     criterion: str | FilterCriterion = "l1",
     scope: str = "layer",
-    round_to: int = 1,
+    round_to: int | str = 1,
     exclude: Selector | Iterable[Selector] = (),
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -64,7 +66,9 @@ def prune_channels(
         scope: ``"layer"`` removes the ratio from every group, ``"global"`` from all of them together, scores compared
             as they are.
         round_to: The channels that stay in a layer are rounded up to a multiple. 8 fills the vectors of most CPU
-            kernels; 1 removes exactly ``round(ratio * units)``.
+            kernels; 1 removes exactly ``round(ratio * units)``. ``"measured"``: rounded to the fastest count nearby,
+            up or down by a few channels, which is found by timing the layers on this machine in the shapes that they
+            have (see :func:`sparsecore.tune.width.nearby_counts`); times are kept as those of :func:`compile` are.
         exclude: Layers whose channels stay: names, fnmatch patterns or module types; a module stands for all inside.
         batches: For ``"activation"``: inputs of the model. For ``"taylor"``: what ``loss`` takes.
         loss: For ``"taylor"``: ``(model, batch) -> loss``, a mean over samples.
@@ -109,23 +113,24 @@ def prune_channels(
     """
     if scope not in ("layer", "global"):
         raise ValueError(f'expected scope "layer" or "global", got {scope!r}')
-    if type(round_to) is not int or round_to < 1:
-        raise ValueError(f"expected round_to of at least 1, got {round_to!r}")
+    check_round_to(round_to)
     _require_data(criterion, batches, loss)
     if criterion == "l1_greedy" and scope == "global":
         raise ValueError('criterion "l1_greedy" goes from layer to layer: expected scope "layer"')
     if criterion not in _OTHERS:
         find_filter_criterion(criterion, _OTHERS)
     groups = prunable_channels(model, example_inputs, exclude)
-    shares = ratios_of(groups.groups, ratio)
+    shares = ratios_of(groups.groups, ratio) if groups.groups else {}
+    require_groups(model, groups)
     chosen = [group for group in groups.prunable if group.name in shares]
     if not chosen:
-        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
+        raise ValueError("expected a ratio for at least one layer, got {}")
+    rounding = find_rounding(round_to, model, example_inputs)
     if criterion == "l1_greedy":
-        units = _greedy(model, chosen, shares, round_to)
+        units = _greedy(model, chosen, shares, rounding)
     else:
         scores = score_groups(model, chosen, criterion, batches, loss)
-        units = choose_units(chosen, scores, shares, scope, round_to)
+        units = choose_units(chosen, scores, shares, scope, rounding)
     return remove_units(model, example_inputs, units, dry_run=dry_run)
 
 
@@ -157,7 +162,7 @@ def choose_units(
     scores: Mapping[str, Tensor],
     shares: Mapping[str, float],
     scope: str = "layer",
-    round_to: int = 1,
+    rounding: Rounding | None = None,
 ) -> list[Unit]:
     """Choose the units that go: the lowest scores, of equal ones the later.
 
@@ -166,37 +171,48 @@ def choose_units(
         scores: Name of the group -> ``[units]``.
         shares: Name of the group -> share of its units to go; with ``scope="global"`` all alike.
         scope: As in :func:`prune_channels`.
-        round_to: As in :func:`prune_channels`.
+        rounding: Changes how many stay, None nothing.
 
     Returns:
         The units that go.
     """
     if scope == "layer":
-        keeps = [keep_largest([_protected(scores[group.name])], shares[group.name])[0] for group in groups]
+        keeps = [keep_largest([_protected(group, scores[group.name])], shares[group.name])[0] for group in groups]
     else:
         if len({shares[group.name] for group in groups}) > 1:
             raise ValueError('scope "global" has one ratio for all layers, got several')
-        keeps = keep_largest([_protected(scores[group.name]) for group in groups], shares[groups[0].name])
+        keeps = keep_largest([_protected(group, scores[group.name]) for group in groups], shares[groups[0].name])
+    stay = {group.name: int(keep.sum()) for group, keep in zip(groups, keeps, strict=True)}
+    if rounding is not None:
+        stay = rounding(groups, stay)
     units = []
-    for group, keep in zip(groups, keeps, strict=True):
-        count = round_up(group, int(keep.sum()), round_to)
-        keep = keep_count(scores[group.name], count)
+    for group in groups:
+        keep = keep_count(_protected(group, scores[group.name]), stay[group.name])
         units += [unit for unit, stays in zip(group.units, keep.tolist(), strict=True) if not stays]
     return units
 
 
 def keep_count(scores: Tensor, count: int) -> Tensor:
-    """Keep the ``count`` largest scores, of equal ones the earlier; returns a bool mask."""
+    """Keep the ``count`` largest scores and all that are +inf, of equal ones the earlier; returns a bool mask."""
     keep = torch.zeros(len(scores), dtype=torch.bool)
-    keep[scores.argsort(descending=True, stable=True)[:count]] = True
+    keep[scores.argsort(descending=True, stable=True)[: max(count, int(scores.isposinf().sum()))]] = True
     return keep
 
 
-def round_up(group: ChannelGroup, units: int, round_to: int) -> int:
-    """Round the units that stay up, so that the channels of the group's first layer are a multiple."""
-    width = len(group.units[0].channels[group.name])
-    step = round_to // math.gcd(width, round_to)
-    return min(-(-units // step) * step, len(group.units))
+def first_to_go(scores: Tensor) -> tuple[int, ...]:
+    """Return the units of a group in the order in which they go: the lowest score first, of equal ones the later."""
+    return tuple(reversed(scores.argsort(descending=True, stable=True).tolist()))
+
+
+def require_groups(model: nn.Module, groups: ChannelGroups) -> None:
+    """Raise UnsupportedError if nothing of a model can be cut."""
+    if not groups.groups:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no convolutions and linear layers of torch.nn; cut before quantize() and "
+            "convert(), which replace them"
+        )
+    if not groups.prunable:
+        raise UnsupportedError(f"nothing to cut in {type(model).__name__}:\n{groups}")
 
 
 def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
@@ -206,7 +222,9 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
         ValueError: A share is out of range, a name matches nothing, or only groups that cannot be cut.
     """
     shares = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
-    for share in shares.values():
+    for name, share in shares.items():
+        if not isinstance(name, str):
+            raise TypeError(f"ratio: expected names or patterns of layers, got {name!r}")
         require_ratio(share)
     found: dict[str, float] = {}
     for pattern in shares:
@@ -222,11 +240,13 @@ def ratios_of(groups: Sequence[ChannelGroup], ratio: Ratio) -> dict[str, float]:
 
 def require_ratio(ratio: object) -> None:
     """Raise ValueError if a share of channels is out of range."""
-    if isinstance(ratio, bool) or not isinstance(ratio, float | int) or not 0 <= ratio < 1:
+    if not is_real(ratio) or not 0 <= ratio < 1:  # type: ignore[operator]
         raise ValueError(f"expected a ratio in [0, 1), got {ratio!r}")
 
 
-def _greedy(model: nn.Module, groups: Sequence[ChannelGroup], shares: Mapping[str, float], round_to: int) -> list[Unit]:
+def _greedy(
+    model: nn.Module, groups: Sequence[ChannelGroup], shares: Mapping[str, float], rounding: Rounding
+) -> list[Unit]:
     """Choose layer by layer, without the weights on what is gone already.
 
     Reference:
@@ -235,19 +255,21 @@ def _greedy(model: nn.Module, groups: Sequence[ChannelGroup], shares: Mapping[st
     units: list[Unit] = []
     for group in groups:
         scores = {group.name: score_filters(model, group, l1, removed_slices(units))}
-        units += choose_units([group], scores, shares, "layer", round_to)
+        units += choose_units([group], scores, shares, "layer", rounding)
     return units
 
 
-def _protected(scores: Tensor) -> Tensor:
-    """Raise the best score to +inf, so that no group is pruned to nothing."""
+def _protected(group: ChannelGroup, scores: Tensor) -> Tensor:
+    """Raise the best scores to +inf, so that no layer is pruned to nothing."""
     protected = scores.clone()
-    protected[scores.argmax()] = torch.inf
+    protected[list(must_stay(group, first_to_go(scores)))] = torch.inf
     return protected
 
 
-def _require_data(criterion: object, batches: object, loss: object) -> None:
+def _require_data(criterion: object, batches: Iterable[Any] | None, loss: object) -> None:
     if criterion in ("activation", "taylor") and batches is None:
         raise ValueError(f'criterion "{criterion}" is judged on data: give batches')
-    if criterion == "taylor" and loss is None:
+    if batches is not None:
+        check_batches(batches, 1)
+    if criterion == "taylor" and not callable(loss):
         raise ValueError('criterion "taylor" needs a loss: give loss=lambda model, batch: ...')

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from sparsecore.calls import ExampleInputs, call_model
+from sparsecore.calls import ExampleInputs, cloned
+from sparsecore.cost import count_by_layer
+from sparsecore.errors import require_module
 from sparsecore.prune.structured.copies import copy_to, inputs_to
 from sparsecore.prune.structured.edits import Edits, Shapes, shapes_of
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.layers import is_producer, num_channels, output_dim
+from sparsecore.prune.structured.layers import is_producer, output_dim
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Costs:
 
     Attributes:
         shapes: Of every parameter.
-        buffers: Of every buffer.
+        buffers: Of every buffer, and of weights under names that are no parameter's: tied or computed ones.
         positions: For each layer how often each entry of its weight is used: pixels or rows, batch included.
         output_dims: For each layer the dimension of its weight that is its output channels.
     """
@@ -54,7 +55,7 @@ class Costs:
 
     def multiply_adds_of(self, layer: str) -> int:
         """Multiply-adds of one layer."""
-        return self.positions[layer] * math.prod(self.shapes[_weight(layer)])
+        return self.positions[layer] * math.prod(self._weight_shape(layer))
 
     def parameters_of(self, layer: str) -> int:
         """Parameters of one layer."""
@@ -62,7 +63,7 @@ class Costs:
 
     def channels_of(self, layer: str) -> int:
         """Output channels of one layer."""
-        return self.shapes[_weight(layer)][self.output_dims[layer]]
+        return self._weight_shape(layer)[self.output_dims[layer]]
 
     def after(self, edits: Edits) -> Costs:
         """Return the costs of the model after a cut, exactly; nothing is run.
@@ -104,6 +105,10 @@ class Costs:
     def __str__(self) -> str:
         return self.compare(self)
 
+    def _weight_shape(self, layer: str) -> tuple[int, ...]:
+        name = _weight(layer)
+        return self.shapes[name] if name in self.shapes else self.buffers[name]
+
     def _with(self, shapes: Shapes) -> Costs:
         parameters = {name: shapes[name] for name in self.shapes}
         return replace(self, shapes=parameters, buffers={name: shapes[name] for name in self.buffers})
@@ -127,35 +132,21 @@ def count_costs(model: nn.Module, example_inputs: ExampleInputs) -> Costs:
         2            10         330            320
         total                   546           1184
     """
-    positions: Counter[str] = Counter()
+    require_module(model)
     try:
-        _run(copy_to(model, "meta"), inputs_to(example_inputs, "meta"), positions)
+        multiply_adds = _count(copy_to(model, "meta"), inputs_to(example_inputs, "meta"))
     except Exception:  # a model whose code needs values
-        positions.clear()
-        _run(copy_to(model, None), example_inputs, positions)
-    layers = [name for name, module in model.named_modules() if is_producer(module) and positions[name]]
+        multiply_adds = _count(copy_to(model, None), cloned(example_inputs))
+    layers = {name: model.get_submodule(name) for name, count in multiply_adds.items() if count}
+    weights = {_weight(name): tuple(cast(Tensor, layer.weight).shape) for name, layer in layers.items()}
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    buffers = {name: shape for name, shape in shapes_of(model).items() if name not in parameters}
-    output_dims = {name: output_dim(model.get_submodule(name)) for name in layers}
-    return Costs(parameters, buffers, {name: positions[name] for name in layers}, output_dims)
+    buffers = {name: shape for name, shape in (weights | shapes_of(model)).items() if name not in parameters}
+    positions = {name: multiply_adds[name] // math.prod(weights[_weight(name)]) for name in layers}
+    return Costs(parameters, buffers, positions, {name: output_dim(layer) for name, layer in layers.items()})
 
 
-@torch.no_grad()
-def _run(model: nn.Module, inputs: ExampleInputs, positions: Counter[str]) -> None:
-    for name, module in model.named_modules():
-        if is_producer(module):
-            module.register_forward_hook(_counter(name, positions))
-    call_model(model, inputs)
-
-
-def _counter(name: str, positions: Counter[str]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, _ConvTransposeNd):  # every input is multiplied with the whole filter
-            positions[name] += args[0].numel() // module.in_channels
-        else:
-            positions[name] += output.numel() // num_channels(module)
-
-    return count
+def _count(model: nn.Module, inputs: ExampleInputs) -> dict[str, int]:
+    return count_by_layer(model, inputs, {name: layer for name, layer in model.named_modules() if is_producer(layer)})
 
 
 def _weight(layer: str) -> str:

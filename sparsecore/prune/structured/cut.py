@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.lookup import close_matches
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.graph import UNSEEN, Unit, find_units
@@ -44,6 +45,7 @@ def cut(
     Raises:
         MissingExtraError: torch-pruning is not installed.
         ModelError: The model does not run on the inputs.
+        TypeError: The model is no module, or ``channels`` no mapping to lists.
         ValueError: A layer or channel does not exist, or nothing would stay of one.
         UnsupportedError: Something cannot be cut; the message names it and says why. The model is unchanged.
 
@@ -78,7 +80,11 @@ def remove_units(
 
 def _wanted(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
     """Check that the layers and channels exist."""
+    require_module(model)
+    if not isinstance(channels, Mapping):
+        raise TypeError(f"expected channels as {{layer: indices}}, got {type(channels).__name__}")
     modules = dict(model.named_modules())
+    channels = {name: _as_list(name, indices) for name, indices in channels.items()}
     for name, indices in channels.items():
         if name not in modules:
             raise ValueError(f"no layer is called {name!r}{close_matches(name, modules)}")
@@ -89,6 +95,14 @@ def _wanted(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> dict[str
         if bad := [index for index in indices if type(index) is not int or not 0 <= index < count]:
             raise ValueError(f"expected channels of {name} in 0..{count - 1}, got {bad[0]!r}")
     return {name: set(indices) for name, indices in channels.items() if len(indices)}
+
+
+def _as_list(name: str, indices: Any) -> list[Any]:
+    """Read a sequence, array or tensor of indices."""
+    indices = indices.tolist() if hasattr(indices, "tolist") else indices
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"expected a list of channels of {name}, got {indices!r}")
+    return list(indices)
 
 
 def _is_wanted(unit: Unit, wanted: Mapping[str, set[int]]) -> bool:

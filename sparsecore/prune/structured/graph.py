@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsecore.calls import ExampleInputs, call_model
-from sparsecore.errors import ModelError, UnsupportedError, require_extra
+from sparsecore.errors import ModelError, UnsupportedError, require_extra, require_module
+from sparsecore.graph.compiled import CompiledModule
 from sparsecore.prune.structured.copies import copy_to, first_line, inputs_to
 from sparsecore.prune.structured.layers import (
     BOTH,
@@ -101,15 +103,29 @@ def find_units(model: nn.Module, example_inputs: ExampleInputs) -> list[Unit]:
 
     Raises:
         MissingExtraError: torch-pruning is not installed.
-        ModelError: The model does not run on the inputs.
-        UnsupportedError: torch-pruning cannot follow what it does.
+        ModelError: The model has no values, or does not run on the inputs.
+        TypeError: It is no module.
+        UnsupportedError: It is compiled, or torch-pruning cannot follow what it does.
     """
+    _require_values(model)
     torch_pruning = require_extra("torch_pruning", "prune")
     traced, graph = _trace(torch_pruning, model, example_inputs)
     order = {name: number for number, name in enumerate(dict(model.named_modules()))}
     namer = _Namer(model, traced)
     units = [namer.unit(places) for places in _Links(graph).components()]
     return sorted(units, key=lambda unit: _first(unit, order))
+
+
+def _require_values(model: nn.Module) -> None:
+    require_module(model)
+    for name, module in model.named_modules():
+        if isinstance(module, CompiledModule):
+            raise UnsupportedError(f"{name or 'the model'} is compiled: cut first, then compile")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name} has no shape yet: run the model once, so that lazy layers get theirs")
+        if parameter.is_meta:
+            raise ModelError(f"{name} is on the meta device and has no values: load the weights first")
 
 
 def _first(unit: Unit, order: Mapping[str, int]) -> tuple[int, Indices]:
@@ -147,7 +163,32 @@ def _dependencies(torch_pruning: ModuleType, traced: nn.Module, inputs: ExampleI
         graph.build_dependency(
             traced, inputs, forward_fn=call_model, output_transform=_tensors_with_history, verbose=False
         )
+    _correct_mappings(torch_pruning, graph)
     return graph
+
+
+def _correct_mappings(torch_pruning: ModuleType, graph: Any) -> None:
+    """Mend what torch-pruning guesses of splits and concatenations."""
+    # It takes any parameter of three dimensions before one for the class token of a vision transformer.
+    has_tokens = any(
+        parameter.dim() == 3 and parameter.shape[1:] != (1, 1)
+        for parameter in graph.module2node
+        if isinstance(parameter, nn.Parameter)
+    )
+    for node in graph.module2node.values():
+        node.enable_index_mapping |= not has_tokens
+        if sizes := _split_sizes(node.grad_fn):
+            node.module.split_sizes, node.module.offsets = sizes, [0, *accumulate(sizes)]
+    torch_pruning.dependency.index_mapping.update_index_mapping(graph)
+
+
+def _split_sizes(grad_fn: Any) -> list[int]:
+    """Return the sizes that a tensor is split into, which torch-pruning guesses by what reads the parts."""
+    if not hasattr(grad_fn, "_saved_split_size"):
+        return []
+    sizes, size = grad_fn._saved_self_sym_sizes, grad_fn._saved_split_size
+    dim = (grad_fn._saved_dim + 2**63) % 2**64 - 2**63  # a negative one is saved as unsigned
+    return [min(size, sizes[dim] - begin) for begin in range(0, sizes[dim], size)]
 
 
 def _tensors_with_history(output: Any) -> list[Tensor]:

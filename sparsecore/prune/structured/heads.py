@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecore.arguments import require_loss
 from sparsecore.calibration import check_batches
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import UnsupportedError
@@ -73,7 +74,7 @@ def head_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> dic
         for batch in check_batches(batches, 1):
             flows.clear()
             with evaluating(model), torch.enable_grad():
-                change = _changes(loss(model, batch), flows, layers)
+                change = _changes(require_loss(loss(model, batch)), flows, layers)
             for name, per_sample in change.items():
                 totals[name] = totals.get(name, 0) + per_sample.abs().sum(0).cpu()
             count += max(len(per_sample) for per_sample in change.values())
@@ -192,8 +193,8 @@ def prune_heads(
         Michel et al., Are Sixteen Heads Really Better than One?, NeurIPS 2019, section 4.
     """
     require_share(ratio)
-    if rounds < 1:
-        raise ValueError(f"expected at least 1 round, got {rounds}")
+    if type(rounds) is not int or rounds < 1:
+        raise ValueError(f"expected at least 1 round, got {rounds!r}")
     batches = check_batches(batches, 2)
     layers = _require_attention(model)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)

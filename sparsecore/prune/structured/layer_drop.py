@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsecore.errors import BundleError, UnsupportedError
+from sparsecore.errors import BundleError, UnsupportedError, require_module
 from sparsecore.lookup import close_matches
 from sparsecore.prune.oneshot import require_share
 
@@ -219,6 +219,7 @@ def find_container(model: nn.Module, name: str) -> _Plain:
         ValueError: Nothing has that name, or it is no ``nn.ModuleList`` or ``nn.Sequential``.
         UnsupportedError: It is the model itself, or a subclass with code of its own.
     """
+    require_module(model)
     modules = dict(model.named_modules())
     if name not in modules:
         containers = [key for key, module in modules.items() if key and isinstance(module, _Plain)]

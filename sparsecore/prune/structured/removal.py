@@ -26,15 +26,7 @@ def edits_without(model: nn.Module, units: Iterable[Unit]) -> Edits:
         ValueError: Nothing of a layer would stay.
     """
     units = tuple(units)
-    removed_out: Counter[str] = Counter()
-    removed_in: Counter[str] = Counter()
-    for unit in units:
-        for counts, channels in (
-            (removed_out, unit.channels),
-            (removed_in, unit.inputs),
-            (removed_out, unit.others),
-        ):
-            counts.update({name: len(indices) for name, indices in channels.items()})
+    removed_out, removed_in = removed_channels(units)
     shapes = shapes_of(model)
     kept = {
         (name, dim): tuple(index for index in range(shapes[name][dim]) if index not in gone)
@@ -49,6 +41,20 @@ def edits_without(model: nn.Module, units: Iterable[Unit]) -> Edits:
         for attribute, size in sizes_after(model.get_submodule(name), removed_out[name], removed_in[name]).items()
     }
     return edit(model, kept, attributes)
+
+
+def removed_channels(units: Iterable[Unit]) -> tuple[Counter[str], Counter[str]]:
+    """Count by layer the output channels (also those of layers that only have one count) and the inputs of units."""
+    removed_out: Counter[str] = Counter()
+    removed_in: Counter[str] = Counter()
+    for unit in units:
+        for counts, channels in (
+            (removed_out, unit.channels),
+            (removed_in, unit.inputs),
+            (removed_out, unit.others),
+        ):
+            counts.update({name: len(indices) for name, indices in channels.items()})
+    return removed_out, removed_in
 
 
 def removed_slices(units: Iterable[Unit]) -> dict[tuple[str, int], set[int]]:

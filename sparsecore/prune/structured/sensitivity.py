@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecore.bench.progress import Progress, silent, stage
 from sparsecore.calls import ExampleInputs
-from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of
+from sparsecore.prune.known_scores import Evaluate, KnownScores, digest, name_of, require_evaluate
 from sparsecore.prune.structured.activations import Loss
-from sparsecore.prune.structured.channels import choose_units, require_ratio, score_groups
+from sparsecore.prune.structured.channels import choose_units, first_to_go, require_ratio, score_groups
 from sparsecore.prune.structured.criteria import FilterCriterion
 from sparsecore.prune.structured.graph import Unit
 from sparsecore.prune.structured.groups import prunable_channels
@@ -113,7 +113,9 @@ def channel_sensitivity(
 
     Raises:
         ValueError: An argument is out of range, or ``evaluate`` does not return a finite number.
+        TypeError: ``evaluate`` is no function.
         BundleError: The file is damaged, or belongs to another model or criterion.
+        FileNotFoundError: The folder of the file does not exist.
 
     Example:
         >>> model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), torch.rand(64, 8)
@@ -126,6 +128,7 @@ def channel_sensitivity(
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.2; the curves as in PaddleSlim's
         sensitivity analysis.
     """
+    require_evaluate(evaluate)
     shares = sorted({*ratios})
     for share in shares:
         require_ratio(share)
@@ -135,21 +138,16 @@ def channel_sensitivity(
     importance = score_groups(model, groups, criterion, batches, loss)
     known = KnownScores(file, {"tensors": digest(model.state_dict().items()), "criterion": name_of(criterion)})
 
-    whole = known.score("", 0.0, lambda: evaluate(model))
+    whole = known.score("", 0.0, evaluate, model)
     scores: dict[str, dict[float, float]] = {}
     for group in groups:
         with stage(progress, f"sensitivity of {group.name}") as done:
             scores[group.name] = {}
             for count, share in enumerate(shares, start=1):
                 with _zeroed(model, choose_units([group], importance, {group.name: share})):
-                    scores[group.name][share] = known.score(group.name, share, lambda: evaluate(model))
+                    scores[group.name][share] = known.score(group.name, share, evaluate, model)
                 done(count / len(shares))
     return ChannelSensitivity(whole, scores, {name: first_to_go(values) for name, values in importance.items()})
-
-
-def first_to_go(scores: Tensor) -> tuple[int, ...]:
-    """Return the units of a group in the order in which they go: the lowest score first, of equal ones the later."""
-    return tuple(reversed(scores.argsort(descending=True, stable=True).tolist()))
 
 
 @contextmanager

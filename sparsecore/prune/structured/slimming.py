@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import UnsupportedError
+from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.prune.criteria import require_finite
 from sparsecore.prune.iterative import round_sparsity
 from sparsecore.prune.oneshot import require_share
@@ -22,7 +22,7 @@ from sparsecore.prune.structured.cut import cut
 from sparsecore.prune.structured.edits import Edits
 from sparsecore.prune.structured.gradients import before_steps
 from sparsecore.prune.structured.graph import Unit
-from sparsecore.prune.structured.groups import ChannelGroup, prunable_channels
+from sparsecore.prune.structured.groups import ChannelGroup, must_stay, prunable_channels
 from sparsecore.prune.structured.layers import output_dim
 from sparsecore.prune.structured.norms import BatchNorm, Scale, without_scales
 from sparsecore.prune.structured.shifts import carry_shifts
@@ -146,9 +146,10 @@ def slim(
     Reference:
         Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017.
     """
+    require_module(model)
     require_share(ratio)
-    if round_to < 1:
-        raise ValueError(f"expected round_to of at least 1, got {round_to}")
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"expected round_to of at least 1, got {round_to!r}")
     for name, module in model.named_modules():
         if _has_scale(module):
             require_finite(f"{name}: the scale", module.get_parameter("weight"))
@@ -165,7 +166,7 @@ def slim(
         )
     ranks, rising = _ranked(model, groups)
     num_small = round(ratio * len(rising))
-    going = {group.name: _going(ranks[group.name], num_small, round_to) for group in groups}
+    going = {group.name: _going(group, ranks[group.name], num_small, round_to) for group in groups}
     units = [group.units[unit] for group in groups for unit in going[group.name]]
     channels = {group.name: group.channels_of(going[group.name]) for group in groups}
     edits = cut(model, example_inputs, channels, dry_run=True)
@@ -246,12 +247,13 @@ def _ranked(model: nn.Module, groups: Iterable[ChannelGroup]) -> tuple[dict[str,
     return ranks, rising
 
 
-def _going(ranks: Sequence[int], num_small: int, round_to: int) -> list[int]:
-    """Choose the units that go: all whose scales are small, but for the last one and those that round up."""
-    small = sorted((rank, unit) for unit, rank in enumerate(ranks) if rank < num_small)
-    kept = max(len(ranks) - len(small), 1)
-    kept = -(-kept // round_to) * round_to
-    return sorted(unit for _, unit in small[: max(len(ranks) - kept, 0)])
+def _going(group: ChannelGroup, ranks: Sequence[int], num_small: int, round_to: int) -> list[int]:
+    """Choose the units that go: all whose scales are small, but for those that must stay and those that round up."""
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    staying = must_stay(group, order)
+    small = [unit for unit in order if ranks[unit] < num_small and unit not in staying]
+    kept = -(-(len(ranks) - len(small)) // round_to) * round_to
+    return sorted(small[: max(len(ranks) - kept, 0)])
 
 
 def _judged_by_norms_alone(

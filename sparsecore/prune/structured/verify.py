@@ -61,6 +61,8 @@ def find_difference(model: nn.Module, example_inputs: ExampleInputs, edits: Edit
         changed, inputs, tolerance = copy_to(model, None), example_inputs, _TOLERANCE_OWN_TYPE
         edits.mask(changed)
         masked = _outputs(changed, inputs)
+    if not all(bool(output.isfinite().all()) for output in masked):
+        return "the model's output on the example inputs is NaN or infinite, so that nothing can be compared"
     edits.apply(changed)
     cut, misfit = _compare_shapes(masked, changed, inputs)
     if misfit:

@@ -46,5 +46,29 @@ TEST_P(LookupInt8Test, GroupsOfSeveralEntries) {
   }
 }
 
+// Rows that change places inside of windows, one window after the other and cut at any block.
+TEST_P(LookupInt8Test, RowsInAnotherOrder) {
+  uint64_t seed = 0;
+  for (const int64_t N : {1, 15, 17, 127, 128, 129, 300}) {
+    for (const int64_t images : {1, 3, 33, 70}) {
+      for (const Int8Packing packing : int8_packings_of(kernel())) {
+        Random random(++seed);
+        Int8Shape shape{.N = N, .channels = random.pick<int64_t>({1, 70, 300}), .images = images, .density = 0.3};
+        randomize_options(shape, random);
+        shape.seed = seed;
+        const Case trace(shape, ", ", packing_name(packing));
+        const Int8Problem problem(shape);
+        const PackedInt8<LookupView> weight(problem.weight(), random_places(random, N), packing, shape.guard);
+        ASSERT_EQ(validate_lookup(weight.view(), {0, weight.view().num_blocks()}), nullptr);
+        problem.check(problem.run(kernel(), weight));
+        problem.check(problem.run_with<LookupInt8Args>(weight, [&](const LookupInt8Args& args, int64_t num_blocks) {
+          run_split(kernel(), args, {0, num_blocks}, {0, kernel().num_tiles(args)}, random);
+        }));
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sparsecore::test

@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness.h"
@@ -204,6 +205,20 @@ TEST(Lookup, ValidateFindsEachKindOfDamage) {
     const char* text = validate_lookup(packed.view(), blocks);
     ASSERT_NE(text, nullptr);
     EXPECT_NE(std::string(text).find(damage.message), std::string::npos) << text;
+  }
+}
+
+TEST(Lookup, ValidateFindsRowsOutsideOfTheirWindow) {
+  Random random(3);
+  Packed packed(random_int8(random, 300, 40, 1, 0.5), random_places(random, 300), {16, 64, false}, Guard::kAfter);
+  const Range blocks{0, packed.view().num_blocks()};
+  ASSERT_EQ(validate_lookup(packed.view(), blocks), nullptr);
+  for (const int64_t row : {0, 127, 128, 299}) {
+    const uint8_t before = std::exchange(packed.row_place[row], uint8_t(kLookupWindow));
+    const char* text = validate_lookup(packed.view(), blocks);
+    ASSERT_NE(text, nullptr);
+    EXPECT_NE(std::string(text).find("window"), std::string::npos) << text;
+    packed.row_place[row] = before;
   }
 }
 

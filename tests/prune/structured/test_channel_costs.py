@@ -37,6 +37,18 @@ def test_tokens_and_a_layer_that_is_called_twice():
     assert count_costs(nn.Sequential(layer, nn.ReLU(), layer), torch.ones(3, 4)).multiply_adds == 2 * 3 * 16
 
 
+def test_weights_that_are_no_parameters():
+    """A tied weight counts once as parameters and as often as it multiplies; a computed one multiplies too."""
+    first, tied, computed = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False), nn.Linear(6, 2, bias=False)
+    tied.weight = first.weight
+    torch.nn.utils.parametrizations.weight_norm(computed)
+    costs = count_costs(nn.Sequential(first, tied, computed), torch.ones(5, 6))
+    assert costs.multiply_adds == 5 * (36 + 36 + 12)
+    assert costs.parameters == 36 + 12 + 2
+    assert costs.channels_of("2") == 2
+    assert str(costs)
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_predicted_equals_counted(kind):
     pytest.importorskip("torch_pruning")

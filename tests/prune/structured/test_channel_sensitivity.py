@@ -83,6 +83,8 @@ def test_error_in_evaluate_leaves_the_model():
         channel_sensitivity(model, x, Score(model, x, stop_after=2), RATIOS)
     with pytest.raises(ValueError, match="expected a finite number from evaluate, got nan"):
         channel_sensitivity(model, x, lambda model: float("nan"), RATIOS)
+    with pytest.raises(TypeError, match="expected evaluate as a function"):
+        channel_sensitivity(model, x, None, RATIOS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

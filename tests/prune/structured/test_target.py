@@ -7,6 +7,7 @@ import copy
 import pytest
 from structured_nets import NETS, Concat, Residual, build
 
+from sparsecore.bench.timing import Timing
 from sparsecore.prune.structured import (
     ChannelSensitivity,
     channel_sensitivity,
@@ -15,6 +16,7 @@ from sparsecore.prune.structured import (
     prunable_channels,
     prune_to_target,
     step_reduction,
+    target,
 )
 from sparsecore.prune.structured.removal import edits_without
 
@@ -91,6 +93,24 @@ def test_function_and_latency():
     assert latency_us(model, x) > 0
     with pytest.raises(ValueError, match="finite number from measure, got nan"):
         prune_to_target(model, x, 0.5, measure=lambda candidate: float("nan"))
+
+
+def test_latency_is_taken_in_turns_with_the_whole_model(monkeypatch):
+    """A machine that slows down all the time: only the ratio within one run tells."""
+    runs = []
+
+    def timed(calls):
+        runs.append(list(calls))
+        slowness = float(len(runs))
+        sizes = {name: call.args[0].stem.out_channels for name, call in calls.items()}
+        return {name: Timing((slowness * size,)) for name, size in sizes.items()}
+
+    monkeypatch.setattr(target, "interleave", timed)
+    model, x = build(Residual)
+    prune_to_target(model, x, 0.5, measure="latency")
+    assert model.stem.out_channels == 4
+    assert len(runs) > 1
+    assert all(names == ["whole", "cut"] for names in runs)
 
 
 def test_round_to():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsecore._native import raw
-from sparsecore.ops_shared import ACTIVATION_GRADIENTS, check_devices, pair
+from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices, pair
 
 aten = torch.ops.aten
 

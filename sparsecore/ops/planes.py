@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import PlanesWeight
-from sparsecore.ops_shared import ACTIVATION_GRADIENTS, check_devices
+from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices
 
 
 def spmm_planes(

@@ -11,7 +11,7 @@ from sparsecore._native import has_cuda_kernels, raw
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight
-from sparsecore.ops_shared import check_devices
+from sparsecore.ops.shared import check_devices
 
 INT8_MAX = 127
 

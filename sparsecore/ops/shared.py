@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sparsecore.errors import FormatError
+from sparsecore.formats import CsrWeight
+
 aten = torch.ops.aten
 
 # Gradient of each activation from the gradient of its output and its input.
@@ -34,3 +37,22 @@ def check_devices(x: Tensor, *others: Tensor | None) -> None:
 def pair(value: int | Sequence[int]) -> list[int]:
     """Return the two entries of a setting that may be one number."""
     return [value, value] if isinstance(value, int) else list(value)
+
+
+def require(weight: object, kind: type, dtype: torch.dtype) -> None:
+    """Raise FormatError unless the weight is of that class and its values of that dtype."""
+    if not isinstance(weight, kind):
+        raise FormatError(
+            f"expected a {kind.__name__}, got {type(weight).__name__}; make one with {kind.__name__}.from_dense()"
+        )
+    came = weight.values.dtype if isinstance(weight, CsrWeight) else dtype
+    if came != dtype:
+        way = "quantize()" if dtype == torch.int8 else "to(torch.float32)"
+        raise FormatError(f"expected {dtype} values, got {came}; call weight.{way}")
+
+
+def check_features(x: Tensor, dim: int, expected: int) -> None:
+    """Raise RuntimeError unless x has that size in that dimension."""
+    # Index arrays alone would take any x that is wide enough.
+    if x.dim() > max(dim, 0) and x.shape[dim] != expected:
+        raise RuntimeError(f"expected {expected} in dimension {dim} of x, got shape {list(x.shape)}")

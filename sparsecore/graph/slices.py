@@ -1,0 +1,210 @@
+"""A batch whose activations leave the cache runs a few samples at a time, as far as its values are large.
+
+    x [16, ...] -- front, 2 samples at a time --> v [16, ...] -- back, all at once --> outputs
+
+Measured (Zen 4, one thread, 90% zeros, batch 16, milliseconds): ResNet-50 446 at once, 329 in slices of one sample;
+MobileNetV2 112 and 61; MobileNetV1 98 and 65.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsecore.graph.program import Plan, Program
+
+# Planned buffers of a slice: they share a third-level cache with the weights.
+SLICE_BYTES = 8 << 20
+# ... and where weights are large, a slice must be worth reading them for.
+WEIGHT_SHARE = 1 / 16
+# Where all values from here on are smaller than this per sample, slices have nothing more to gain, and layers that read
+# much weight for little activation (classifiers) gain from the whole batch.
+SMALL_VALUE_BYTES = 128 << 10
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How a batch is cut.
+
+    Attributes:
+        sizes: samples of each slice.
+        last: node that ends the front; None if that is the whole graph.
+        layers: names of the modules in the front.
+    """
+
+    sizes: tuple[int, ...]
+    last: fx.Node | None
+    layers: frozenset[str]
+
+
+def plan_slices(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Slices | None:
+    """How to cut the batch, which is dimension 0 of every input; None if it runs at once.
+
+    The samples must not depend on each other: see ``are_samples_independent()``.
+    """
+    batch = inputs[0].shape[0]
+    plan = Plan(module, [x[:1] for x in inputs])
+    limit = max(SLICE_BYTES, int(WEIGHT_SHARE * sum(t.nbytes for t in module.state_dict().values())))
+    size = max(limit // max(plan.num_bytes, 1), 1)
+    if size >= batch:
+        return None
+    count = -(-batch // size)
+    sizes = tuple(batch // count + (i < batch % count) for i in range(count))
+    last = _last_large(module.graph, plan)
+    front = list(module.graph.nodes)
+    if last is not None:
+        front = front[: front.index(last) + 1]
+    return Slices(sizes, last, frozenset(str(node.target) for node in front if node.op == "call_module"))
+
+
+def are_samples_independent(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> bool:
+    """Whether a sample's outputs are the same, whatever else is in its batch; tried on pairs of samples.
+
+    Args:
+        run: takes the tensors, of any batch size, and returns a sequence of tensors.
+        inputs: at least one sample.
+    """
+    first = [x[:1] for x in inputs]
+    with torch.no_grad():
+        alone = run(*first)
+        want: Sequence[Tensor] | None = None
+        for others in _other_samples(first):
+            outputs = run(*(torch.cat(pair) for pair in zip(first, others, strict=True)))
+            if not all(y.dim() > 0 and y.shape[0] == 2 for y in outputs):
+                return False
+            got = [y[:1] for y in outputs]
+            want = got if want is None else want
+            if not all(map(_are_same, got, want)) or not all(map(_are_close, got, alone)):
+                return False
+    return True
+
+
+def _other_samples(first: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Samples that would show in any sum, maximum or comparison; integers, which may be indices, keep to those seen."""
+    yield [x.clone() for x in first]
+    yield [x.flip(-1) if x.dim() > 1 else x.clone() for x in first]
+    for value in (0.0, 1e30, -1e30, torch.nan):
+        yield [torch.full_like(x, value) if x.is_floating_point() else x.flip(-1) for x in first]
+
+
+def _are_same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _are_close(a: Tensor, b: Tensor) -> bool:
+    """Up to the rounding of kernels that add in another order for another batch."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return a.shape == b.shape and torch.equal(a, b)
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    finite = b.nan_to_num(0.0, 0.0, 0.0)
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(finite.norm()), equal_nan=True)
+
+
+def _last_large(graph: fx.Graph, plan: Plan) -> fx.Node | None:
+    """The node after which nothing is large and which alone the rest reads; None if there is none."""
+    nodes = list(graph.nodes)
+    sizes = [plan.values[n].num_bytes if n in plan.values and n.op != "get_attr" else 0 for n in nodes]
+    large = [i for i, size in enumerate(sizes) if size > SMALL_VALUE_BYTES]
+    for i in range(large[-1] + 1 if large else 0, len(nodes)):
+        if nodes[i].op.startswith("call") and sizes[i] > 0 and _is_cut(nodes, i):
+            return nodes[i]
+    return None
+
+
+def _is_cut(nodes: Sequence[fx.Node], i: int) -> bool:
+    """Whether what comes after node i reads, of what came before, node i and the size of the batch alone."""
+    before = {node for node in nodes[:i] if node.op != "get_attr" and not _is_batch_size(node)}
+    after = nodes[i + 1 :]
+    return any(n.op.startswith("call") for n in after) and not any(
+        before.intersection(n.all_input_nodes) for n in after
+    )
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    if node.target is not torch.ops.aten.sym_size.int:
+        return False
+    source, axis = node.args
+    return isinstance(source, fx.Node) and source.op == "placeholder" and bool(axis == 0)
+
+
+class SlicedProgram:
+    """A graph, ready to run on inputs of one shape, as a Program is; its front runs slice by slice."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Tensor], slices: Slices) -> None:
+        self.sizes = slices.sizes
+        front, back = (module, None) if slices.last is None else _split(module, slices.last)
+        parts = [list(part) for part in self._cut(inputs)]
+        self._fronts = {size: Program(front, parts[slices.sizes.index(size)]) for size in set(slices.sizes)}
+        self._back: Program | None = None
+        if back is not None:
+            with torch.no_grad():
+                self._middle = torch.cat([front(*part)[0] for part in parts])
+            self._back = Program(back, [self._middle])
+
+    @property
+    def num_bytes(self) -> int:
+        programs = [*self._fronts.values(), *([] if self._back is None else [self._back])]
+        return sum(program.num_bytes for program in programs)
+
+    def try_run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+        """As Program.try_run()."""
+        results = []
+        for part in self._cut(inputs):
+            result = self._fronts[part[0].shape[0]].try_run(part)
+            if result is None:
+                return None
+            results.append(result)
+        whole = tuple(torch.cat(outputs) for outputs in zip(*results, strict=True))
+        return whole if self._back is None else self._back.try_run(whole)
+
+    def profile(self, inputs: Sequence[Tensor], passes: int) -> dict[str, list[float]]:
+        """As Program.profile(); a node's time is that of all slices."""
+        total: dict[str, list[float]] = {}
+        for _ in range(passes):
+            times = Counter[str]()
+            for part in self._cut(inputs):
+                times.update(_first(self._fronts[part[0].shape[0]].profile(part, 1)))
+            if self._back is not None:
+                times.update(_first(self._back.profile([self._middle], 1)))
+            for name, time_us in times.items():
+                total.setdefault(name, []).append(time_us)
+        return total
+
+    def _cut(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(x.split(self.sizes) for x in inputs), strict=True)
+
+
+def _first(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: times[0] for name, times in samples.items()}
+
+
+def _split(module: fx.GraphModule, last: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The graph up to a node, and the rest, which takes that node's value."""
+    nodes = list(module.graph.nodes)
+    end = nodes.index(last) + 1
+    front: dict[fx.Node, fx.Node] = {}
+    graph = fx.Graph()
+    for node in nodes[:end]:
+        front[node] = graph.node_copy(node, front.__getitem__)
+    graph.output((front[last],))
+    rest = fx.Graph()
+    back: dict[fx.Node, fx.Node] = {last: rest.placeholder(last.name)}
+    for node in nodes[:end]:
+        if _is_batch_size(node):
+            back[node] = rest.call_function(torch.ops.aten.sym_size.int, (back[last], 0))
+        elif node.op == "get_attr":
+            back[node] = rest.node_copy(node)
+    for node in nodes[end:]:
+        back[node] = rest.node_copy(node, back.__getitem__)
+    return _without_unused(fx.GraphModule(module, graph)), _without_unused(fx.GraphModule(module, rest))
+
+
+def _without_unused(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop nodes that only the other part reads."""
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module

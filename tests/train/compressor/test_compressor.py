@@ -1,0 +1,227 @@
+"""Whole runs on a tiny net: every strategy, what comes out, and what is refused before anything is done."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("pydantic")
+pytest.importorskip("torch_pruning")
+
+import tiny
+
+import sparsecore as sc
+from sparsecore.errors import CheckpointError, RecipeError
+from sparsecore.nn import Int8Conv2d, Int8Linear
+from sparsecore.train.compressor import load_result
+from sparsecore.train.strategies import STRATEGIES, recipe_methods
+
+STRATEGIES_TRIED: dict[str, dict[str, Any]] = {
+    "magnitude": {"sparsity": 0.5},
+    "criterion": {"sparsity": 0.5, "criterion": "test_compressor:squares"},
+    "taylor": {"sparsity": 0.5},
+    "wanda": {"sparsity": 0.5},
+    "sparsegpt": {"sparsity": 0.5},
+    "n:m": {"pattern": "1:2"},
+    "blocks": {"sparsity": 0.5, "exclude": "11"},
+    "gradual": {"sparsity": 0.8, "frequency": 2, "end": 2},
+    "erdos-renyi": {"sparsity": 0.5},
+    "iterative": {"sparsity": 0.8, "rounds": 2, "sensitivity": {"sparsities": [0.5, 0.9]}},
+    "l1-filters": {"ratio": 0.5},
+    "neurons": {"ratio": 0.5},
+    "taylor-filters": {"ratio": 0.5},
+    "filters-to-target": {"reduce_by": 0.5, "sensitivity": {"ratios": [0.5, 0.9]}},
+    "network-slimming": {"ratio": 0.5, "end": 2},
+    "resrep": {"reduce_by": 0.3, "begin": 1, "frequency": 1, "rows": 8, "strength": 0.5, "end": 3},
+    "int8-dynamic": {"start": None},
+    "int8-static": {"start": None},
+    "qat": {},
+    "weight-sharing": {"bits": 3},
+    "binaryconnect": {"skip_ends": True},
+    "ternary": {"method": "ttq"},
+    "distillation": {},
+    "apprentice": {"scheme": "A"},
+    "separable": {"exclude": "0"},
+    "low-rank": {"error": 0.3},
+}
+# On a transformer.
+OTHERS_TRIED = {"attention-heads": {"ratio": 0.5}, "layer-drop": {"container": "encoder.layers", "probability": 0.5}}
+
+
+def squares(name: str, weight: Tensor) -> Tensor:
+    return weight.square()
+
+
+def test_every_method_that_can_stand_in_a_recipe_is_tried_here() -> None:
+    assert {method.name for method in recipe_methods()} == STRATEGIES_TRIED.keys() | OTHERS_TRIED.keys()
+    assert {method.entry for method in recipe_methods()} == STRATEGIES.keys()
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES_TRIED, *OTHERS_TRIED])
+def test_every_strategy_runs_and_is_loaded_again(name: str, tmp_path: Path) -> None:
+    build = tiny.Transformer if name in OTHERS_TRIED else tiny.net
+    entry = {"name": name, "start": 1, **{**STRATEGIES_TRIED, **OTHERS_TRIED}[name]}
+    recipe = tiny.recipe([entry], epochs=3)
+    before = build()
+    compressed = tiny.compress(recipe, tmp_path / "run", model=build())
+    assert not tiny.same_state(before, compressed.model)
+    loaded = load_result(tmp_path / "run", build)
+    x = tiny.images()[0]
+    assert torch.equal(loaded(x), compressed.model(x))
+    assert compressed.report.rows[0].after == "start"
+    assert name in " ".join(row.after for row in compressed.report.rows)
+    assert compressed.report.rows[-1].metric == tiny.accuracy(loaded)
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    """Filters, zeros and int8 with a teacher: every promise of each holds at the end."""
+    compressed = tiny.compress(tiny.recipe(tiny.MANY), tmp_path / "run")
+    layers = [module for module in compressed.model if isinstance(module, Int8Conv2d | Int8Linear)]
+    assert [layer.out_channels for layer in layers[:2]] == [6, 12]
+    for layer in layers:
+        q = layer.tensors()["q"]
+        assert abs(float((q == 0).double().mean()) - 0.75) < 0.1  # rounding to int8 adds a few
+    rows = compressed.report.rows
+    assert rows[-1].disk_bytes < rows[0].disk_bytes / 2
+    assert rows[-1].nonzeros < rows[0].nonzeros / 2
+    assert (tmp_path / "run" / "report.json").exists()
+    assert "| start |" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_compiled_and_saved(tmp_path: Path) -> None:
+    recipe = tiny.recipe(tiny.MANY, compile={"policy": "model"})
+    compressed = tiny.compress(recipe, tmp_path / "run")
+    assert "compressed, compiled" in compressed.report.latency
+    x = tiny.images()[0][:1]
+    assert torch.equal(sc.load(tmp_path / "run" / "model.safetensors", tiny.net)(x), compressed.fast(x))
+
+
+def test_without_strategies_it_trains_as_a_plain_loop_does(tmp_path: Path) -> None:
+    model = tiny.net()
+    compressed = tiny.compress(tiny.recipe([], epochs=2), tmp_path / "run", model=model)
+    assert compressed.model is model
+    assert [row.after for row in compressed.report.rows] == ["start", "training", "saved"]
+
+    from sparsecore.train.compressor.data import TrainingData
+    from sparsecore.train.compressor.state import seed_everything
+
+    plain, data = tiny.net(), TrainingData(tiny.images(), tiny.BATCH, 0)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    seed_everything(0, 0)
+    for epoch in range(2):
+        for share in data.epoch(epoch):
+            x, y = data.read(share.rows)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+    assert tiny.same_state(plain, model)
+
+
+def test_the_callers_random_numbers_stay(tmp_path: Path) -> None:
+    model = tiny.net()
+    state = torch.get_rng_state()
+    tiny.compress(tiny.recipe([], epochs=1), tmp_path / "run", model=model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "magnitude", "sparsity": 1.5}, "strategies.0.sparsity: expected a sparsity in [0, 1), got 1.5"),
+        ({"name": "magnitude", "sparsity": 0.5, "exclude": "conv1"}, "strategies.0.exclude"),
+        ({"name": "blocks", "sparsity": 0.5, "pattern": "4x1"}, "strategies.0.pattern: pattern 4x1 does not fit"),
+        ({"name": "filters-to-target", "reduce_by": 0.999}, "strategies.0.reduce_by: expected reduce_by of at most"),
+        ({"name": "filters-to-target", "reduce_by": 1.0}, "strategies.0.reduce_by: expected reduce_by in (0, 1)"),
+        ({"name": "resrep", "reduce_by": 0.999, "begin": 0}, "strategies.0: the layers that can have a compactor"),
+        ({"name": "attention-heads", "ratio": 0.5}, "strategies.0: "),
+        ({"name": "distillation", "teacher": "nowhere:teacher"}, "cannot import nowhere:teacher"),
+        ({"name": "low-rank", "rank": 3, "error": 0.1}, "strategies.0"),
+        ({"name": "qat", "bits": 9}, "strategies.0.bits: expected bits from 2 to 8, got 9"),
+    ],
+)
+def test_what_cannot_be_is_found_before_training(entry: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = tiny.net()
+    last = {"epochs": 50, "start": 49}
+    recipe = tiny.recipe([{**entry, "start": last["start"]}], epochs=last["epochs"])
+
+    def no_training(*_: object) -> Tensor:
+        raise AssertionError("trained")
+
+    with pytest.raises(RecipeError) as error:
+        tiny.compressor(recipe, tmp_path / "run", model=model, training_step=no_training).run()
+    assert message in str(error.value)
+    assert tiny.same_state(model, tiny.net())
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "good", None, True])
+def test_a_metric_that_is_no_number(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="recipe: metric: expected a finite number from the metric, got"):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", metric=lambda model: value)
+    assert not any((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"optimizer": "Adan"}, "optimizer: torch.optim has no 'Adan', perhaps you meant Adam"),
+        ({"optimizer": {"name": "SGD", "rate": 1}}, "optimizer: SGD: "),
+        ({"optimizer": "LBFGS"}, "optimizer: LBFGS evaluates"),
+        ({"scheduler": "Cosine"}, "scheduler: torch.optim.lr_scheduler has no 'Cosine'"),
+        ({"scheduler": "ReduceLROnPlateau"}, "scheduler: expected ReduceLROnPlateau to be a scheduler that steps"),
+        ({"loss": "nowhere:loss"}, "loss: cannot import nowhere:loss"),
+    ],
+)
+def test_optimizer_scheduler_and_functions_that_do_not_exist(
+    others: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        tiny.compress(tiny.recipe([], **others), tmp_path / "run")
+    assert message in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"the loss is nan in step 1; lower"):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", loss=lambda output, labels: output.sum() * math.nan)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    tiny.compress(tiny.recipe([], epochs=1), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="of another run; go on with it by resuming"):
+        tiny.compress(tiny.recipe([], epochs=1), tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_dry_run_says_what_would_be_and_changes_nothing(tmp_path: Path) -> None:
+    model = tiny.net()
+    events = tiny.compressor(tiny.recipe(tiny.MANY), tmp_path / "run", model=model).dry_run()
+    assert [event["event"] for event in events][:3] == ["begin distillation", "begin l1-filters", "begin gradual"]
+    assert events[1]["parameters"] < events[0]["parameters"]
+    assert tiny.same_state(model, tiny.net())
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_and_cuts_hold_while_the_optimizer_goes_on(tmp_path: Path) -> None:
+    """A cut in the middle keeps the momentum of what stays: the same as an optimizer that never had the rest."""
+    seen: list[tuple[int, float]] = []
+
+    def step(model: nn.Module, batch: Any, loss: Any) -> Tensor:
+        x, y = batch
+        weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        if model.training:
+            seen.append((len(weights[0]), float((weights[0] == 0).double().mean())))
+        return loss(model(x), y, x)
+
+    strategies = [{"name": "l1-filters", "start": 1, "ratio": 0.5}, {"name": "magnitude", "start": 2, "sparsity": 0.5}]
+    tiny.compress(tiny.recipe(strategies, epochs=3), tmp_path / "run", training_step=step)
+    assert seen[0] == (32, 0.0)
+    assert seen[tiny.STEPS_PER_EPOCH] == (16, 0.0)
+    assert all(row == (16, 0.5) for row in seen[2 * tiny.STEPS_PER_EPOCH :])
