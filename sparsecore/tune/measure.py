@@ -22,10 +22,10 @@ from sparsecore.tune.makers import DENSE, Maker
 # 0.15 s per shape puts the medians of a 100 us layer within about 1% on a quiet machine, and ResNet-50's
 # 20 different layers at a few seconds in all.
 MIN_TIME_S = 0.15
-# As much as other layers read in a pass of a large model.
-EVICTED_BYTES = 32 << 20
 # Of a GPU's own time; filling its cache between the calls takes several times as long.
 MIN_GPU_TIME_S = 0.02
+# As much as other layers read in a pass of a large model.
+EVICTED_BYTES = 32 << 20
 # Quartiles further apart than this share of the median come from something else on the machine.
 MAX_SPREAD = 0.5
 
@@ -109,14 +109,23 @@ def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tupl
             inputs.append(torch.zeros_like(dense(*inputs)))
         prepare = record_layer if is_recorded else _call
         runs = {name: prepare(form, inputs) for name, form in forms.items()}
-        timings = (
-            _interleave_on_gpu(runs, device_clock(dense))
-            if is_on_gpu(dense)
-            else interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
-        )
+        if is_on_gpu(dense):
+            timings = _interleave_on_gpu(runs, device_clock(dense))
+        else:
+            timings = interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
     # The lower quartile: what else runs on the machine only ever adds time.
     times = {name: timing.q25_us for name, timing in timings.items()}
     return times, max(timing.spread for timing in timings.values())
+
+
+def device_clock(layer: nn.Module) -> DeviceClock:
+    """The clock of the GPU that a layer is on."""
+    return CudaClock(device_of(layer))
+
+
+def _interleave_on_gpu(runs: Mapping[str, Callable[[], object]], clock: DeviceClock) -> dict[str, Timing]:
+    timed = {name: clock.timed(run) for name, run in runs.items()}
+    return interleave(timed, min_time_s=MIN_GPU_TIME_S, clock_ns=clock)
 
 
 class _Neighbours:
@@ -136,16 +145,6 @@ class _Neighbours:
         self.others.sum()
         for x, value in zip(self.inputs, self.values, strict=True):
             x.copy_(value)
-
-
-def device_clock(layer: nn.Module) -> DeviceClock:
-    """The clock of the GPU that a layer is on."""
-    return CudaClock(device_of(layer))
-
-
-def _interleave_on_gpu(runs: Mapping[str, Callable[[], object]], clock: DeviceClock) -> dict[str, Timing]:
-    timed = {name: clock.timed(run) for name, run in runs.items()}
-    return interleave(timed, min_time_s=MIN_GPU_TIME_S, clock_ns=clock)
 
 
 def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
