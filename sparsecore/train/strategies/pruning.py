@@ -60,7 +60,7 @@ class GradualPruning(Strategy):
         self.pruner.load_state_dict({**state, "masks": masks})
 
     def state_dict(self) -> State:
-        return {name: value for name, value in self.pruner.state_dict().items() if name != "masks"}
+        return _without_masks(self.pruner.state_dict())
 
 
 class IterativePruning(Strategy):
@@ -96,11 +96,11 @@ class IterativePruning(Strategy):
     def resume(self, run: Run, state: State) -> None:
         masks = run.masks.state_dict() if run.masks else {}
         self._make(run, None)
-        self.pruner.load_state_dict({"round": state["round"], "qualities": state["qualities"], "masks": masks})
+        self.pruner.load_state_dict({**state["pruner"], "masks": masks})
         self._steps = state["steps"]
 
     def state_dict(self) -> State:
-        return {"round": self.pruner.round, "qualities": dict(self.pruner.qualities), "steps": self._steps}
+        return {"pruner": _without_masks(self.pruner.state_dict()), "steps": self._steps}
 
     def _make(self, run: Run, scan: PruningSensitivity | None) -> None:
         run.release_masks()
@@ -116,3 +116,8 @@ class IterativePruning(Strategy):
         options |= {name: self.options[name] for name in ("exclude", "pattern") if name in self.options}
         options |= wanted if isinstance(wanted, Mapping) else {}
         return run.ranks.from_first(lambda: pruning_sensitivity(run.model, run.evaluate_here, **options))
+
+
+def _without_masks(state: State) -> State:
+    """The run keeps the masks, which strategies share."""
+    return {name: value for name, value in state.items() if name != "masks"}
