@@ -116,7 +116,7 @@ class Compressor:
         self._data = self._training_data(source)
         folder = output if output is not None else self.recipe.output
         if folder is None:
-            raise self.checked.document.error((), "expected output: FOLDER, or an output folder as argument")
+            raise self.checked.document.error((), "expected output: FOLDER, or --output, or the argument output")
         self.folder = Path(folder)
         self._belongs_to = {
             "recipe": self.checked.digest(),
@@ -134,7 +134,8 @@ class Compressor:
             have then.
 
         Raises:
-            RecipeError: A strategy does not fit the model, or cannot reach its target.
+            RecipeError: A strategy does not fit the model, or cannot reach its target; or model, data and loss do not
+                fit.
         """
         return self._ranks.from_first(self._rehearse)
 
@@ -229,6 +230,9 @@ class Compressor:
         try:
             strategies = self.checked.make_strategies()
             run = self._start(copy.deepcopy(self.model), Ranks(alone=True), None)
+            if self.recipe.epochs:
+                with self._blamed(()):
+                    run.try_step()
             for epoch in range(self.recipe.epochs + 1):
                 for event in events_before(epoch, strategies, self.recipe.epochs):
                     self._do(run, strategies, event)
@@ -329,4 +333,10 @@ class Compressor:
                 raise
             options = [name for name in strategy.options if name in str(error)] if strategy else []
             where = (*path, options[0]) if options else path
-            raise self.checked.document.error(where, " ".join(str(error).split())) from error
+            raise self.checked.document.error(where, _one_line(str(error))) from error
+
+
+def _one_line(text: str) -> str:
+    """Return the lines of a message as parts of one."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ").replace(".; ", ". ")

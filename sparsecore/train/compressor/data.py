@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 
 class Share(NamedTuple):
@@ -108,8 +108,11 @@ def _as_dataset(source: Any) -> Any:
             raise ValueError(f"expected tensors of one length, got {[len(part) for part in source]}")
         source = TensorDataset(*source)
     if not isinstance(source, Dataset) or not hasattr(source, "__len__"):
+        way_out = "; give its dataset, batch: N makes the batches" if isinstance(source, DataLoader) else ""
+        parts = f" of {type(source[0]).__name__}" if isinstance(source, tuple | list) and source else ""
         raise ValueError(
-            f"expected a torch.utils.data.Dataset with a length or a tuple of tensors, got {type(source).__name__}"
+            "expected a torch.utils.data.Dataset with a length or a tuple of tensors, got "
+            f"{type(source).__name__}{parts}{way_out}"
         )
     if len(source) == 0:
         raise ValueError("expected at least one sample, got none")

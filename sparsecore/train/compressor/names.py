@@ -64,7 +64,8 @@ def _seeded_model(checked: CheckedRecipe) -> Any:
 def _function(checked: CheckedRecipe, key: str, call: Call | None) -> Callable[..., Any]:
     """Import a function, with its keyword arguments if there are any."""
     if call is None:
-        raise checked.document.error((), f'expected {key}: "module:function", or a {key} as argument')
+        argument = {"data": "train_data"}.get(key, key)
+        raise checked.document.error((), f'expected {key}: "module:function", or the argument {argument}')
     try:
         found = import_by_name(call.name)
     except ValueError as error:

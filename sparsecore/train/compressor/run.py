@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from sparsecore.calibration import call_model, evaluation_mode
+from sparsecore.errors import SparsecoreError
 from sparsecore.methods import Method
 from sparsecore.prune import Masks
 from sparsecore.prune.known_scores import digest
@@ -152,17 +156,20 @@ class Run:
         """Return what a model is worth by the metric; the first process asks it.
 
         Raises:
-            ValueError: It is no finite number.
+            ValueError: It is no finite number, or the metric raised.
         """
         return self.ranks.from_first(lambda: self.evaluate_here(model))
 
     def evaluate_here(self, model: nn.Module) -> float:
         """Return what a model is worth, asked in this process alone; for work that the first process does."""
         with evaluation_mode(model), torch.no_grad():
-            value: Any = self._functions.metric(model)
+            try:
+                value: Any = self._functions.metric(model)
+            except Exception as error:
+                raise ValueError(_told(error)) from error
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"expected a finite number from the metric, got {value!r}")
         return float(value)
 
@@ -196,6 +203,24 @@ class Run:
         loss = self._functions.loss or cross_entropy
         return loss(logits_of("model", output) if self._functions.loss is None else output, labels)
 
+    def try_step(self) -> None:
+        """Compute a loss and its gradients on the first batch by the usual step, on a copy of the model.
+
+        Raises:
+            ValueError: Model, data and loss do not fit.
+        """
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError("no parameter of the model requires gradients; call model.requires_grad_(), or epochs: 0")
+        if self._functions.training_step is not None:
+            return  # It may count its calls.
+        batch = self.to_device(self.data.first(1)[0])
+        try:
+            self._forward(copy.deepcopy(self.model), batch, self.plain).backward()
+        except (SparsecoreError, ValueError):
+            raise
+        except Exception as error:
+            raise ValueError(f"model, data and loss do not fit on the first batch: {_told(error)}") from error
+
     def train_batch(self, rows: list[int], weight: float) -> Tensor:
         """Take an optimizer step on samples; returns the loss of this process.
 
@@ -210,13 +235,20 @@ class Run:
         self.optimizer.zero_grad()
         loss = self._forward(self.model, batch, self._teaching or self.plain)
         if not bool(loss.isfinite()):
-            raise ValueError(f"the loss is {loss.item()} in step {self.step + 1}; lower the learning rate")
+            raise ValueError(f"the loss is {loss.item()} in step {self.step + 1}; {self._way_to_finite_loss()}")
         (loss * weight if self.ranks.count > 1 else loss).backward()
         self._sum_over_ranks()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return loss.detach()
+
+    def _way_to_finite_loss(self) -> str:
+        if self.step == 0:
+            return "nothing has been trained yet: look for NaN and infinity in data, weights and loss"
+        if any(parameter.dtype == torch.float16 for parameter in self.model.parameters()):
+            return "float16 has too few exponents for most optimizers: train in float32 or bfloat16"
+        return "lower the learning rate"
 
     def to_device(self, batch: Any) -> Any:
         """Return a batch on the model's device."""
@@ -348,3 +380,12 @@ class Changes:
     def add_group(self, parameters: list[nn.Parameter], **options: Any) -> None:
         """Train parameters with options of their own."""
         self.groups.append((parameters, options))
+
+
+def _told(error: Exception) -> str:
+    """What an error of the user's code says, in one line, and where that code was."""
+    libraries = tuple(str(Path(file).resolve().parent) for file in (torch.__file__, __file__))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 # What does not change the weights that come out.
 _FREE = ("output", "checkpoint_every")
+# What to say instead of the name of a class of the schema.
+_WANTED = {
+    "StrategyEntry": "a dictionary such as {name: magnitude, sparsity: 0.5}",
+    "Call": "a dictionary with a name, or a name alone",
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,8 @@ def _value_at(content: Any, where: tuple[str | int, ...]) -> Any:
 
 def _lower(text: str) -> str:
     text = text.removeprefix("Value error, ")
+    for name, wanted in _WANTED.items():
+        text = text.replace(f"a valid dictionary or instance of {name}", wanted)
     text = text.replace("Input should be", "expected").replace("a valid ", "a ").replace("a integer", "an integer")
     return text[:1].lower() + text[1:]
 

@@ -68,6 +68,8 @@ def _own_conflict(index: int, strategy: Strategy, epochs: int) -> Conflict | Non
 def _between(a: Strategy, index_a: int, b: Strategy, index_b: int) -> str:
     """Return why two strategies cannot go together, or nothing."""
     if a.stage == b.stage:
+        if a.must_last and b.must_last:
+            return f"{_name(a, index_a)} and {_name(b, index_b)} both change {_WHAT[a.stage]}; leave one out"
         if a.spans and b.spans and a.start < b.end and b.start < a.end:
             return (
                 f"{_name(a, index_a)} and {_name(b, index_b)} both change {_WHAT[a.stage]} in epoch "

@@ -168,6 +168,79 @@ def test_a_metric_that_is_no_number(value: Any, tmp_path: Path) -> None:
     assert not any((tmp_path / "run").iterdir())
 
 
+def test_a_metric_in_numpy_is_a_number(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    compressed = tiny.compress(tiny.recipe([], compile=False), tmp_path / "run", metric=lambda model: numpy.float32(2))
+    assert compressed.report.rows[-1].metric == 2
+
+
+def broken(*arguments: Any) -> Any:
+    raise KeyError("no such\nimage")
+
+
+def test_a_metric_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
+    said = r"recipe: metric: KeyError: 'no such.*image' \(test_compressor.py:\d+\)"
+    with pytest.raises(RecipeError, match=said) as error:
+        tiny.compress(tiny.recipe([]), tmp_path / "run", metric=broken)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": tiny.net().half()}, "first batch: RuntimeError: "),
+        ({"train_data": (torch.randn(64, 3, 8, 8), torch.zeros(64).long())}, "first batch: RuntimeError: .*channels"),
+        ({"train_data": (tiny.images()[0], tiny.images()[1].float())}, "first batch: RuntimeError: .*Float"),
+        ({"train_data": (tiny.images()[0], tiny.images()[1] + 5)}, "first batch: IndexError: "),
+        ({"loss": broken}, r"first batch: KeyError: .*\(test_compressor.py:"),
+        ({"loss": lambda output, labels: None}, "first batch: AttributeError"),
+        ({"model": tiny.net().requires_grad_(False)}, "no parameter of the model requires gradients"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_written(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    arguments = {"model": tiny.net(), "train_data": tiny.images(), "metric": tiny.accuracy} | given
+    compressor = sc.Compressor(recipe=tiny.recipe([]), output=tmp_path / "run", **arguments)
+    with pytest.raises(RecipeError, match=message) as error:
+        compressor.run()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tiny.images())), "DataLoader; give its dataset"),
+        ([tiny.images()], "got list of tuple"),
+    ],
+)
+def test_data_in_batches_is_refused(data: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sc.Compressor(tiny.net(), tiny.recipe([]), train_data=data, metric=tiny.accuracy, output=tmp_path / "run")
+
+
+def test_a_loss_that_is_never_finite(tmp_path: Path) -> None:
+    x, y = tiny.images()
+    compressor = sc.Compressor(
+        tiny.net(), tiny.recipe([]), train_data=(x * math.nan, y), metric=tiny.accuracy, output=tmp_path / "run"
+    )
+    with pytest.raises(RecipeError, match="in step 1; nothing has been trained yet: look for NaN"):
+        compressor.run()
+
+
+def test_why_nothing_can_be_cut_is_one_line_with_parts(tmp_path: Path) -> None:
+    compressor = sc.Compressor(
+        nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.Linear(128, 3)),
+        tiny.recipe([{"name": "l1-filters", "ratio": 0.5, "exclude": "1"}]),
+        train_data=tiny.images(),
+        metric=tiny.accuracy,
+        output=tmp_path / "run",
+    )
+    with pytest.raises(RecipeError, match=r"nothing to cut in Sequential: 1 +cannot be cut: .*; 2 +cannot be cut"):
+        compressor.run()
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -188,7 +261,7 @@ def test_optimizer_scheduler_and_functions_that_do_not_exist(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"the loss is nan in step 1; lower"):
+    with pytest.raises(RecipeError, match="the loss is nan in step 1; nothing has been trained yet"):
         tiny.compress(tiny.recipe([]), tmp_path / "run", loss=lambda output, labels: output.sum() * math.nan)
 
 
