@@ -121,7 +121,8 @@ def _spmm_gradients(
     return grad_x, grad_bias, grad if ctx.has_residual else None
 
 
-def _save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:
+def save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:
+    """Keep what the gradients of a product need; ctx.activation and ctx.layout are set."""
     ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
     ctx.has_residual = residual is not None
     # x and residual only to recompute what went into the activation
@@ -132,7 +133,7 @@ def _save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | Non
 def _setup_spmm_csr(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, *weight, bias, residual, ctx.activation, ctx.layout, _ = inputs
     ctx.bias_index = 4
-    _save_spmm(ctx, x, weight, bias, residual)
+    save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_csr(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -148,6 +149,7 @@ torch.library.register_autograd("sparsecore::spmm_csr", _backward_spmm_csr, setu
 
 
 @torch.library.register_fake("sparsecore::spmm_panel")
+@torch.library.register_fake("sparsecore::spmm_planes")
 def _(
     x: Tensor,
     weight: Sequence[Tensor],
@@ -167,7 +169,7 @@ def _(
 def _setup_spmm_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.sizes, bias, residual, ctx.activation, ctx.layout, _ = inputs
     ctx.bias_index = 3
-    _save_spmm(ctx, x, weight, bias, residual)
+    save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -184,6 +186,7 @@ torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, 
 
 
 @torch.library.register_fake("sparsecore::spmm_bitmap")
+@torch.library.register_fake("sparsecore::spmm_codebook")
 def _(
     x: Tensor,
     weight: Sequence[Tensor],
@@ -201,7 +204,7 @@ def _setup_spmm_bitmap(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     x, weight, ctx.sizes, bias, residual, ctx.activation, _ = inputs
     ctx.layout = "rows"
     ctx.bias_index = 3
-    _save_spmm(ctx, x, weight, bias, residual)
+    save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_bitmap(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -216,20 +219,6 @@ torch.library.register_autograd("sparsecore::spmm_bitmap", _backward_spmm_bitmap
 
 
 # The codebook form: rows layout only, straight from codes and gaps (sparsecore.formats.packed_codebook).
-
-
-@torch.library.register_fake("sparsecore::spmm_codebook")
-def _(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    sizes: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    kernel_name: str,
-) -> Tensor:
-    check_devices(x, *weight, bias, residual)
-    return x.new_empty([*x.shape[:-1], sizes[0]])
 
 
 @torch.library.custom_op("sparsecore::unpack_codebook", mutates_args=())

@@ -11,7 +11,8 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import PlanesWeight
-from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices
+from sparsecore.ops.matmul import save_spmm
+from sparsecore.ops.shared import ACTIVATION_GRADIENTS
 
 
 def spmm_planes(
@@ -58,23 +59,6 @@ def spmm_planes(
     return raw.spmm_planes(x, list(weight.tensors), list(weight.shape), bias, residual, activation, layout, kernel)
 
 
-@torch.library.register_fake("sparsecore::spmm_planes")
-def _(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    sizes: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    layout: str,
-    kernel_name: str,
-) -> Tensor:
-    check_devices(x, *weight, bias, residual)
-    shape = list(x.shape)
-    shape[-1 if layout == "rows" else 1] = sizes[0]
-    return x.new_empty(shape)
-
-
 @torch.library.custom_op("sparsecore::unpack_planes", mutates_args=())
 def _unpack_planes(words: Tensor, scale: Tensor, sizes: Sequence[int]) -> Tensor:
     return PlanesWeight(words, scale, (sizes[0], sizes[1])).unpack().to_dense()
@@ -87,10 +71,7 @@ def _(words: Tensor, scale: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _setup_spmm_planes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.sizes, bias, residual, ctx.activation, ctx.layout, _ = inputs
-    ctx.has_residual = residual is not None
-    # x and residual only to recompute what went into the activation
-    again = (None, None) if ctx.activation == "none" else (x, residual)
-    ctx.save_for_backward(*again, bias, *weight)
+    save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_planes(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
