@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from uneven_csr import assert_equal, random_csr
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
@@ -23,22 +24,6 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def random_csr(N: int, K: int, sparsity: float, dtype: torch.dtype) -> CsrWeight:
-    """A weight whose rows have from none to twice the usual number of non-zeros."""
-    density = (1 - sparsity) * 2 * torch.rand(N, 1)
-    dense = torch.randn(N, K) * (torch.rand(N, K) < density)
-    return CsrWeight.from_dense(dense).quantize() if dtype == torch.int8 else CsrWeight.from_dense(dense.to(dtype))
-
-
-def assert_equal(got: CsrWeight, expected: CsrWeight) -> None:
-    for name in ("row_ptr", "col_idx", "values", "scale"):
-        a, b = getattr(got, name), getattr(expected, name)
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert a.dtype == b.dtype
-            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
