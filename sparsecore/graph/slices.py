@@ -142,7 +142,9 @@ class SlicedProgram:
         self._back: Program | None = None
         if back is not None:
             with torch.no_grad():
-                self._middle = torch.cat([front(*part)[0] for part in parts])
+                middle = self._run_fronts(inputs)
+            assert middle is not None, "no other thread knows the programs yet"
+            self._middle = middle[0]
             self._back = Program(back, [self._middle])
 
     @property
@@ -152,14 +154,17 @@ class SlicedProgram:
 
     def try_run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """As Program.try_run()."""
+        whole = self._run_fronts(inputs)
+        return whole if whole is None or self._back is None else self._back.try_run(whole)
+
+    def _run_fronts(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         results = []
         for part in self._cut(inputs):
             result = self._fronts[part[0].shape[0]].try_run(part)
             if result is None:
                 return None
             results.append(result)
-        whole = tuple(torch.cat(outputs) for outputs in zip(*results, strict=True))
-        return whole if self._back is None else self._back.try_run(whole)
+        return tuple(torch.cat(outputs) for outputs in zip(*results, strict=True))
 
     def profile(self, inputs: Sequence[Tensor], passes: int) -> dict[str, list[float]]:
         """As Program.profile(); a node's time is that of all slices."""
