@@ -31,6 +31,8 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "BlockLinear": compressed.BlockLinear,
     "CodebookLinear": compressed.CodebookLinear,
     "SparseLinear": compressed.SparseLinear,
+    "JitConv2d": compressed.JitConv2d,
+    "JitLinear": compressed.JitLinear,
     "PanelConv2d": compressed.PanelConv2d,
     "PanelLinear": compressed.PanelLinear,
     "SparseConv2d": compressed.SparseConv2d,

@@ -20,12 +20,14 @@ std::span<const KernelInfo> all_kernels() {
     append(result, "spmm", spmm_kernels());
     append(result, "spmm_block", spmm_block_kernels());
     append(result, "spmm_panel", spmm_panel_kernels());
+    append(result, "spmm_jit", spmm_jit_kernels());
     append(result, "spmm_bitmap", spmm_bitmap_kernels());
     append(result, "spmm_codebook", spmm_codebook_kernels());
     append(result, "spmm_planes", spmm_planes_kernels());
     append(result, "conv2d", conv2d_kernels());
     append(result, "conv2d_block", conv2d_block_kernels());
     append(result, "conv2d_panel", conv2d_panel_kernels());
+    append(result, "conv2d_jit", conv2d_jit_kernels());
     append(result, "pool2d", pool2d_kernels());
     append(result, "scale_shift", scale_shift_kernels());
     append(result, "depthwise", depthwise_kernels());

@@ -1,4 +1,4 @@
-// torch.ops.sparsecore.conv2d_csr and conv2d_panel.
+// torch.ops.sparsecore.conv2d_csr, conv2d_panel and conv2d_jit.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -9,6 +9,7 @@
 #include "sparsecore/ops.h"
 #include "torch/checks.h"
 #include "torch/conv2d.h"
+#include "torch/jit.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
@@ -78,6 +79,26 @@ Tensor conv2d_panel(const Tensor& x, const std::vector<Tensor>& weight, const st
       [](const PanelView<float>& view) { return PanelRows<float>{view}; });
 }
 
+// As spmm_jit.
+Tensor conv2d_jit(const Tensor& x, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t program,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                  const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride,
+                  const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                  const std::string& activation, const std::string& kernel) {
+  if (program == 0) {
+    return conv2d_csr(x, row_ptr, col_idx, values, bias, residual, kernel_size, stride, padding, dilation, 1,
+                      activation, kernel);
+  }
+  return run_conv2d(
+      conv2d_jit_kernels(), x, bias, residual, {kernel_size, stride, padding, dilation}, 1, activation, kernel,
+      [&](int64_t K) {
+        const JitView view = jit_view(program, row_ptr, col_idx);
+        check(view.cols == K, "expected a weight with K = C * KH * KW = ", K, ", got ", view.cols);
+        return view;
+      },
+      [](const JitView& view) { return JitRows{view}; });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
@@ -88,11 +109,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
       "conv2d_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, str activation, str kernel_name) -> Tensor");
+  m.def(
+      "conv2d_jit(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, int program, Tensor? bias, "
+      "Tensor? residual, int[] kernel_size, int[] stride, int[] padding, int[] dilation, str activation, "
+      "str kernel_name) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("conv2d_csr", TORCH_BOX(&conv2d_csr));
   m.impl("conv2d_panel", TORCH_BOX(&conv2d_panel));
+  m.impl("conv2d_jit", TORCH_BOX(&conv2d_jit));
 }
 
 }  // namespace sparsecore::torch_binding

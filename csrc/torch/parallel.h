@@ -106,6 +106,15 @@ struct PanelRows {
   }
 };
 
+// Blocks of rows of a program, which was generated from a valid weight.
+struct JitRows {
+  static constexpr const char* kFormat = "generated";
+  JitView weight;
+  int64_t rows = weight.num_blocks();
+  const int32_t* row_ptr = weight.block_ptr;
+  const char* validate(Range) const { return nullptr; }
+};
+
 // Blocks of rows in the bitmap format.
 struct BitmapRows {
   static constexpr const char* kFormat = "bitmap";

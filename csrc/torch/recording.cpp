@@ -4,10 +4,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <map>
-#include <mutex>
 #include <string>
 
+#include "torch/numbered.h"
 #include "torch/tensors.h"
 
 namespace sparsecore::torch_binding {
@@ -15,32 +14,8 @@ namespace {
 
 thread_local Recording* g_active = nullptr;
 
-class Recordings {
- public:
-  int64_t add(std::shared_ptr<Recording> recording) {
-    const std::lock_guard lock(mutex_);
-    all_[++last_] = std::move(recording);
-    return last_;
-  }
-  std::shared_ptr<Recording> find(int64_t number) {
-    const std::lock_guard lock(mutex_);
-    const auto it = all_.find(number);
-    check(it != all_.end(), "expected the number of a recording, got ", number);
-    return it->second;
-  }
-  void erase(int64_t number) {
-    const std::lock_guard lock(mutex_);
-    all_.erase(number);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int64_t, std::shared_ptr<Recording>> all_;
-  int64_t last_ = 0;
-};
-
-Recordings& recordings() {
-  static Recordings* all = new Recordings;  // outlives tensors that Python frees at exit
+Numbered<Recording>& recordings() {
+  static auto* all = new Numbered<Recording>("recording");  // outlives tensors that Python frees at exit
   return *all;
 }
 
@@ -85,7 +60,7 @@ int64_t Recording::end() {
   const bool is_recorded = !is_refused_ && !out_ && steps_.size() > first_step_;
   if (!is_recorded) {
     steps_.resize(first_step_);
-    kept_.resize(first_kept_, buffer_);
+    kept_.resize(first_kept_);
     numbers_.resize(first_numbers_);
   }
   out_.reset();

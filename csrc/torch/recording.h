@@ -144,7 +144,9 @@ class [[gnu::visibility("hidden")]] Recording {
 
   // The tensor that the operation is about to make, if it fits.
   std::optional<Tensor> take_output(const std::vector<int64_t>& shape, ScalarType dtype);
-  void keep(const Tensor& tensor) { kept_.push_back(tensor); }
+  // What steps read stays alive as long as the recording.
+  void keep(std::shared_ptr<const void> owner) { kept_.push_back(std::move(owner)); }
+  void keep(const Tensor& tensor) { keep(std::make_shared<Tensor>(tensor)); }
   void refuse() { is_refused_ = true; }
 
   // Memory of the thread that the operation uses while it runs; a replay gives it another.
@@ -185,7 +187,7 @@ class [[gnu::visibility("hidden")]] Recording {
 
   Tensor buffer_;
   std::vector<std::unique_ptr<Step>> steps_;
-  std::vector<Tensor> kept_;
+  std::vector<std::shared_ptr<const void>> kept_;
   std::vector<Numbers> numbers_;
   int64_t scratch_bytes_ = 0;
 

@@ -1,4 +1,5 @@
-// torch.ops.sparsecore.spmm_csr, spmm_panel, spmm_bitmap, spmm_planes and spmm_codebook: arguments in, views out, run.
+// torch.ops.sparsecore.spmm_csr, spmm_panel, spmm_jit, spmm_bitmap, spmm_planes and spmm_codebook: arguments in, views
+// out, run.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -9,6 +10,7 @@
 #include "sparsecore/ops.h"
 #include "torch/checks.h"
 #include "torch/codebook.h"
+#include "torch/jit.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
@@ -70,6 +72,21 @@ Tensor spmm_panel(const Tensor& x, const std::vector<Tensor>& weight, const std:
                   kernel);
 }
 
+// row_ptr, col_idx and values are the weight that the program was generated from, for gradients; and for the product
+// itself where there is no program (0).
+Tensor spmm_jit(const Tensor& x, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values, int64_t program,
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, const std::string& activation,
+                const std::string& layout, const std::string& kernel) {
+  if (program == 0) {
+    return spmm_csr(x, row_ptr, col_idx, values, bias, residual, activation, layout, kernel);
+  }
+  SpmmJitArgs args;
+  args.weight = jit_view(program, row_ptr, col_idx);
+  const int64_t K = input_features(x, layout);
+  check(K == args.weight.cols, "expected x with K = ", args.weight.cols, ", got shape ", shape_text(x));
+  return run_spmm(args, spmm_jit_kernels(), JitRows{args.weight}, x, bias, residual, activation, layout, kernel);
+}
+
 Tensor spmm_bitmap(const Tensor& x, const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes,
                    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
                    const std::string& activation, const std::string& kernel) {
@@ -116,6 +133,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
       "spmm_panel(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
       "str layout, str kernel_name) -> Tensor");
   m.def(
+      "spmm_jit(Tensor x, Tensor row_ptr, Tensor col_idx, Tensor values, int program, Tensor? bias, Tensor? residual, "
+      "str activation, str layout, str kernel_name) -> Tensor");
+  m.def(
       "spmm_bitmap(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation, "
       "str kernel_name) -> Tensor");
   m.def(
@@ -129,6 +149,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("spmm_csr", TORCH_BOX(&spmm_csr));
   m.impl("spmm_panel", TORCH_BOX(&spmm_panel));
+  m.impl("spmm_jit", TORCH_BOX(&spmm_jit));
   m.impl("spmm_bitmap", TORCH_BOX(&spmm_bitmap));
   m.impl("spmm_codebook", TORCH_BOX(&spmm_codebook));
   m.impl("spmm_planes", TORCH_BOX(&spmm_planes));

@@ -7,6 +7,7 @@ from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight
 from sparsecore.formats.int8 import Int8Weight
+from sparsecore.formats.jit import JitProgram
 from sparsecore.formats.packed_codebook import PackedCodebookWeight
 from sparsecore.formats.packed_int8 import PackedInt8Weight
 from sparsecore.formats.panel import PanelWeight
@@ -21,6 +22,7 @@ __all__ = [
     "DeltaWeight",
     "FragmentWeight",
     "Int8Weight",
+    "JitProgram",
     "PackedCodebookWeight",
     "PackedInt8Weight",
     "PanelWeight",

@@ -1,7 +1,7 @@
 """Layers that run on compressed weights; each is made from a dense layer by ``from_dense()``."""
 
 from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
-from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
+from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, JitConv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
 from sparsecore.nn.linear import (
@@ -12,6 +12,7 @@ from sparsecore.nn.linear import (
     DeltaLinear,
     FragmentLinear,
     Int8Linear,
+    JitLinear,
     PanelLinear,
     SparseInt8Linear,
     SparseLinear,
@@ -37,6 +38,8 @@ __all__ = [
     "FragmentLinear",
     "Int8Conv2d",
     "Int8Linear",
+    "JitConv2d",
+    "JitLinear",
     "PanelConv2d",
     "PanelLinear",
     "SemiStructuredLinear",

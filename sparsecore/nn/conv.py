@@ -18,6 +18,7 @@ from sparsecore.nn.storage import (
     CsrStorage,
     Int8Storage,
     LookupStorage,
+    JitStorage,
     PanelStorage,
     QuantizedStorage,
 )
@@ -177,8 +178,7 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         groups: int = 1,
         **options: Any,
     ) -> None:
-        if groups != 1:
-            raise UnsupportedError(f"expected 1 group, got {groups}; use SparseConv2d")
+        check_one_group(groups)
         if panel_cols is None:
             panel_cols = _fit_panel_cols(as_pair("kernel_size", kernel_size, 1), TYPICAL_PLANE)
         super().__init__(weight, bias, kernel_size=kernel_size, panel_cols=panel_cols, **options)
@@ -204,6 +204,29 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         else:
             settings = (self.kernel_size, self.stride, self.padding, self.dilation)
             y = raw.conv2d_panel(x, *arguments, residual, *settings, self.activation, self.kernel)
+        return cast(Tensor, y)
+
+
+class JitConv2d(Conv2dGeometry, JitStorage):
+    """SparseConv2d as machine code; the outputs are equal. One group only.
+
+    Example:
+        >>> layer = JitConv2d.from_dense(nn.Conv2d(3, 8, 3, padding="same"))
+        >>> layer(torch.randn(2, 3, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(self, weight: WeightFormat, bias: Tensor | None = None, *, groups: int = 1, **options: Any) -> None:
+        check_one_group(groups)
+        super().__init__(weight, bias, **options)
+
+    def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        arguments = self._arguments()
+        if self.is_product:
+            y = raw.spmm_jit(x, *arguments, residual, self.activation, "columns", self.kernel)
+        else:
+            settings = (self.kernel_size, self.stride, self.padding, self.dilation)
+            y = raw.conv2d_jit(x, *arguments, residual, *settings, self.activation, self.kernel)
         return cast(Tensor, y)
 
 
@@ -273,6 +296,12 @@ def _fit_panel_cols(kernel_size: Pair, plane_floats: int) -> int:
     if panel_cols == 0:
         raise UnsupportedError(f"expected a filter of at most 255 taps, got {kernel_size}; use SparseConv2d")
     return panel_cols
+
+
+def check_one_group(groups: int) -> None:
+    """Refuse grouped convolutions."""
+    if groups != 1:
+        raise UnsupportedError(f"expected 1 group, got {groups}; use SparseConv2d")
 
 
 def resolve_padding(conv: nn.Conv2d) -> Pair:

@@ -21,6 +21,7 @@ from sparsecore.nn.storage import (
     CodebookStorage,
     CsrStorage,
     Int8Storage,
+    JitStorage,
     LookupStorage,
     PanelStorage,
     QuantizedStorage,
@@ -143,6 +144,20 @@ class PanelLinear(LinearGeometry, PanelStorage):
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return cast(Tensor, raw.spmm_panel(x, *self._arguments(), residual, self.activation, "rows", self.kernel))
+
+
+class JitLinear(LinearGeometry, JitStorage):
+    """SparseLinear as machine code, for many rows of activations; the outputs are equal.
+
+    Example:
+        >>> import torch
+        >>> layer = JitLinear.from_dense(nn.Linear(8, 4))
+        >>> layer(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return cast(Tensor, raw.spmm_jit(x, *self._arguments(), residual, self.activation, "rows", self.kernel))
 
 
 class BitmapLinear(LinearGeometry, BitmapStorage):

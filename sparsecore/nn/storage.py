@@ -16,6 +16,7 @@ from sparsecore.formats import (
     CodebookWeight,
     CsrWeight,
     Int8Weight,
+    JitProgram,
     PackedCodebookWeight,
     PackedInt8Weight,
     PanelWeight,
@@ -145,6 +146,24 @@ class PanelStorage(PackedStorage, CsrStorage):
 
     def _arguments(self) -> tuple[Any, ...]:
         return self._packed(), self.sizes, self._wide_bias()
+
+
+class JitStorage(PackedStorage, CsrStorage):
+    """Float CSR, and machine code that was generated from it."""
+
+    packed_names: ClassVar[tuple[str, ...]] = CsrStorage.buffer_names
+    program: JitProgram
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, CsrWeight)
+        self.program = JitProgram(weight.to(torch.float32))
+        return self.program.arguments[:3]
+
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        return self._packed()
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return *self._packed(), self.program.number, self._wide_bias()
 
 
 class BlockStorage(PackedStorage, CsrStorage):

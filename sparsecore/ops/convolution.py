@@ -185,3 +185,39 @@ def _backward_conv2d_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sparsecore::conv2d_panel", _backward_conv2d_panel, setup_context=_setup_conv2d_panel)
+
+
+@torch.library.register_fake("sparsecore::conv2d_jit")
+def _(
+    x: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    program: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    kernel_name: str,
+) -> Tensor:
+    check_devices(x, row_ptr, col_idx, values, bias, residual)
+    return fake_conv2d(x, num_rows(row_ptr, values), kernel_size, stride, padding, dilation)
+
+
+def _setup_conv2d_jit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col_idx, values, _, bias, residual, *settings, ctx.activation, _ = inputs
+    ctx.settings = (*settings, 1)
+    ctx.bias_index = 5
+    _save_conv2d(ctx, x, (row_ptr, col_idx, values), bias, residual)
+
+
+def _backward_conv2d_jit(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, residual, bias, *weight = ctx.saved_tensors
+    grad_x, grad_bias, grad_residual = _conv2d_gradients(ctx, grad, weight, x, bias, residual)
+    return grad_x, None, None, None, None, grad_bias, grad_residual, *([None] * 6)
+
+
+torch.library.register_autograd("sparsecore::conv2d_jit", _backward_conv2d_jit, setup_context=_setup_conv2d_jit)

@@ -182,6 +182,41 @@ def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel)
 
 
+# The form as machine code: the CSR weight, and the number of a program that was generated from it
+# (sparsecore.formats.jit).
+
+
+@torch.library.register_fake("sparsecore::spmm_jit")
+def _(
+    x: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    program: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    layout: str,
+    kernel_name: str,
+) -> Tensor:
+    return raw.spmm_csr(x, row_ptr, col_idx, values, bias, residual, activation, layout)
+
+
+def _setup_spmm_jit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, row_ptr, col_idx, values, _, bias, residual, ctx.activation, ctx.layout, _ = inputs
+    ctx.bias_index = 5
+    save_spmm(ctx, x, (row_ptr, col_idx, values), bias, residual)
+
+
+def _backward_spmm_jit(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, residual, bias, *weight = ctx.saved_tensors
+    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, weight, x, bias, residual)
+    return grad_x, None, None, None, None, grad_bias, grad_residual, None, None, None
+
+
+torch.library.register_autograd("sparsecore::spmm_jit", _backward_spmm_jit, setup_context=_setup_spmm_jit)
+
+
 # The bitmap form, for few rows of x: rows layout only, values of 32 or 16 bits (sparsecore.formats.bitmap).
 
 

@@ -27,6 +27,8 @@ from sparsecore.nn import (
     DepthwiseConv2d,
     Int8Conv2d,
     Int8Linear,
+    JitConv2d,
+    JitLinear,
     PanelConv2d,
     PanelLinear,
     SemiStructuredLinear,
@@ -73,6 +75,16 @@ def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> Maker:
 
 # Weights that were pruned in blocks, but for a zero here and there. Others would multiply with many zeros.
 LEAST_BLOCK_FILL = 0.9
+
+
+def _jit(kind: type[JitLinear] | type[JitConv2d]) -> Maker:
+    def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        made = kind.from_dense(layer)
+        if not made.program.number:
+            raise UnsupportedError("expected AVX2 or AVX-512, and memory that may be executed; use panels")
+        return made
+
+    return make
 
 
 def _blocks(kind: type[BlockLinear] | type[BlockConv2d], block_rows: int) -> Maker:
@@ -128,6 +140,7 @@ def holds_zeros(layer: nn.Module, format_name: str) -> bool:
 
 _LINEAR: dict[str, Maker] = {
     DENSE: same,
+    "jit": _jit(JitLinear),
     "panel": _panel(PanelLinear),
     "4x1": _blocks(BlockLinear, 4),
     "8x1": _blocks(BlockLinear, 8),
@@ -139,6 +152,7 @@ _LINEAR: dict[str, Maker] = {
 }
 _CONV2D: dict[str, Maker] = {
     DENSE: same,
+    "jit": _jit(JitConv2d),
     "panel": _panel(PanelConv2d),
     "4x1": _blocks(BlockConv2d, 4),
     "8x1": _blocks(BlockConv2d, 8),
@@ -161,14 +175,18 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
         "int8": same,
         "lookup int8": _lookup,
         "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
+        "jit": _by_dense(JitLinear),
         "panel": _by_dense(PanelLinear),
     },
     Int8Conv2d: {
         DENSE: dense_form,
         "int8": same,
         "lookup int8": _any_shape(SparseInt8Conv2d.from_int8),
+        "jit": _by_dense(JitConv2d),
         "panel": _by_dense(PanelConv2d),
     },
+    JitLinear: {DENSE: dense_form, "jit": same},
+    JitConv2d: {DENSE: dense_form, "jit": same},
     PanelLinear: {DENSE: dense_form, "panel": same},
     BitmapLinear: {DENSE: dense_form, "bitmap": same},
     PanelConv2d: {DENSE: dense_form, "panel": same},
@@ -203,6 +221,8 @@ _INT8: dict[type[nn.Module], type[CompressedModule]] = {
 _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     SparseLinear: ("csr", "spmm"),
     SparseConv2d: ("csr", "conv2d"),
+    JitLinear: ("jit", "spmm_jit"),
+    JitConv2d: ("jit", "conv2d_jit"),
     PanelLinear: ("panel", "spmm_panel"),
     PanelConv2d: ("panel", "conv2d_panel"),
     BitmapLinear: ("bitmap", "spmm_bitmap"),

@@ -12,7 +12,9 @@ from sparsecore.tune.makers import DENSE
 # Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
 # of activations. Their ratio decides; the peak itself cancels out.
 DENSE_SHARE = 0.75
-SHARES = {"csr": 0.3, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
+SHARES = {"csr": 0.3, "jit": 0.75, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
+# Formats whose kernels compute a whole vector of columns, however few there are.
+WHOLE_VECTORS = ("jit", "panel")
 # Binary and ternary weights, whose zeros are work too, as measured. Their tables, and in a convolution the unfolded
 # image, are made once for all rows and cost as much as some of them.
 PLANES = {"binary": 0.25, "ternary": 0.45}
@@ -54,10 +56,9 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
         if not 0 < columns <= MOST_BITMAP_ROWS:  # it multiplies with its zeros too
             return DENSE_SHARE / SHARES["bitmap"]
         return max((BITMAP_BYTES + density * DENSE_BYTES) / DENSE_BYTES, BITMAP_WORK)
-    if columns == 1 and format_name != "panel":
+    if columns == 1 and format_name not in WHOLE_VECTORS:
         return density * SPARSE_BYTES / DENSE_BYTES * GATHER
-    # A panel kernel computes a whole vector of columns, however few there are.
-    padding = 8 / columns if format_name == "panel" and 0 < columns < 8 else 1.0
+    padding = 8 / columns if format_name in WHOLE_VECTORS and 0 < columns < 8 else 1.0
     return density * padding * DENSE_SHARE / SHARES[format_name]
 
 

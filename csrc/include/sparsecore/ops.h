@@ -39,11 +39,13 @@ struct SpmmOf {
 using SpmmArgs = SpmmOf<CsrView<float>>;
 using SpmmBlockArgs = SpmmOf<BlockCsrView<float>>;  // block_rows 4 or 8; the rows argument of run counts blocks
 using SpmmPanelArgs = SpmmOf<PanelView<float>>;     // the rows argument of run counts blocks
+using SpmmJitArgs = SpmmOf<JitView>;                // the rows argument of run counts blocks; no scalar kernel
 using SpmmBitmapArgs = SpmmOf<BitmapView>;          // Layout::kRows only; the rows argument of run counts blocks
 using SpmmPlanesArgs = SpmmOf<PlanesView>;          // sums of x are scaled at their end; the rows of run count blocks
 std::span<const Kernel<SpmmArgs>> spmm_kernels();
 std::span<const Kernel<SpmmBlockArgs>> spmm_block_kernels();
 std::span<const Kernel<SpmmPanelArgs>> spmm_panel_kernels();
+std::span<const Kernel<SpmmJitArgs>> spmm_jit_kernels();
 std::span<const Kernel<SpmmBitmapArgs>> spmm_bitmap_kernels();
 std::span<const Kernel<SpmmPlanesArgs>> spmm_planes_kernels();
 
@@ -74,7 +76,9 @@ using Conv2dBlockArgs = Conv2dOf<BlockCsrView<float>>;  // no block in two group
 using Conv2dPanelArgs = Conv2dOf<PanelView<float>>;     // one group; panels of whole channels; rows of run are blocks
 std::span<const Kernel<Conv2dArgs>> conv2d_kernels();
 std::span<const Kernel<Conv2dBlockArgs>> conv2d_block_kernels();
+using Conv2dJitArgs = Conv2dOf<JitView>;  // one group; rows of run are blocks; no scalar kernel
 std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels();
+std::span<const Kernel<Conv2dJitArgs>> conv2d_jit_kernels();
 
 // Pooling of planes: x[batch, C, H, W], y[batch, C, OH, OW], all contiguous, numbers as in spmm. The rows argument of
 // run counts channels. Tap (kh, kw) of output (oh, ow) is pixel (oh * stride_h - padding_h + kh * dilation_h, ...); a

@@ -84,6 +84,52 @@ struct PanelView {
   int64_t num_segments() const { return num_blocks() * num_panels(); }
 };
 
+// A CSR weight as straight-line machine code: what is stored, and where, is in the instructions. Made by
+// JitProgram::generate() alone.
+//
+// The code of segment (block, panel) adds block_rows rows x panel_cols columns of the weight times kLanes columns of
+// activations to sums that stay in registers meanwhile:
+//
+//   load x1                  column 1, which rows 0 and 2 of the block have
+//   sum0 += values[0] * x1
+//   sum2 += values[1] * x1
+//   load x4 ...
+//
+// The sums of a row lie kSumsStride floats after those of the row before: there is room for those of other columns.
+// Code of the first panel starts from zero, that of others from `sums`; all of it leaves its results there. Segments
+// lie in memory in the order in which kernels run them: by group of group_blocks blocks, in it by panel, in it by
+// block.
+struct JitView {
+  static constexpr int64_t kLanes = 16;
+  using Code = void (*)(const float* values, const float* x, float* sums);  // x[panel_cols, kLanes]
+  static constexpr int64_t kSumsStride = 272;  // 17 cache lines: an odd number, so that rows are in different sets
+  int64_t rows = 0;                            // N
+  int64_t cols = 0;                            // K
+  int64_t nnz = 0;
+  int64_t block_rows = 0;
+  int64_t panel_cols = 0;
+  int64_t group_blocks = 1;
+  const uint8_t* code = nullptr;
+  const int64_t* code_ptr = nullptr;   // [num_segments + 1] where each segment's code starts
+  const int32_t* entry_ptr = nullptr;  // [num_segments + 1] first value of each segment
+  const int32_t* block_ptr = nullptr;  // [num_blocks + 1] running sum of each block's entries
+  const float* values = nullptr;       // [nnz]
+
+  int64_t num_blocks() const { return block_rows == 0 ? 0 : (rows + block_rows - 1) / block_rows; }
+  int64_t num_panels() const { return cols == 0 ? 1 : (cols + panel_cols - 1) / panel_cols; }
+  int64_t num_segments() const { return num_blocks() * num_panels(); }
+  Range group_of(int64_t block) const {
+    const int64_t begin = block / group_blocks * group_blocks, end = begin + group_blocks;
+    return {begin, end < num_blocks() ? end : num_blocks()};
+  }
+  Range rows_of(Range blocks) const {
+    const int64_t end = blocks.end * block_rows;
+    return {blocks.begin * block_rows, end < rows ? end : rows};
+  }
+  // Number of the segment (group.begin, panel); the group's other blocks follow.
+  int64_t segment_of(Range group, int64_t panel) const { return group.begin * num_panels() + panel * group.size(); }
+};
+
 // Integer weights[N, K] for kernels whose vector lanes are `lanes` output rows (a block of rows), each with a quad of
 // 4 values in 4 neighbouring bytes, as integer dot products add them. K is cut into `segments` equal pieces, the
 // columns that lie side by side in memory: rows of a filter, or all of K. Rows are filled up with zeros to whole

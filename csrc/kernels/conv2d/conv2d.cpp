@@ -3,6 +3,8 @@
 
 namespace sparsecore {
 
+Kernel<Conv2dJitArgs> conv2d_jit_f32_avx512();
+Kernel<Conv2dJitArgs> conv2d_jit_f32_avx2();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_neon();
@@ -54,6 +56,15 @@ std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels() {
       conv2d_panel_f32_scalar(),
   };
   return table;
+}
+
+std::span<const Kernel<Conv2dJitArgs>> conv2d_jit_kernels() {
+#if defined(__x86_64__)
+  static const Kernel<Conv2dJitArgs> table[] = {conv2d_jit_f32_avx512(), conv2d_jit_f32_avx2()};
+  return table;
+#else
+  return {};
+#endif
 }
 
 }  // namespace sparsecore

@@ -3,6 +3,8 @@
 
 namespace sparsecore {
 
+Kernel<SpmmJitArgs> spmm_jit_f32_avx512();
+Kernel<SpmmJitArgs> spmm_jit_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_neon();
@@ -88,6 +90,15 @@ std::span<const Kernel<SpmmPlanesArgs>> spmm_planes_kernels() {
       spmm_planes_f32_scalar(),
   };
   return table;
+}
+
+std::span<const Kernel<SpmmJitArgs>> spmm_jit_kernels() {
+#if defined(__x86_64__)
+  static const Kernel<SpmmJitArgs> table[] = {spmm_jit_f32_avx512(), spmm_jit_f32_avx2()};
+  return table;
+#else
+  return {};
+#endif
 }
 
 }  // namespace sparsecore

@@ -13,6 +13,7 @@ from sparsecore.errors import require_extra
 
 # Cold colors compute in float32, warm ones in int8; all dark enough for white figures on them.
 COLORS = {
+    "jit": "#7b3fa0",
     "panel": "#2f6db3",
     "4x1": "#5f6fd0",
     "8x1": "#8456b8",

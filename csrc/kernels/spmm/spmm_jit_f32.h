@@ -1,0 +1,95 @@
+// spmm, generated code: algorithm text.
+#pragma once
+
+#include "kernels/jit_tile.h"
+
+namespace sparsecore {
+namespace {
+
+template <class S>
+struct SpmmJitF32 {
+  static bool supports(const SpmmJitArgs&) { return true; }
+
+  static int64_t tile_vectors(const SpmmJitArgs& args) {
+    return jit_tile_vectors(args.weight, divide_up(num_columns(args), JitView::kLanes));
+  }
+
+  static int64_t num_tiles(const SpmmJitArgs& args) {
+    return divide_up(num_columns(args), tile_vectors(args) * JitView::kLanes);
+  }
+
+  static int64_t scratch_bytes(const SpmmJitArgs& args) {
+    return JitScratch::floats(args.weight, tile_vectors(args)) * int64_t(sizeof(float));
+  }
+
+  static void run(const SpmmJitArgs& args, Range blocks, Range tiles, void* memory) {
+    const JitView& weight = args.weight;
+    const int64_t T = tile_vectors(args), W = T * JitView::kLanes;
+    const JitScratch scratch(weight, T, memory);
+    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+      const int64_t begin = t * W, width = smaller(W, num_columns(args) - begin);
+      const TileColumns columns{begin, width, W};
+      pack(args, columns, scratch.tile);
+      run_jit_tile(
+          weight, blocks, divide_up(width, JitView::kLanes), scratch,
+          [&](Range n, int64_t v) { will_write(args, begin + v * JitView::kLanes, n); },
+          [&](Range n, float* sums) { finish(args, {begin, width, JitView::kSumsStride}, n, sums); });
+    }
+  }
+
+  // A vector of columns from `begin` on, cut to the image that the first of them is in.
+  static void will_write(const SpmmJitArgs& args, int64_t begin, Range n) {
+    if (args.layout == Layout::kColumns) {
+      const int64_t offset = begin / args.columns * args.y_batch_stride + begin % args.columns;
+      fetch_jit_outputs(args, n, offset, args.ldy);
+    }
+  }
+
+  static void finish(const SpmmJitArgs& args, const TileColumns& columns, Range n, float* sums) {
+    if (args.layout == Layout::kRows) return finish_transposed(args, columns, n, sums);
+    finish_jit_rows<S>(args, n, sums, [&](int64_t row, auto function) SPARSECORE_LAMBDA_INLINE {
+      for_each_image(args, columns,
+                     [&](int64_t image, int64_t column, int64_t at, int64_t length) SPARSECORE_LAMBDA_INLINE {
+                       function(image * args.y_batch_stride + row * args.ldy + column, at, length);
+                     });
+    });
+  }
+
+  static void pack(const SpmmJitArgs& args, const TileColumns& columns, float* tile) {
+    const JitView& weight = args.weight;
+    constexpr int64_t lanes = JitView::kLanes;
+    const int64_t vector = jit_vector_floats(weight);
+    const bool is_one_image = columns.begin / args.columns == (columns.begin + columns.width - 1) / args.columns;
+    // In the columns layout rows of x are read along, and not a vector of each in turn.
+    const int64_t whole = args.layout == Layout::kColumns && is_one_image ? columns.width / lanes : 0;
+    if (whole > 0) {
+      with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
+        using T = typename decltype(tag)::type;
+        const T* from = static_cast<const T*>(args.x) + columns.begin / args.columns * args.x_batch_stride +
+                        columns.begin % args.columns;
+        for (int64_t k = 0; k < weight.cols; ++k, from += args.ldx) {
+          for (int64_t v = 0; v < whole; ++v) copy_numbers<S>(from + v * lanes, tile + v * vector + k * lanes, lanes);
+        }
+      });
+    }
+    for (int64_t done = whole * lanes; done < columns.width; done += lanes) {
+      const TileColumns part{columns.begin + done, smaller(columns.width - done, lanes), lanes};
+      pack_tile<S>(args, part, {0, weight.cols}, tile + done / lanes * vector);
+    }
+  }
+
+  // Rows n to y[M, N], of which they are columns.
+  static void finish_transposed(const SpmmJitArgs& args, const TileColumns& columns, Range n, float* sums) {
+    float residual[JitView::kSumsStride];
+    const int64_t width = divide_up(columns.width, S::kLanes) * S::kLanes;
+    for (int64_t row = n.begin; row < n.end; ++row) {
+      float* to = sums + (row - n.begin) * JitView::kSumsStride;
+      if (args.residual != nullptr) load_residual<S>(args, columns, {row, row + 1}, residual);
+      finish_jit_part<S>(args.epilogue, row, to, args.residual == nullptr ? nullptr : residual, to, width);
+    }
+    store_rows<S>(args, columns, n, sums);
+  }
+};
+
+}  // namespace
+}  // namespace sparsecore
