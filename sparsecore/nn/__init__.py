@@ -4,16 +4,22 @@ from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
-from sparsecore.nn.linear import (
+from sparsecore.nn.int8_linear import (
     BitmapInt8Linear,
+    DeltaWeightOnlyLinear,
+    FragmentInt8Linear,
+    FragmentWeightOnlyLinear,
+    Int8Linear,
+    RowsInt8Linear,
+    SparseInt8Linear,
+)
+from sparsecore.nn.linear import (
     BitmapLinear,
     BlockLinear,
     CodebookLinear,
     DeltaLinear,
     FragmentLinear,
-    Int8Linear,
     PanelLinear,
-    SparseInt8Linear,
     SparseLinear,
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
@@ -30,15 +36,19 @@ __all__ = [
     "CodebookLinear",
     "CompressedModule",
     "DeltaLinear",
+    "DeltaWeightOnlyLinear",
     "DenseConv2d",
     "DenseLayer",
     "DenseLinear",
     "DepthwiseConv2d",
+    "FragmentInt8Linear",
     "FragmentLinear",
+    "FragmentWeightOnlyLinear",
     "Int8Conv2d",
     "Int8Linear",
     "PanelConv2d",
     "PanelLinear",
+    "RowsInt8Linear",
     "SemiStructuredLinear",
     "SparseConv2d",
     "SparseInt8Conv2d",
