@@ -24,6 +24,7 @@ from sparsecore.nn.linear import (
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 from sparsecore.nn.semi_structured import SemiStructuredLinear
+from sparsecore.nn.torch_int8 import TorchInt8Linear, TorchInt8WeightLinear
 
 __all__ = [
     "BinaryConv2d",
@@ -56,6 +57,8 @@ __all__ = [
     "SparseLinear",
     "TernaryConv2d",
     "TernaryLinear",
+    "TorchInt8Linear",
+    "TorchInt8WeightLinear",
     "leave_fast_path",
     "put_layer",
 ]
