@@ -61,6 +61,11 @@ def cuda_options(torch_has_cuda: bool) -> dict[str, object]:
         "nvidia-cuda-cccl` and put it on the PATH",
     )
     build = wish == "1" or (wish == "auto" and nvcc is not None and torch_has_cuda)
+    if build and not torch_has_cuda:
+        print(
+            "sparsecore: this torch has no CUDA, so the CUDA back end is compiled as a check and linked into nothing; "
+            "install a torch with CUDA to run on GPUs"
+        )
     options: dict[str, object] = {
         "SPARSECORE_CUDA": "ON" if build else "OFF",
         "SPARSECORE_CUDA_TORCH": "ON" if build and torch_has_cuda else "OFF",

@@ -128,28 +128,28 @@ def on_gpu(weight: Any) -> Any:
 def check_packed(csr: Any, label: str) -> list[str | None]:
     """The fragment and the delta format, for all numbers of bits; their outputs twice."""
     from sparsecore.formats import DeltaWeight, FragmentWeight
-    from sparsecore.ops.cuda import expand_delta, expand_fragment, spmm_delta, spmm_fragment
+    from sparsecore.ops.cuda import expand_packed, spmm_packed
 
     int8 = csr.to(torch.float32).quantize()
     forms = {
-        "fragment 16": (FragmentWeight.pack(csr), spmm_fragment, expand_fragment),
-        "fragment 8": (FragmentWeight.pack(int8), spmm_fragment, expand_fragment),
-        "fragment 4": (FragmentWeight.pack_int4(csr), spmm_fragment, expand_fragment),
-        "delta 16": (DeltaWeight.pack(csr), spmm_delta, expand_delta),
-        "delta 8": (DeltaWeight.pack(int8), spmm_delta, expand_delta),
+        "fragment 16": FragmentWeight.pack(csr),
+        "fragment 8": FragmentWeight.pack(int8),
+        "fragment 4": FragmentWeight.pack_int4(csr),
+        "delta 16": DeltaWeight.pack(csr),
+        "delta 8": DeltaWeight.pack(int8),
     }
     problems: list[str | None] = []
     N, K = csr.shape
-    for name, (form, multiply, expand) in forms.items():
+    for name, form in forms.items():
         exact, weight = form.unpack().to_dense().cuda().float(), on_gpu(form)
         for M in (1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 100, 129, 300):
             x = guarded(torch.randn(M, K, device="cuda").to(csr.dtype))
             poison((M, N), csr.dtype)
-            y = multiply(x, weight)
+            y = spmm_packed(x, weight)
             problems.append(check_one(f"{name} {label} M={M}", y, x, exact))
-            if not torch.equal(y, multiply(x, weight)):
+            if not torch.equal(y, spmm_packed(x, weight)):
                 problems.append(f"{name} {label} M={M}: two runs differ")
-        if not torch.equal(expand(x, weight), exact.to(csr.dtype)):
+        if not torch.equal(expand_packed(x, weight), exact.to(csr.dtype)):
             problems.append(f"{name} {label}: expanding does not give the weight")
     return problems
 
@@ -176,25 +176,37 @@ def check_csr(csr: Any, label: str) -> list[str | None]:
 
 def check_int8(csr: Any, label: str) -> list[str | None]:
     """Sparse and dense int8 against exact sums: with scales of 1 and an output in float32 they are equal."""
-    from sparsecore.formats import FragmentWeight
-    from sparsecore.ops.cuda import linear_int8_rows, spmm_fragment_int8
+    from sparsecore.formats import Int8Weight, PackedInt8Weight
+    from sparsecore.ops import linear_int8
 
     problems: list[str | None] = []
     N, K = csr.shape
-    ones = torch.ones(N)
-    dense = guarded(csr.to_dense(dequantize=False).cuda())
-    weight = on_gpu(FragmentWeight.pack(replace(csr, scale=ones)))
-    for M in (1, 3, 8, 9, 16, 17, 33, 100, 300):
-        x = guarded(torch.randint(-127, 128, (M, K), dtype=torch.int8, device="cuda"))
-        expected = (x.double() @ dense.double().T).float()
-        x_scale = torch.ones(M, device="cuda")
-        poison((M, N), torch.float32)
-        if not torch.equal(spmm_fragment_int8(x, x_scale, weight, dtype=torch.float32), expected):
-            problems.append(f"spmm_fragment_int8 {label} M={M}: not exact")
-        poison((M, N), torch.float32)
-        if not torch.equal(linear_int8_rows(x, x_scale, dense, ones.cuda(), dtype=torch.float32), expected):
-            problems.append(f"linear_int8_rows {label} M={M}: not exact")
+    dense = csr.to_dense(dequantize=False)
+    exact = dense.cuda().double()
+    for format in ("rows", "fragment"):
+        packed = PackedInt8Weight.pack(Int8Weight(dense, torch.ones(N)), format)
+        weight = replace(on_gpu(packed), tensors=tuple(guarded(tensor.cuda()) for tensor in packed.tensors))
+        for M in (1, 3, 8, 9, 16, 17, 33, 100, 300):
+            x = guarded(torch.randint(-128, 128, (M, K), dtype=torch.int8, device="cuda"))
+            for zero_point in (0, 9):
+                expected = ((x.double() - zero_point) @ exact.T).float()
+                poison((M, N), torch.float32)
+                if not torch.equal(linear_int8(x, weight, x_scale=1.0, x_zero_point=zero_point), expected):
+                    problems.append(f"linear_int8 {format} {label} M={M} zero point {zero_point}: not exact")
+            problems.append(check_quantizing(x, weight, label))
     return problems
+
+
+def check_quantizing(x: Tensor, weight: Any, label: str) -> str | None:
+    """Float activations that are integers, with 127 in each row: their dynamic scale is 1."""
+    from sparsecore.ops import linear_int8
+
+    if x.numel() == 0:
+        return None
+    whole = x.clamp(-127, 127).float()
+    whole[:, 0] = 127
+    same = torch.equal(linear_int8(whole, weight), linear_int8(whole.to(torch.int8), weight, x_scale=1.0))
+    return None if same else f"linear_int8 {weight.format} {label} M={len(x)}: quantizing x changes it"
 
 
 # --- timing ---
@@ -247,48 +259,32 @@ def dense_calls(layer: Layer) -> list[Call]:
     return [lambda w=w: F.linear(layer.x, w) for w in weights]
 
 
-def fragment_calls(layer: Layer, name: str) -> list[Call]:
-    from sparsecore.ops.cuda import spmm_fragment
+def packed_calls(layer: Layer, name: str) -> list[Call]:
+    from sparsecore.ops.cuda import spmm_packed
 
     weight = layer.packed[name]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
-    return [lambda w=w: spmm_fragment(layer.x, w) for w in copies]
+    return [lambda w=w: spmm_packed(layer.x, w) for w in copies]
 
 
 def expand_calls(layer: Layer) -> list[Call]:
-    from sparsecore.ops.cuda import expand_fragment
+    from sparsecore.ops.cuda import expand_packed
 
     weight = layer.packed["fragment16"]
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
-    return [lambda w=w: F.linear(layer.x, expand_fragment(layer.x, w)) for w in copies]
+    return [lambda w=w: F.linear(layer.x, expand_packed(layer.x, w)) for w in copies]
 
 
-def delta_calls(layer: Layer, name: str) -> list[Call]:
-    from sparsecore.ops.cuda import spmm_delta
+def own_int8_calls(layer: Layer, name: str, is_quantized: bool) -> list[Call]:
+    """int8 times int8, dense or without the zeros; x is quantized before or in the call."""
+    from sparsecore.ops import linear_int8
 
     weight = layer.packed[name]
+    x_scale = float(layer.x.abs().amax()) / 127
+    x = (layer.x / x_scale).round().to(torch.int8) if is_quantized else layer.x
+    settings = {"x_scale": x_scale} if is_quantized else {}
     copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
-    return [lambda w=w: spmm_delta(layer.x, w) for w in copies]
-
-
-def sparse_int8_calls(layer: Layer) -> list[Call]:
-    """int8 times int8 without the zeros; x is quantized before."""
-    from sparsecore.ops.cuda import quantize_rows, spmm_fragment_int8
-
-    weight = layer.packed["fragment8"]
-    x, x_scale = quantize_rows(layer.x)
-    copies = [weight.to("cuda") for _ in range(copies_of(weight.nbytes))]
-    return [lambda w=w: spmm_fragment_int8(x, x_scale, w) for w in copies]
-
-
-def own_int8_calls(layer: Layer) -> list[Call]:
-    """The dense int8 kernel; x is quantized before."""
-    from sparsecore.ops.cuda import linear_int8_rows, quantize_rows
-
-    weight, scale = quantize_rows(layer.dense)
-    x, x_scale = quantize_rows(layer.x)
-    copies = [weight.clone() for _ in range(copies_of(weight.nbytes))]
-    return [lambda w=w: linear_int8_rows(x, x_scale, w, scale) for w in copies]
+    return [lambda w=w: linear_int8(x, w, **settings) for w in copies]
 
 
 def csr_calls(layer: Layer) -> list[Call]:
@@ -347,14 +343,16 @@ def int4_calls(layer: Layer) -> list[Call]:
 
 CANDIDATES: dict[str, Callable[[Layer], list[Call]]] = {
     "dense": dense_calls,
-    "fragment16": lambda layer: fragment_calls(layer, "fragment16"),
-    "fragment8": lambda layer: fragment_calls(layer, "fragment8"),
-    "fragment4": lambda layer: fragment_calls(layer, "fragment4"),
-    "fragment8_int8": sparse_int8_calls,
-    "delta16": lambda layer: delta_calls(layer, "delta16"),
-    "delta8": lambda layer: delta_calls(layer, "delta8"),
+    "fragment16": lambda layer: packed_calls(layer, "fragment16"),
+    "fragment8": lambda layer: packed_calls(layer, "fragment8"),
+    "fragment4": lambda layer: packed_calls(layer, "fragment4"),
+    "fragment8_int8": lambda layer: own_int8_calls(layer, "int8_fragment", is_quantized=True),
+    "fragment8_int8_quantizing": lambda layer: own_int8_calls(layer, "int8_fragment", is_quantized=False),
+    "delta16": lambda layer: packed_calls(layer, "delta16"),
+    "delta8": lambda layer: packed_calls(layer, "delta8"),
     "expand16": expand_calls,
-    "own_dense_int8": own_int8_calls,
+    "own_dense_int8": lambda layer: own_int8_calls(layer, "int8_rows", is_quantized=True),
+    "own_dense_int8_quantizing": lambda layer: own_int8_calls(layer, "int8_rows", is_quantized=False),
     "csr": csr_calls,
     "cusparse": cusparse_calls,
     "semi_structured_2_4": semi_structured_calls,
@@ -365,7 +363,7 @@ CANDIDATES: dict[str, Callable[[Layer], list[Call]]] = {
 
 
 # Kernels that read the weight once for a few rows are not for many.
-MOST_ROWS = {"csr": 256, "delta16": 256, "delta8": 256, "own_dense_int8": 256}
+MOST_ROWS = dict.fromkeys(("csr", "delta16", "delta8", "own_dense_int8", "own_dense_int8_quantizing"), 256)
 
 
 def time_case(layer: Layer, repeats: int) -> dict[str, Any]:
@@ -392,7 +390,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run_cases(arguments: argparse.Namespace, report: dict[str, Any], file: Path) -> None:
-    from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
+    from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight, Int8Weight, PackedInt8Weight
 
     done = {tuple(row[key] for key in ("N", "K", "sparsity", "mask", "M")) for row in report["cases"]}
     deadline = time.monotonic() + arguments.minutes * 60
@@ -406,13 +404,16 @@ def run_cases(arguments: argparse.Namespace, report: dict[str, Any], file: Path)
         mask = mask_of(case["N"], case["K"], case["sparsity"], case["mask"], arguments.seed)
         dense = (torch.randn(mask.shape, device="cuda") * mask).to(torch.float16)
         csr = CsrWeight.from_dense(dense.cpu())
+        int8 = Int8Weight.from_dense(dense.cpu())
         packed = {
             "csr": csr,
             "fragment16": FragmentWeight.pack(csr),
-            "fragment8": FragmentWeight.pack(csr.to(torch.float32).quantize()),
+            "fragment8": FragmentWeight.pack(int8.to_csr()),
             "fragment4": FragmentWeight.pack_int4(csr),
             "delta16": DeltaWeight.pack(csr),
-            "delta8": DeltaWeight.pack(csr.to(torch.float32).quantize()),
+            "delta8": DeltaWeight.pack(int8.to_csr()),
+            "int8_rows": PackedInt8Weight.pack(int8, "rows"),
+            "int8_fragment": PackedInt8Weight.pack(int8, "fragment"),
         }
         for M in rows:
             x = torch.randn(M, case["K"], device="cuda").to(torch.float16)

@@ -1,12 +1,14 @@
-"""Compiles every CUDA kernel with nvcc alone, where there may be neither a GPU nor a CUDA build of torch.
+"""Compiles the CUDA back end, where there may be neither a GPU nor a CUDA build of torch.
 
-Keeps the assembler's report (registers, shared memory, spills) and fails if a kernel spills registers to memory: all of
-them are meant to be fast. Without nvcc it fails and says how to get it; ``--install`` gets it from NVIDIA's packages.
+Every kernel with nvcc, and the operations that launch them with the C++ compiler and the headers of any torch. Keeps
+the assembler's report (registers, shared memory, spills) and fails if a kernel spills registers to memory: all are
+meant to be fast. Without nvcc it fails and says how to get it; ``--install`` gets it from NVIDIA's packages.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -48,6 +50,24 @@ def compile_one(nvcc: str, source: Path, target: str, out: Path) -> str:
     return report
 
 
+def torch_includes() -> list[str]:
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("sparsecore: cuda-check: expected torch for the operations of csrc/torch/cuda; `pip install torch`")
+    from torch.utils import cpp_extension
+
+    return [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
+
+
+def compile_operations(source: Path, includes: list[str]) -> None:
+    """Compile one file of operations as setup.py does beside a torch with CUDA, and throw the result away."""
+    command = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow"]
+    command += ["-Werror", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", *includes, str(source)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"sparsecore: cuda-check: {source.name} does not compile cleanly:\n{result.stderr}")
+
+
 def spills(report: str) -> list[str]:
     """The functions of a report that spill, one line each."""
     found, function = [], "?"
@@ -77,8 +97,11 @@ def main() -> None:
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "csrc").rglob("*.cu"))
+    operations = sorted((ROOT / "csrc/torch/cuda").glob("*.cpp"))
+    includes = torch_includes()
     work = [(source, target) for source in sources for target in TARGETS]
     with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda source: compile_operations(source, includes), operations))
         reports = list(pool.map(lambda job: compile_one(nvcc, *job, arguments.out), work))
     problems = [
         f"{source.name}, {target}: {line}"
@@ -88,7 +111,10 @@ def main() -> None:
     kernels = sum(report.count("Compiling entry function") for report in reports)
     if problems:
         sys.exit("sparsecore: cuda-check: expected kernels that do not spill registers, got\n" + "\n".join(problems))
-    print(f"cuda-check: {len(sources)} files, {kernels} kernels for {', '.join(TARGETS)}: none spills; {arguments.out}")
+    print(
+        f"cuda-check: {len(operations)} files of operations, {len(sources)} of kernels, {kernels} kernels for "
+        f"{', '.join(TARGETS)}: none spills; {arguments.out}"
+    )
 
 
 if __name__ == "__main__":

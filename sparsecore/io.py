@@ -51,6 +51,10 @@ _STORED_CLASSES: dict[str, type[StoredLayer]] = {**CLASSES, "DepthwiseConv2d": D
 _STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
     compressed.DeltaLinear: compressed.SparseLinear,
     compressed.FragmentLinear: compressed.SparseLinear,
+    compressed.RowsInt8Linear: compressed.Int8Linear,
+    compressed.FragmentInt8Linear: compressed.SparseInt8Linear,
+    compressed.FragmentWeightOnlyLinear: compressed.SparseInt8Linear,
+    compressed.DeltaWeightOnlyLinear: compressed.SparseInt8Linear,
 }
 
 # What such a layer has in common with the dense one in its place.

@@ -30,6 +30,14 @@ struct SpmmOutput {
   Activation activation = Activation::kNone;
 };
 
+// The output of int8 products: float32, float16, bfloat16, or int8 = clamp(round(y * inverse_scale) + zero_point).
+struct Int8Output : SpmmOutput {
+  Dtype dtype = Dtype::kFloat32;  // of y unless it is int8
+  bool is_int8 = false;
+  float inverse_scale = 1.0f;
+  int32_t zero_point = 0;
+};
+
 // The contract of SpmmArgs in ops.h: layout rows takes x[columns, K] with batch 1, layout columns x[batch, K, columns].
 const char* spmm_csr(const CsrArrays& weight, Layout layout, Dtype dtype, const void* x, int64_t batch, int64_t columns,
                      const SpmmOutput& out, Stream stream);
@@ -59,10 +67,20 @@ const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void*
 // dense[N, K] float16 or bfloat16.
 const char* expand_fragment(const FragmentArrays& weight, Dtype dtype, void* dense, Stream stream);
 
-// The same in int8, with exact sums: y of any dtype, weights of 8 bits, x_scale[M] for rows of x. partial: as many
-// int32.
-const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
-                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream);
+// int8 activations [M, K]: an integer stands for scale * (integer - zero_point).
+struct Int8Activations {
+  int64_t M = 0;
+  const int8_t* x = nullptr;
+  const float* scales = nullptr;  // [M], or null
+  float scale = 1.0f;             // of all rows, without scales
+  int32_t zero_point = 0;
+  const int32_t* weight_sum = nullptr;  // [N] of the rows of W; read with a zero point alone
+};
+
+// y = activation(x_scale[m] scale[n] (x W^T - zero_point weight_sum[n]) + bias + residual) with weights of 8 bits and
+// exact sums. partial: as many int32 as spmm_fragment_floats().
+const char* spmm_fragment_int8(const FragmentArrays& weight, const Int8Activations& x, int32_t* partial,
+                               const Int8Output& out, Stream stream);
 
 // Dense int8 on the device.
 struct Int8Arrays {
@@ -71,9 +89,22 @@ struct Int8Arrays {
   const float* scale = nullptr;    // [N]
 };
 
-// y[M, N] = activation(x_scale[m] scale[n] (x[M, K] W^T) + bias + residual) with exact sums; y of any dtype.
-const char* linear_int8(const Int8Arrays& weight, Dtype dtype, const int8_t* x, const float* x_scale, int64_t M,
-                        const SpmmOutput& out, Stream stream);
+// As spmm_fragment_int8().
+const char* linear_int8(const Int8Arrays& weight, const Int8Activations& x, const Int8Output& out, Stream stream);
+
+// Float activations to int8, as QuantizeArgs in ops.h says it of an image, which here is a row.
+struct QuantizeRows {
+  int64_t M = 0, K = 0;
+  Dtype dtype = Dtype::kFloat32;
+  const void* x = nullptr;                 // [M, K]
+  const float* channel_inverse = nullptr;  // [K], or null: x is multiplied with it first
+  bool is_dynamic = true;                  // each row by its own maximum
+  float scale = 1.0f;                      // else of all rows
+  int32_t zero_point = 0;
+  int8_t* out = nullptr;    // [M, K]
+  float* scales = nullptr;  // [M], written if dynamic
+};
+const char* quantize_rows(const QuantizeRows& args, Stream stream);
 
 // The delta format (pack/delta.h) on the device.
 struct DeltaArrays {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cuda/device.h"
+#include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 
 namespace sparsecore::cuda {
@@ -41,6 +42,13 @@ auto with_number(Dtype dtype, Function function) {
     default:
       return function(Float32{});
   }
+}
+
+// The same for what int8 products are written as.
+template <class Function>
+void with_output(const Int8Output& out, Function function) {
+  if (out.is_int8) return function(Integer8{});
+  with_number(out.dtype, function);
 }
 
 // The same for float16 and bfloat16.

@@ -6,29 +6,27 @@ namespace sparsecore::cuda {
 namespace {
 
 template <class X, int kTokenTiles>
-const char* launch(const Int8Arrays& weight, const int8_t* x, const float* x_scale, int64_t M, const SpmmOutput& out,
-                   cudaStream_t stream) {
+const char* launch(const Int8Arrays& weight, const Int8Activations& x, const Int8Output& out, cudaStream_t stream) {
   constexpr int kTokens = kInt8Tokens * kTokenTiles;
-  const int64_t token_blocks = divide_up(M, kTokens);
+  const int64_t token_blocks = divide_up(x.M, kTokens);
   if (token_blocks > kMaxGridY) return "too many rows of x";
-  const bool is_aligned = weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
+  const bool is_aligned = weight.cols % 16 == 0 && reinterpret_cast<uintptr_t>(x.x) % 16 == 0 &&
                           reinterpret_cast<uintptr_t>(weight.values) % 16 == 0;
   const int shared = kInt8Threads / kWarp * kInt8Rows * kTokens * int(sizeof(int32_t));
   linear_int8_rows<X, kTokenTiles>
-      <<<grid_of(divide_up(weight.rows, kInt8Rows), token_blocks), kInt8Threads, shared, stream>>>(weight, x, x_scale,
-                                                                                                   is_aligned, M, out);
+      <<<grid_of(divide_up(weight.rows, kInt8Rows), token_blocks), kInt8Threads, shared, stream>>>(weight, x,
+                                                                                                   is_aligned, out);
   return launch_error();
 }
 
 }  // namespace
 
-const char* linear_int8(const Int8Arrays& weight, Dtype dtype, const int8_t* x, const float* x_scale, int64_t M,
-                        const SpmmOutput& out, Stream stream) {
+const char* linear_int8(const Int8Arrays& weight, const Int8Activations& x, const Int8Output& out, Stream stream) {
   const char* problem = nullptr;
-  with_number(dtype, [&](auto number) {
+  with_output(out, [&](auto number) {
     using X = decltype(number);
-    const auto run = M <= kInt8Tokens ? launch<X, 1> : M <= 2 * kInt8Tokens ? launch<X, 2> : launch<X, 4>;
-    problem = run(weight, x, x_scale, M, out, static_cast<cudaStream_t>(stream));
+    const auto run = x.M <= kInt8Tokens ? launch<X, 1> : x.M <= 2 * kInt8Tokens ? launch<X, 2> : launch<X, 4>;
+    problem = run(weight, x, out, static_cast<cudaStream_t>(stream));
   });
   return problem;
 }

@@ -1,5 +1,5 @@
-// y = activation(scale x_scale (x W^T) + bias + residual) with dense int8 W and int8 x, exact in int32, on tensor
-// cores. The algorithm text of linear_int8.cu.
+// y = activation(scale x_scale (x W^T - zero_point weight_sum) + bias + residual) with dense int8 W and int8 x, exact
+// in int32, on tensor cores. The algorithm text of linear_int8.cu.
 //
 // A block takes 16 rows of W and some rows of x; its warps share the columns, 64 at a time: a lane loads 16 neighbours
 // of a row of W and of x, which are then four columns of each of two products (any order of columns will do that is the
@@ -33,10 +33,10 @@ SPARSECORE_DEVICE uint4 load_bytes(const int8_t* row, bool is_aligned, int64_t c
 // block_x: 16 rows of W; block_y: 8 * kTokenTiles rows of x. Shared memory: 16 * 8 * kTokenTiles sums of each warp.
 template <class X, int kTokenTiles>
 SPARSECORE_KERNEL(kInt8Threads, 2)
-linear_int8_rows(Int8Arrays weight, const int8_t* x, const float* x_scale, bool is_aligned, int64_t M, SpmmOutput out) {
+linear_int8_rows(Int8Arrays weight, Int8Activations x, bool is_aligned, Int8Output out) {
   constexpr int kTokens = kInt8Tokens * kTokenTiles, kSums = kInt8Rows * kTokens;
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp, warps = block_threads() / kWarp;
-  const int64_t N = weight.rows, K = weight.cols, first_token = block_y() * kTokens;
+  const int64_t N = weight.rows, K = weight.cols, M = x.M, first_token = block_y() * kTokens;
   auto* sums = reinterpret_cast<int32_t*>(shared_memory());
   const int64_t first_row = block_x() * kInt8Rows;
   const int64_t row = first_row + lane / 4;
@@ -49,7 +49,7 @@ linear_int8_rows(Int8Arrays weight, const int8_t* x, const float* x_scale, bool 
     SPARSECORE_UNROLL
     for (int n = 0; n < kTokenTiles; ++n) {
       const int64_t token = first_token + n * kInt8Tokens + lane / 4;
-      const uint4 b = load_bytes(x + token * K, is_aligned, col, token < M ? K : 0);
+      const uint4 b = load_bytes(x.x + token * K, is_aligned, col, token < M ? K : 0);
       multiply_add_int8(acc[n], left, b.x, b.y);
       multiply_add_int8(acc[n], right, b.z, b.w);
     }
@@ -68,7 +68,7 @@ linear_int8_rows(Int8Arrays weight, const int8_t* x, const float* x_scale, bool 
     int32_t sum = 0;
     for (int w = 0; w < warps; ++w) sum += sums[w * kSums + e % kInt8Rows * kTokens + e / kInt8Rows];
     if (out_row < N && token < M) {
-      store<X>(out, weight.scale, out_row, token * N + out_row, static_cast<float>(sum) * load(x_scale + token));
+      store_int8<X>(out, x, load(weight.scale + out_row), token, out_row, token * N + out_row, sum);
     }
   }
 }

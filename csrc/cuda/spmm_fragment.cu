@@ -32,53 +32,65 @@ void with_values(int value_bits, Function function) {
 }
 
 // The kernels of a pass, the first one's threads and shared memory.
+template <class Finish>
 struct Kernels {
   void (*decode)(FragmentArrays, const void*, bool, int, void*);
-  void (*finish)(FragmentArrays, int, const void*, const float*, SpmmOutput);
+  void (*finish)(FragmentArrays, const void*, Finish);
   int threads, shared_bytes;
 };
 
-template <class Values, class X, bool kBulk, int kTiles>
-Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
-  using Sum = typename Values::Sum;
+template <class Values, class X, class Finish, bool kBulk, int kTiles>
+Kernels<Finish> kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
   if (pass.is_wide) {
-    return {spmm_fragment_wide<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles * kWideWarps>,
+    return {spmm_fragment_wide<Values, kTiles, kBulk>, spmm_fragment_finish<X, Finish, kTiles * kWideWarps>,
             kFragmentThreads, WideShared{stage_bytes}.bytes()};
   }
   FragmentShared shared{kFragmentThreads / kWarp, kTiles, stage_bytes};
   while (shared.warps > 1 && shared.bytes() > most_shared_bytes) shared.warps /= 2;
-  return {spmm_fragment_decode<Values, kTiles, kBulk>, spmm_fragment_finish<X, Sum, kTiles>, shared.warps * kWarp,
+  return {spmm_fragment_decode<Values, kTiles, kBulk>, spmm_fragment_finish<X, Finish, kTiles>, shared.warps * kWarp,
           shared.bytes()};
 }
 
-template <class Values, class X, bool kBulk>
-Kernels kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
-  const auto of = pass.tiles == 1   ? kernels_of<Values, X, kBulk, 1>
-                  : pass.tiles == 2 ? kernels_of<Values, X, kBulk, 2>
-                                    : kernels_of<Values, X, kBulk, 4>;
+template <class Values, class X, class Finish, bool kBulk>
+Kernels<Finish> kernels_of(const Pass& pass, int stage_bytes, int most_shared_bytes) {
+  const auto of = pass.tiles == 1   ? kernels_of<Values, X, Finish, kBulk, 1>
+                  : pass.tiles == 2 ? kernels_of<Values, X, Finish, kBulk, 2>
+                                    : kernels_of<Values, X, Finish, kBulk, 4>;
   return of(pass, stage_bytes, most_shared_bytes);
 }
 
-// From row `first` on.
 template <class X>
-SpmmOutput rows_from(const SpmmOutput& out, int64_t first, int64_t N) {
+void move_to(SpmmOutput& out, int64_t number) {
   using T = typename X::Storage;
-  SpmmOutput result = out;
-  result.y = static_cast<T*>(out.y) + first * N;
-  if (out.residual != nullptr) result.residual = static_cast<const T*>(out.residual) + first * N;
-  return result;
+  out.y = static_cast<T*>(out.y) + number;
+  if (out.residual != nullptr) out.residual = static_cast<const T*>(out.residual) + number;
 }
 
-// All rows of x, a pass at a time. x_scale: of them, or null.
-template <class Values, class X>
-const char* run_passes(const FragmentArrays& weight, const void* x_any, const float* x_scale, int64_t M, void* partial,
-                       const SpmmOutput& out, Stream any_stream) {
+// Rows first .. first + M - 1.
+template <class X>
+FloatFinish rows_from(FloatFinish all, int64_t first, int M, int64_t N) {
+  move_to<X>(all.out, first * N);
+  all.M = M;
+  return all;
+}
+template <class X>
+Int8Finish rows_from(Int8Finish all, int64_t first, int M, int64_t N) {
+  move_to<X>(all.out, first * N);
+  if (all.x.scales != nullptr) all.x.scales += first;
+  all.M = M;
+  return all;
+}
+
+// All M rows of x, a pass at a time.
+template <class Values, class X, class Finish>
+const char* run_passes(const FragmentArrays& weight, const void* x_any, int64_t M, void* partial, const Finish& finish,
+                       Stream any_stream) {
   const auto stream = static_cast<cudaStream_t>(any_stream);
   const int most_shared_bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const bool has_bulk_copies = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
   const Pass pass = pass_for(M);
-  const Kernels kernels = (has_bulk_copies ? kernels_of<Values, X, true>
-                                           : kernels_of<Values, X, false>)(pass, weight.stage_bytes, most_shared_bytes);
+  const auto of = has_bulk_copies ? kernels_of<Values, X, Finish, true> : kernels_of<Values, X, Finish, false>;
+  const Kernels<Finish> kernels = of(pass, weight.stage_bytes, most_shared_bytes);
   if (kernels.shared_bytes > most_shared_bytes) return "this GPU has too little shared memory";
   cudaFuncSetAttribute(kernels.decode, cudaFuncAttributeMaxDynamicSharedMemorySize, kernels.shared_bytes);
   const dim3 blocks = grid_of(weight.num_blocks, 1), row_tiles = grid_of(divide_up(weight.rows, kFragmentTile), 1);
@@ -88,8 +100,8 @@ const char* run_passes(const FragmentArrays& weight, const void* x_any, const fl
     const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % kQuadBytes == 0;
     const int rows = static_cast<int>(std::min(M - first, pass.tokens()));
     kernels.decode<<<blocks, kernels.threads, kernels.shared_bytes, stream>>>(weight, x, is_aligned, rows, partial);
-    kernels.finish<<<row_tiles, kFragmentThreads, 0, stream>>>(
-        weight, rows, partial, x_scale == nullptr ? nullptr : x_scale + first, rows_from<X>(out, first, weight.rows));
+    kernels.finish<<<row_tiles, kFragmentThreads, 0, stream>>>(weight, partial,
+                                                               rows_from<X>(finish, first, rows, weight.rows));
   }
   return launch_error();
 }
@@ -109,17 +121,17 @@ const char* spmm_fragment(const FragmentArrays& weight, Dtype dtype, const void*
   with_16_bits(dtype, [&](auto number) {
     using Number = decltype(number);
     with_values<Number>(weight.value_bits, [&](auto values) {
-      problem = run_passes<decltype(values), Number>(weight, x, nullptr, M, partial, out, stream);
+      problem = run_passes<decltype(values), Number>(weight, x, M, partial, FloatFinish{0, out}, stream);
     });
   });
   return problem;
 }
 
-const char* spmm_fragment_int8(const FragmentArrays& weight, Dtype dtype, const int8_t* x, const float* x_scale,
-                               int64_t M, int32_t* partial, const SpmmOutput& out, Stream stream) {
+const char* spmm_fragment_int8(const FragmentArrays& weight, const Int8Activations& x, int32_t* partial,
+                               const Int8Output& out, Stream stream) {
   const char* problem = nullptr;
-  with_number(dtype, [&](auto number) {
-    problem = run_passes<Bytes8, decltype(number)>(weight, x, x_scale, M, partial, out, stream);
+  with_output(out, [&](auto number) {
+    problem = run_passes<Bytes8, decltype(number)>(weight, x.x, x.M, partial, Int8Finish{0, x, out}, stream);
   });
   return problem;
 }

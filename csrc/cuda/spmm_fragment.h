@@ -223,10 +223,34 @@ spmm_fragment_decode(FragmentArrays weight, const void* x_any, bool is_aligned, 
   ring.finish();
 }
 
-// block_x: row of tiles. Of y the first 8 * kTokenTiles rows, or all; token_scale: of each of them, or null.
-template <class X, class Sum, int kTokenTiles>
+// How sums become numbers of y: of float activations, and of int8 ones.
+struct FloatFinish {
+  using Sum = float;
+  int M;
+  SpmmOutput out;
+
+  template <class X>
+  SPARSECORE_DEVICE void store_sum(const FragmentArrays& weight, int token, int64_t row, float sum) const {
+    store<X>(out, weight.scale, row, token * weight.rows + row, sum);
+  }
+};
+struct Int8Finish {
+  using Sum = int32_t;
+  int M;
+  Int8Activations x;
+  Int8Output out;
+
+  template <class X>
+  SPARSECORE_DEVICE void store_sum(const FragmentArrays& weight, int token, int64_t row, int32_t sum) const {
+    store_int8<X>(out, x, load(weight.scale + row), token, row, token * weight.rows + row, sum);
+  }
+};
+
+// block_x: row of tiles. Of y the first 8 * kTokenTiles rows, or all.
+template <class X, class Finish, int kTokenTiles>
 SPARSECORE_KERNEL(kFragmentThreads, 4)
-spmm_fragment_finish(FragmentArrays weight, int M, const void* partial, const float* token_scale, SpmmOutput out) {
+spmm_fragment_finish(FragmentArrays weight, const void* partial, Finish finish) {
+  using Sum = typename Finish::Sum;
   constexpr int kTokens = kTokenTile * kTokenTiles;
   const int col_tiles = tiles_of(weight.cols);
   const int64_t begin = block_x() * col_tiles, end = begin + col_tiles;
@@ -234,7 +258,7 @@ spmm_fragment_finish(FragmentArrays weight, int M, const void* partial, const fl
   for (int e = thread_index(); e < kFragmentTile * kTokens; e += block_threads()) {
     const int64_t row = block_x() * kFragmentTile + e % kFragmentTile;
     const int token = e / kFragmentTile;
-    if (row >= weight.rows || token >= M) continue;
+    if (row >= weight.rows || token >= finish.M) continue;
     Sum sum = 0;
     for (int64_t block = clamp_to(load(weight.row_block + block_x()), static_cast<int>(weight.num_blocks));
          block < weight.num_blocks && load(weight.block_ptr + block) < end; ++block) {
@@ -242,8 +266,7 @@ spmm_fragment_finish(FragmentArrays weight, int M, const void* partial, const fl
       const int32_t from = load(weight.block_ptr + block), to = load(weight.block_ptr + block + 1);
       if (to > begin && to > from) sum += slots[(block * kFragmentTile + e % kFragmentTile) * kTokens + token];
     }
-    store<X>(out, weight.scale, row, int64_t(token) * weight.rows + row,
-             token_scale == nullptr ? float(sum) : float(sum) * load(token_scale + token));
+    finish.template store_sum<X>(weight, token, row, sum);
   }
 }
 

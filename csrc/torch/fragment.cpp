@@ -152,12 +152,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def(
       "spmm_fragment(Tensor x, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, str activation) -> "
       "Tensor");
-  m.def(
-      "spmm_fragment_int8(Tensor x, Tensor x_scale, Tensor[] weight, int[] sizes, Tensor? bias, Tensor? residual, "
-      "str activation, str dtype) -> Tensor");
-  m.def(
-      "linear_int8_rows(Tensor x, Tensor x_scale, Tensor weight, Tensor scale, Tensor? bias, Tensor? residual, "
-      "str activation, str dtype) -> Tensor");
   m.def("expand_fragment(Tensor x, Tensor[] weight, int[] sizes) -> Tensor");
 }
 

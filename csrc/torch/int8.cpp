@@ -13,6 +13,7 @@
 #include "sparsecore/pack.h"
 #include "torch/checks.h"
 #include "torch/conv2d.h"
+#include "torch/int8.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
@@ -168,21 +169,6 @@ LookupRows rows_of(const LookupView& view) { return {view}; }
 
 // --- activations ---
 
-bool is_float(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-}
-
-Dtype dtype_of(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 ? Dtype::kBFloat16
-         : dtype == ScalarType::Half   ? Dtype::kFloat16
-                                       : Dtype::kFloat32;
-}
-
-// Positive, and finite like its inverse, in float32.
-bool is_scale(double scale) {
-  return scale >= double(std::numeric_limits<float>::min()) && scale <= 1.0 / double(std::numeric_limits<float>::min());
-}
-
 // Distance of rows of bytes that are read together: whole cache lines, and not a multiple of 1024, or a few of them
 // would evict each other from the first-level cache (lookup, 4096x4096 at 95% zeros, 16 rows: 1.5 -> 0.7 ms).
 int64_t spread_bytes(int64_t bytes) {
@@ -190,21 +176,10 @@ int64_t spread_bytes(int64_t bytes) {
   return lines % 1024 == 0 ? lines + 64 : lines;
 }
 
-// How float activations become bytes.
-struct Quantization {
-  const std::optional<double>& scale;
-  int64_t zero_point;
-  const std::optional<Tensor>& channel_inverse;
-};
-
 // x[images, channels, height, width], in memory as args says; bytes live until the thread's next call.
 ActivationsU8 quantize(const Tensor& x, QuantizeArgs args, const Quantization& how) {
-  check(!how.scale || is_scale(*how.scale), "expected a positive finite x_scale, got ", how.scale.value_or(0.0));
-  check(how.zero_point >= -128 && how.zero_point <= 127, "expected x_zero_point in [-128, 127], got ", how.zero_point);
-  check(how.scale || how.zero_point == 0, "expected x_zero_point 0 without an x_scale, got ", how.zero_point);
+  how.check_for(x);
   args.is_int8 = x.scalar_type() == ScalarType::Char;
-  check(!args.is_int8 || how.scale, "expected an x_scale with int8 x");
-  check(!args.is_int8 || !how.channel_inverse, "expected float x with x_channel_inverse");
   args.dtype = dtype_of(x.scalar_type());
   args.x = x.const_data_ptr();
   args.is_dynamic = !how.scale;
@@ -248,26 +223,17 @@ ActivationsU8 quantize(const Tensor& x, QuantizeArgs args, const Quantization& h
 
 // --- outputs ---
 
-struct Outputs {
-  const std::optional<double>& scale;  // of int8 outputs
-  int64_t zero_point;
-
-  ScalarType dtype(ScalarType x) const { return scale ? ScalarType::Char : is_float(x) ? x : ScalarType::Float; }
-
-  template <class Args>
-  void set(Args& args, const Tensor& y) const {
-    args.y = y.mutable_data_ptr();
-    args.is_int8 = scale.has_value();
-    if (!args.is_int8) {
-      args.dtype = dtype_of(y.scalar_type());
-      return;
-    }
-    check(is_scale(*scale), "expected a positive finite y_scale, got ", *scale);
-    check(zero_point >= -128 && zero_point <= 127, "expected y_zero_point in [-128, 127], got ", zero_point);
-    args.y_inverse_scale = 1.0f / static_cast<float>(*scale);
-    args.y_zero_point = static_cast<int32_t>(zero_point);
+template <class Args>
+void set_output(const Int8OutputSettings& outputs, Args& args, const Tensor& y) {
+  args.y = y.mutable_data_ptr();
+  args.is_int8 = outputs.is_int8();
+  if (!args.is_int8) {
+    args.dtype = dtype_of(y.scalar_type());
+    return;
   }
-};
+  args.y_inverse_scale = outputs.inverse_scale();
+  args.y_zero_point = static_cast<int32_t>(outputs.zero_point);
+}
 
 // What the two operations have in common, after x and the shape of y are known.
 struct Call {
@@ -286,7 +252,7 @@ struct Call {
     if (format == "int8") return function(gemm_int8_kernels(), packed_weight<Int8View>(weight, sizes));
     if (format == "bitmap") return function(bitmap_int8_kernels(), packed_weight<BitmapInt8View>(weight, sizes));
     if (format == "lookup") return function(lookup_int8_kernels(), packed_weight<LookupView>(weight, sizes));
-    fail("expected a format of int8, bitmap, lookup, got '", format, "'");
+    fail("expected a format of int8, bitmap, lookup, got '", format, "'; move the layer with .to('cpu')");
   }
 
   // Runs all groups. group_columns: bytes of x between the groups' channels; group_outputs: numbers of y between
@@ -320,8 +286,7 @@ struct Call {
 };
 
 Tensor any_input(const Tensor& x) {
-  check(is_float(x.scalar_type()) || x.scalar_type() == ScalarType::Char,
-        "expected float32, float16, bfloat16 or int8 x; convert it with .float()");
+  check_int8_input(x);
   check(x.is_cpu(), "expected x on the CPU; there is no CUDA kernel for this operation yet");
   return x;
 }
@@ -346,10 +311,10 @@ Tensor linear_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     input.channels = K;
     input.ld_out = spread_bytes(K);
     shape.back() = groups.first.rows;
-    const Outputs outputs{y_scale, y_zero_point};
+    const Int8OutputSettings outputs{y_scale, y_zero_point};
     y = new_output(x, shape, outputs.dtype(x.scalar_type()));
     Args args;
-    outputs.set(args, y);
+    set_output(outputs, args, y);
     args.ldy = groups.first.rows;
     check(!residual || !args.is_int8, "expected no residual with int8 outputs");
     Tensor kept = y;
@@ -405,7 +370,7 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
 
     // int8 outputs, and those of a floating-point channels-last input, keep the channels side by side. int8 inputs come
     // from layers between layers, and what those add to the result is contiguous.
-    const Outputs outputs{y_scale, y_zero_point};
+    const Int8OutputSettings outputs{y_scale, y_zero_point};
     const Tensor by_pixel = channels_last_view(x_any);
     const bool is_last = !x_any.is_contiguous() && by_pixel.is_contiguous();
     input.channels_last = is_last || input.height * input.width == 1;
@@ -421,7 +386,7 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
     } else {
       y = memory = new_output(x, {input.images, N, out_height, out_width}, dtype);
     }
-    outputs.set(args, memory);
+    set_output(outputs, args, memory);
     args.ldy = args.layout == Layout::kRows ? N : N * pixels;
     check(!residual || !args.is_int8, "expected no residual with int8 outputs");
     Tensor kept = y;

@@ -118,8 +118,7 @@ class FragmentWeight:
         arrays = (weight.row_ptr, weight.col_idx, values)
         packed = raw.pack_fragment(*arrays, weight.shape[1], value_bits, group_scales, num_blocks)
         tile_ptr, blob, block_ptr, row_block = packed
-        largest = 16 * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0
-        settings = (weight.shape, value_bits, values.dtype, max(largest, _MIN_TILE_BYTES))
+        settings = (weight.shape, value_bits, values.dtype, largest_tile_bytes(tile_ptr))
         return cls(tile_ptr, blob, block_ptr, row_block, scale, *settings)
 
     def unpack(self) -> CsrWeight:
@@ -157,3 +156,8 @@ class FragmentWeight:
     def nbytes(self) -> int:
         """Bytes in memory of all arrays together."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def largest_tile_bytes(tile_ptr: Tensor) -> int:
+    """Bytes of the largest tile, or of an empty one if that is more."""
+    return max(16 * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0, _MIN_TILE_BYTES)

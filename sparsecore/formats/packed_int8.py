@@ -7,7 +7,7 @@ draws the three layouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from sparsecore import _C
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
+from sparsecore.formats.csr import CsrWeight
+from sparsecore.formats.delta import DeltaWeight
+from sparsecore.formats.fragment import FragmentWeight, largest_tile_bytes
 from sparsecore.formats.int8 import Int8Weight
 
 READ_BEYOND = 256  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
@@ -37,6 +40,7 @@ class Shape:
         table: columns of a lookup group.
         groups: of rows, each with its own channels.
         has_safe_pairs: pairs of lookup values never saturate in int16.
+        tile_bytes: of the largest tile of the fragment format; 0 for others.
     """
 
     N: int
@@ -47,10 +51,13 @@ class Shape:
     table: int
     groups: int
     has_safe_pairs: bool = False
+    tile_bytes: int = 0
 
     @property
     def sizes(self) -> list[int]:
-        """As the operations take it."""
+        """As the operations take it; those of a fragment weight as a FragmentWeight has them."""
+        if self.tile_bytes:
+            return [self.N, self.K, 8, self.tile_bytes, 0]
         return [self.N, self.K, self.segments, self.lanes, self.table, self.groups, int(self.has_safe_pairs)]
 
     @property
@@ -72,7 +79,8 @@ class PackedInt8Weight:
     """An Int8Weight packed for the kernels of one format.
 
     Args:
-        format: ``"int8"`` (dense), ``"bitmap"`` or ``"lookup"``; the last two leave zeros out.
+        format: for CPUs ``"int8"`` (dense), ``"bitmap"`` or ``"lookup"``, for GPUs ``"rows"`` (dense), ``"fragment"``
+            or ``"delta"``; all but the dense ones leave zeros out.
         tensors: the packed weight.
         shape: its shape and layout.
         scale: ``[N]`` float32.
@@ -130,17 +138,24 @@ class PackedInt8Weight:
         lanes, table, has_safe_pairs = packing or _C.int8_packing(few_rows)
         shape = Shape(N, K, taps, segments, lanes, table, groups, has_safe_pairs)
         q = weight.q.view(N, K // taps, taps).transpose(1, 2).reshape(N, K)
+        if format in GPU_FORMATS and taps * groups > 1:
+            raise FormatError(f"expected the weight of a linear layer for format {format!r}")
         tensors = _FORMATS[format][0](q, shape)
+        if format == "fragment":
+            shape = replace(shape, tile_bytes=largest_tile_bytes(tensors[0]))
         return cls(format, tuple(tensors), shape, weight.scale, weight.q.sum(1, dtype=torch.int32))
 
     def unpack(self) -> Int8Weight:
         """Return the weight that was packed."""
         q = _FORMATS[self.format][1](self.tensors, self.shape)
         shape = self.shape
-        return Int8Weight(
-            q.view(shape.N, shape.taps, shape.K // shape.taps).transpose(1, 2).reshape(shape.N, shape.K).contiguous(),
-            self.scale,
-        )
+        by_channel = q.view(shape.N, shape.taps, shape.K // shape.taps).transpose(1, 2).reshape(shape.N, shape.K)
+        return Int8Weight(by_channel.contiguous().to(self.scale.device), self.scale)
+
+    def to(self, device: torch.device | str) -> PackedInt8Weight:
+        """Return the same weight on another device."""
+        tensors = tuple(tensor.to(device) for tensor in self.tensors)
+        return replace(self, tensors=tensors, scale=self.scale.to(device), weight_sum=self.weight_sum.to(device))
 
     @property
     def nbytes(self) -> int:
@@ -282,10 +297,44 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
     return _from_places(torch.cat(parts), row_place, shape)
 
 
+# --- for GPUs: rows (as they are), fragment, delta: the arrays of FragmentWeight and DeltaWeight without the scale ---
+
+GPU_FORMATS = frozenset({"rows", "fragment", "delta"})
+
+
+def _pack_rows(q: Tensor, shape: Shape) -> list[Tensor]:
+    return [q.contiguous()]
+
+
+def _unpack_rows(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+    return tensors[0]
+
+
+def _pack_gpu(kind: type[FragmentWeight] | type[DeltaWeight]) -> _Pack:
+    def pack(q: Tensor, shape: Shape) -> list[Tensor]:
+        csr = CsrWeight.from_dense(q.cpu(), scale=torch.ones(shape.N))
+        return [tensor.to(q.device) for tensor in kind.pack(csr).tensors[:-1]]
+
+    return pack
+
+
+def _unpack_gpu(unpack: Callable[[list[Tensor], list[int]], Sequence[Tensor]]) -> _Unpack:
+    def dense(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
+        arrays = [tensor.cpu() for tensor in (*tensors, torch.ones(shape.N))]
+        row_ptr, col_idx, values = unpack(arrays, shape.sizes if shape.tile_bytes else [shape.N, shape.K])[:3]
+        csr = CsrWeight(row_ptr, col_idx, values, (shape.N, shape.K), torch.ones(shape.N))
+        return csr.to_dense(dequantize=False)
+
+    return dense
+
+
 _Pack = Callable[[Tensor, Shape], list[Tensor]]
 _Unpack = Callable[[Sequence[Tensor], Shape], Tensor]
 _FORMATS: dict[str, tuple[_Pack, _Unpack]] = {
     "int8": (_pack_int8, _unpack_int8),
     "bitmap": (_pack_bitmap, _unpack_bitmap),
     "lookup": (_pack_lookup, _unpack_lookup),
+    "rows": (_pack_rows, _unpack_rows),
+    "fragment": (_pack_gpu(FragmentWeight), _unpack_gpu(raw.unpack_fragment)),
+    "delta": (_pack_gpu(DeltaWeight), _unpack_gpu(raw.unpack_delta)),
 }

@@ -4,21 +4,32 @@ from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, JitConv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
 from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
-from sparsecore.nn.linear import (
+from sparsecore.nn.int8_linear import (
     BitmapInt8Linear,
+    DeltaWeightOnlyLinear,
+    FragmentInt8Linear,
+    FragmentWeightOnlyLinear,
+    Int8Linear,
+    RowsInt8Linear,
+    SparseInt8Linear,
+)
+from sparsecore.nn.linear import (
     BitmapLinear,
     BlockLinear,
     CodebookLinear,
     DeltaLinear,
     FragmentLinear,
+<<<<<<< HEAD
     Int8Linear,
     JitLinear,
+=======
+>>>>>>> gM
     PanelLinear,
-    SparseInt8Linear,
     SparseLinear,
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 from sparsecore.nn.semi_structured import SemiStructuredLinear
+from sparsecore.nn.torch_int8 import TorchInt8Linear, TorchInt8WeightLinear
 
 __all__ = [
     "BinaryConv2d",
@@ -31,17 +42,21 @@ __all__ = [
     "CodebookLinear",
     "CompressedModule",
     "DeltaLinear",
+    "DeltaWeightOnlyLinear",
     "DenseConv2d",
     "DenseLayer",
     "DenseLinear",
     "DepthwiseConv2d",
+    "FragmentInt8Linear",
     "FragmentLinear",
+    "FragmentWeightOnlyLinear",
     "Int8Conv2d",
     "Int8Linear",
     "JitConv2d",
     "JitLinear",
     "PanelConv2d",
     "PanelLinear",
+    "RowsInt8Linear",
     "SemiStructuredLinear",
     "SparseConv2d",
     "SparseInt8Conv2d",
@@ -49,6 +64,8 @@ __all__ = [
     "SparseLinear",
     "TernaryConv2d",
     "TernaryLinear",
+    "TorchInt8Linear",
+    "TorchInt8WeightLinear",
     "leave_fast_path",
     "put_layer",
 ]

@@ -1,9 +1,9 @@
-"""Storages for GPUs: a CSR weight of 16 bits in the format that CUDA kernels take, and the product with it."""
+"""Storages for GPUs: weights of 16 and 8 bits in the formats that CUDA kernels take, and the product with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,8 @@ from torch import Tensor
 from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight, delta, fragment
 from sparsecore.nn.base import WeightFormat
 from sparsecore.nn.dense import activate
-from sparsecore.nn.storage import CsrStorage, PackedStorage
-from sparsecore.ops.cuda import expand_delta, expand_fragment, spmm_delta, spmm_fragment
-
-GpuWeight: TypeAlias = FragmentWeight | DeltaWeight
+from sparsecore.nn.storage import CsrStorage, Int8Storage, LookupStorage, PackedStorage
+from sparsecore.ops.cuda import GpuWeight, expand_packed, spmm_packed
 
 
 class GpuStorage(PackedStorage, CsrStorage):
@@ -57,19 +55,11 @@ class GpuStorage(PackedStorage, CsrStorage):
 
     def _multiply(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ weight^T + bias + residual)``."""
-        bias = self._wide_bias()
+        bias, weight = self._wide_bias(), self.packed_weight
         if x.numel() <= self.most_rows * self.weight_shape[1]:
-            return self._multiply_packed(x, bias, residual, activation)
-        y = F.linear(x, self._expand(x), None if bias is None else bias.to(x.dtype))
+            return spmm_packed(x, weight, bias, residual=residual, activation=activation)
+        y = F.linear(x, expand_packed(x, weight), None if bias is None else bias.to(x.dtype))
         return activate(y if residual is None else y + residual, activation)
-
-    def _multiply_packed(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-        """The product with the packed weight."""
-        raise NotImplementedError
-
-    def _expand(self, x: Tensor) -> Tensor:
-        """The dense weight, of x's dtype."""
-        raise NotImplementedError
 
 
 class FragmentStorage(GpuStorage):
@@ -79,16 +69,6 @@ class FragmentStorage(GpuStorage):
     packed_names: ClassVar[tuple[str, ...]] = fragment.TENSOR_NAMES
     most_rows: ClassVar[int] = 128
 
-    def _multiply_packed(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-        weight = self.packed_weight
-        assert isinstance(weight, FragmentWeight)
-        return spmm_fragment(x, weight, bias, residual=residual, activation=activation)
-
-    def _expand(self, x: Tensor) -> Tensor:
-        weight = self.packed_weight
-        assert isinstance(weight, FragmentWeight)
-        return expand_fragment(x, weight)
-
 
 class DeltaStorage(GpuStorage):
     """As distances and values, for very sparse weights."""
@@ -97,12 +77,27 @@ class DeltaStorage(GpuStorage):
     packed_names: ClassVar[tuple[str, ...]] = tuple(f"packed_{name}" for name in delta.TENSOR_NAMES)
     most_rows: ClassVar[int] = 48
 
-    def _multiply_packed(self, x: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-        weight = self.packed_weight
-        assert isinstance(weight, DeltaWeight)
-        return spmm_delta(x, weight, bias, residual=residual, activation=activation)
 
-    def _expand(self, x: Tensor) -> Tensor:
-        weight = self.packed_weight
-        assert isinstance(weight, DeltaWeight)
-        return expand_delta(x, weight)
+class RowsInt8Storage(Int8Storage):
+    """Dense int8 as a GPU's kernels take it: the stored rows."""
+
+    packing: ClassVar[str] = "rows"
+    packed_names: ClassVar[tuple[str, ...]] = ("rows", "scale", "weight_sum")
+
+
+class FragmentInt8Storage(LookupStorage):
+    """int8 without its zeros in the order of a GPU's tensor cores; ``few_rows`` waits for the way back."""
+
+    packing: ClassVar[str] = "fragment"
+    packed_names: ClassVar[tuple[str, ...]] = (*fragment.TENSOR_NAMES, "weight_sum")
+
+
+class DeltaInt8Storage(LookupStorage):
+    """int8 as distances and values; ``few_rows`` waits for the way back."""
+
+    packing: ClassVar[str] = "delta"
+    packed_names: ClassVar[tuple[str, ...]] = (
+        *(f"packed_{name}" for name in delta.TENSOR_NAMES if name != "scale"),
+        "scale",
+        "weight_sum",
+    )

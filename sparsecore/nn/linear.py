@@ -1,4 +1,4 @@
-"""Linear layers over the storages."""
+"""Linear layers over the float storages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat
 from sparsecore.nn.gpu_storage import DeltaStorage, FragmentStorage, GpuStorage
 from sparsecore.nn.storage import (
-    BitmapInt8Storage,
     BitmapStorage,
     BlockStorage,
     CodebookStorage,
     CsrStorage,
-    Int8Storage,
     JitStorage,
-    LookupStorage,
     PanelStorage,
-    QuantizedStorage,
 )
 
 
@@ -239,46 +235,3 @@ class CodebookLinear(LinearGeometry, CodebookStorage):
     def extra_repr(self) -> str:
         _, _, num_entries, bits, gap_bits, _ = self.packed_sizes
         return f"{super().extra_repr()}, entries={num_entries}, bits={bits}, gap_bits={gap_bits}"
-
-
-class QuantizedLinear(LinearGeometry, QuantizedStorage):
-    """What the int8 linear layers share."""
-
-    def _num_channels(self) -> int:
-        return self.weight_shape[1]
-
-    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        return cast(Tensor, raw.linear_int8(x, *self._arguments(residual), *self._output_arguments()))
-
-
-class Int8Linear(QuantizedLinear, Int8Storage):
-    """A linear layer with a dense int8 weight; activations are quantized on the way in.
-
-    Example:
-        >>> Int8Linear.from_dense(nn.Linear(8, 4))
-        Int8Linear(in_features=8, out_features=4, bias=True)
-    """
-
-
-class SparseInt8Linear(QuantizedLinear, LookupStorage):
-    """A linear layer with an int8 weight without its zeros, run by table lookup; the outputs equal Int8Linear's.
-
-    Example:
-        >>> import torch
-        >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
-        >>> x = torch.randn(2, 8)
-        >>> torch.equal(SparseInt8Linear.from_int8(int8)(x), int8(x))
-        True
-    """
-
-
-class BitmapInt8Linear(QuantizedLinear, BitmapInt8Storage):
-    """SparseInt8Linear packed as a bitmap, for a few rows of activations; the outputs are equal.
-
-    Example:
-        >>> import torch
-        >>> int8 = Int8Linear.from_dense(nn.Linear(8, 4))
-        >>> x = torch.randn(2, 8)
-        >>> torch.equal(BitmapInt8Linear.from_int8(int8)(x), int8(x))
-        True
-    """

@@ -40,7 +40,7 @@ from sparsecore.nn import (
     TernaryLinear,
 )
 from sparsecore.nn.storage import QuantizedStorage
-from sparsecore.tune.gpu import GPU_CANDIDATES, GPU_FORMATS, is_on_gpu
+from sparsecore.tune.gpu import GPU_CANDIDATES, GPU_FORMATS, GPU_INT8_CANDIDATES, is_on_gpu
 from sparsecore.tune.makers import DENSE, Maker, Shape, dense_form, rows_of, same
 
 
@@ -124,7 +124,7 @@ def _by_dense(kind: type[CompressedModule]) -> Maker:
 # With more of them PyTorch's dense kernels win.
 MOST_DENSE_BLOCK_COLUMNS = 256
 # Formats that hold zeros like any weight; int8, where it is allowed, is worth timing without any.
-HOLD_ZEROS = frozenset({DENSE, "int8", "depthwise"})
+HOLD_ZEROS = frozenset({DENSE, "int8", "torch int8", "torch int8 weights", "depthwise"})
 
 
 def holds_zeros(layer: nn.Module, format_name: str) -> bool:
@@ -207,7 +207,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     BitmapInt8Linear: {DENSE: dense_form, "bitmap int8": same, "lookup int8": _lookup},
 }
 
-INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8"})
+INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8", *GPU_INT8_CANDIDATES})
 
 # Dense class -> the int8 form of a float layer of it.
 _INT8: dict[type[nn.Module], type[CompressedModule]] = {
@@ -261,10 +261,10 @@ def candidates(layer: nn.Module, with_int8: bool = False) -> Mapping[str, Maker]
     Args:
         layer: any module.
         with_int8: give float layers the int8 formats too, with activations that are quantized dynamically.
-            On a GPU there are none.
     """
     if is_on_gpu(layer):
-        return GPU_CANDIDATES.get(type(layer), {})
+        makers = GPU_CANDIDATES.get(type(layer), {})
+        return makers | GPU_INT8_CANDIDATES if with_int8 and type(layer) is nn.Linear else makers
     makers = CANDIDATES.get(type(layer), {})
     return makers | _int8_candidates(layer) if with_int8 and makers and not is_int8(layer) else makers
 

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 import sparsecore as sc
 from sparsecore._native import raw
 from sparsecore.errors import UnsupportedError
-from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight
-from sparsecore.nn import DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
-from sparsecore.nn.dense import activate
-from sparsecore.ops import ACTIVATIONS
-from sparsecore.ops.cuda import (
-    expand_delta,
-    expand_fragment,
-    linear_int8_rows,
-    quantize_rows,
-    spmm_delta,
-    spmm_fragment,
-    spmm_fragment_int8,
+from sparsecore.formats import CsrWeight, DeltaWeight, FragmentWeight, Int8Weight, PackedInt8Weight
+from sparsecore.nn import (
+    BitmapInt8Linear,
+    DeltaLinear,
+    DeltaWeightOnlyLinear,
+    FragmentLinear,
+    FragmentWeightOnlyLinear,
+    Int8Linear,
+    PanelLinear,
+    SparseInt8Linear,
+    SparseLinear,
 )
+from sparsecore.nn.dense import activate
+from sparsecore.ops import ACTIVATIONS, linear_int8
+from sparsecore.ops.cuda import expand_packed, spmm_packed
 
 DTYPES = (torch.float16, torch.bfloat16)
 HALF_STEP = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -53,9 +55,9 @@ def test_fragment(shape: tuple[int, int], M: int, dtype: torch.dtype) -> None:
         FragmentWeight.pack(csr.to(torch.float32).quantize()),
         FragmentWeight.pack_int4(csr),
     ):
-        y = spmm_fragment(x, weight.to("cuda"))
+        y = spmm_packed(x, weight.to("cuda"))
         assert_product(y, x, weight.unpack().to_dense())
-        assert torch.equal(y, spmm_fragment(x, weight.to("cuda")))
+        assert torch.equal(y, spmm_packed(x, weight.to("cuda")))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -65,24 +67,65 @@ def test_delta(shape: tuple[int, int], M: int, dtype: torch.dtype) -> None:
     csr = CsrWeight.from_dense(pruned(*shape, dtype, 0.1))
     x = torch.randn(M, shape[1]).to(dtype).cuda()
     for weight in (DeltaWeight.pack(csr), DeltaWeight.pack(csr.to(torch.float32).quantize())):
-        y = spmm_delta(x, weight.to("cuda"))
+        y = spmm_packed(x, weight.to("cuda"))
         assert_product(y, x, weight.unpack().to_dense())
-        assert torch.equal(y, spmm_delta(x, weight.to("cuda")))
+        assert torch.equal(y, spmm_packed(x, weight.to("cuda")))
 
 
+INT8_SETTINGS = [
+    {},
+    {"x_scale": 0.02, "x_zero_point": -5},
+    {"x_scale": 0.02, "y_scale": 0.1, "y_zero_point": 3},
+]
+
+
+@pytest.mark.parametrize("format", ["rows", "fragment"])
+@pytest.mark.parametrize("zero_point", [0, -7])
 @pytest.mark.parametrize("M", [1, 8, 17, 64, 100, 300])
 @pytest.mark.parametrize("shape", [(1, 1), (65, 130), (300, 1000)])
-def test_int8_is_exact(shape: tuple[int, int], M: int) -> None:
-    csr = CsrWeight.from_dense(pruned(*shape, torch.float32)).quantize()
-    assert csr.scale is not None
-    x, _ = quantize_rows(torch.randn(M, shape[1]))
-    ones, dense = torch.ones(M).cuda(), csr.to_dense(dequantize=False)
-    weight = FragmentWeight.pack(CsrWeight(csr.row_ptr, csr.col_idx, csr.values, csr.shape, torch.ones(shape[0])))
-    expected = (x.double() @ dense.double().T).float()  # below 2^24
-    y = spmm_fragment_int8(x.cuda(), ones, weight.to("cuda"), dtype=torch.float32)
+def test_int8_is_exact(shape: tuple[int, int], M: int, zero_point: int, format: str) -> None:
+    q = torch.randint(-127, 128, shape, dtype=torch.int8) * (torch.rand(shape) < 0.4)
+    weight = PackedInt8Weight.pack(Int8Weight(q, torch.ones(shape[0])), format).to("cuda")
+    x = torch.randint(-128, 128, (M, shape[1]), dtype=torch.int8)
+    expected = ((x.double() - zero_point) @ q.double().T).float()  # below 2^24
+    y = linear_int8(x.cuda(), weight, x_scale=1.0, x_zero_point=zero_point)
     assert torch.equal(y.cpu(), expected)
-    y = linear_int8_rows(x.cuda(), ones, dense.cuda(), torch.ones(shape[0]).cuda(), dtype=torch.float32)
-    assert torch.equal(y.cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, SparseInt8Linear, BitmapInt8Linear])
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
+@pytest.mark.parametrize("settings", INT8_SETTINGS, ids=str)
+def test_int8_layers_give_what_they_give_on_the_cpu(kind: type, dtype: torch.dtype, settings: dict[str, float]) -> None:
+    dense = nn.Linear(1000, 70)
+    dense.weight.data = pruned(70, 1000, torch.float32)
+    layer, x = kind.from_dense(dense, activation="relu", **settings), torch.randn(2, 9, 1000).to(dtype)
+    expected = layer(x)
+    y = layer.to("cuda")(x.cuda()).cpu()
+    assert y.dtype == expected.dtype
+    # The same integers; the last bit of the outputs may differ.
+    step = 1 if y.dtype == torch.int8 else 2 * HALF_STEP[y.dtype] * expected.double().abs() + 1e-6
+    assert bool(((y.double() - expected.double()).abs() <= step).all())
+    assert torch.equal(layer.to("cpu")(x), expected)
+
+
+def test_int8_rows_with_nan_and_zeros() -> None:
+    layer = Int8Linear.from_dense(nn.Linear(100, 70, bias=False)).to("cuda")
+    x = torch.randn(3, 100).cuda()
+    x[0, 5], x[1] = float("nan"), 0.0
+    y = layer(x)
+    assert bool(y[0].isnan().all())
+    assert not bool(y[1].any())
+    assert bool(y[2].isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [FragmentWeightOnlyLinear, DeltaWeightOnlyLinear])
+def test_weight_only_layers(kind: type) -> None:
+    dense = nn.Linear(1000, 70)
+    dense.weight.data = pruned(70, 1000, torch.float32)
+    layer = kind.from_dense(dense).to("cuda")
+    x = torch.randn(5, 1000).half().cuda()
+    expected = layer.to_dense_module().double().cpu()(x.double().cpu())
+    torch.testing.assert_close(layer(x).double().cpu(), expected, atol=1e-2, rtol=2e-3)
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.97])
@@ -117,7 +160,7 @@ def test_epilogues(activation: str) -> None:
     residual = torch.randn(5, 70).half().cuda()
     expected = activate((x.float() @ csr.to_dense().float().cuda().T + bias + residual).float(), activation)
     weight = FragmentWeight.pack(csr).to("cuda")
-    got = spmm_fragment(x, weight, bias, residual=residual, activation=activation)
+    got = spmm_packed(x, weight, bias, residual=residual, activation=activation)
     torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=2e-3)
     arrays = csr.to("cuda")
     got = raw.spmm_csr(x, arrays.row_ptr, arrays.col_idx, arrays.values, bias, residual, activation, "rows", "")
@@ -136,29 +179,59 @@ def test_layers(rows: int) -> None:
         assert torch.equal(layer.cpu().weight, dense.weight)
 
 
+@pytest.mark.parametrize("N", [0, 5])
+@pytest.mark.parametrize("K", [0, 7])
+@pytest.mark.parametrize("M", [0, 3])
+def test_sizes_of_zero(M: int, K: int, N: int) -> None:
+    csr = CsrWeight.from_dense(torch.ones(N, K).half())
+    x, bias = torch.ones(M, K).half().cuda(), torch.ones(N).cuda()
+    for kind in (FragmentWeight, DeltaWeight):
+        assert torch.equal(spmm_packed(x, kind.pack(csr).to("cuda"), bias).cpu(), torch.full((M, N), K + 1).half())
+    for format in ("rows", "fragment"):
+        weight = PackedInt8Weight.pack(Int8Weight.from_dense(torch.ones(N, K)), format).to("cuda")
+        y = linear_int8(x, weight, bias)
+        torch.testing.assert_close(y.cpu(), torch.full((M, N), K + 1).half())
+
+
+def test_tampered_arrays_stay_inside_their_memory() -> None:
+    weight = FragmentWeight.pack(CsrWeight.from_dense(pruned(130, 200, torch.float16)))
+    delta = DeltaWeight.pack(CsrWeight.from_dense(pruned(130, 200, torch.float16)))
+    x = torch.randn(3, 200).half().cuda()
+    for wrong in (-(2**31), -1, 7, 2**31 - 1):
+        for name in ("tile_ptr", "block_ptr", "row_block"):
+            array = torch.full_like(getattr(weight, name), wrong)
+            spmm_packed(x, replace(weight, **{name: array}).to("cuda"))
+        for name in ("quad_ptr", "block_ptr"):
+            array = torch.full_like(getattr(delta, name), wrong)
+            spmm_packed(x, replace(delta, **{name: array}).to("cuda"))
+        torch.cuda.synchronize()  # an illegal access would be reported here
+    with pytest.raises(RuntimeError, match="fit together"):
+        spmm_packed(x, replace(weight, tile_ptr=weight.tile_ptr[:-1]).to("cuda"))
+
+
 def test_expanding_gives_the_weight() -> None:
     dense = pruned(130, 70, torch.float16)
     x = torch.empty(0, 70).half().cuda()
     csr = CsrWeight.from_dense(dense)
-    assert torch.equal(expand_fragment(x, FragmentWeight.pack(csr).to("cuda")).cpu(), dense)
-    assert torch.equal(expand_delta(x, DeltaWeight.pack(csr).to("cuda")).cpu(), dense)
+    assert torch.equal(expand_packed(x, FragmentWeight.pack(csr).to("cuda")).cpu(), dense)
+    assert torch.equal(expand_packed(x, DeltaWeight.pack(csr).to("cuda")).cpu(), dense)
 
 
 def test_streams_graphs_and_compile() -> None:
     weight = FragmentWeight.pack(CsrWeight.from_dense(pruned(256, 512, torch.float16))).to("cuda")
     x = torch.randn(4, 512).half().cuda()
-    expected = spmm_fragment(x, weight)
+    expected = spmm_packed(x, weight)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        assert torch.equal(spmm_fragment(x, weight), expected)
+        assert torch.equal(spmm_packed(x, weight), expected)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = spmm_fragment(x, weight)
+        y = spmm_packed(x, weight)
     x.copy_(torch.randn(4, 512))
     graph.replay()
-    assert torch.equal(y, spmm_fragment(x, weight))
-    compiled = torch.compile(lambda a: spmm_fragment(a, weight) + 1, fullgraph=True)
+    assert torch.equal(y, spmm_packed(x, weight))
+    compiled = torch.compile(lambda a: spmm_packed(a, weight) + 1, fullgraph=True)
     assert torch.equal(compiled(x), y + 1)
     arguments = (x, list(weight.tensors), weight.sizes, None, None, "none")
     torch.library.opcheck(raw.spmm_fragment.default, arguments)
@@ -169,7 +242,7 @@ def test_the_second_device() -> None:
     weight = FragmentWeight.pack(CsrWeight.from_dense(pruned(64, 64, torch.float16)))
     x = torch.randn(4, 64).half()
     assert torch.equal(
-        spmm_fragment(x.to("cuda:1"), weight.to("cuda:1")).cpu(), spmm_fragment(x.cuda(), weight.to("cuda")).cpu()
+        spmm_packed(x.to("cuda:1"), weight.to("cuda:1")).cpu(), spmm_packed(x.cuda(), weight.to("cuda")).cpu()
     )
 
 
@@ -177,31 +250,38 @@ def test_refusals() -> None:
     weight = FragmentWeight.pack(CsrWeight.from_dense(pruned(64, 64, torch.float16)))
     on_gpu, x = weight.to("cuda"), torch.randn(4, 64).half().cuda()
     with pytest.raises(UnsupportedError, match="on a CUDA device, got cpu"):
-        spmm_fragment(x.cpu(), on_gpu)
+        spmm_packed(x.cpu(), on_gpu)
     with pytest.raises(RuntimeError, match="on the device of x"):
-        spmm_fragment(x, weight)
+        spmm_packed(x, weight)
     with pytest.raises(RuntimeError, match="of the weight's dtype"):
-        spmm_fragment(x.bfloat16(), on_gpu)
+        spmm_packed(x.bfloat16(), on_gpu)
     with pytest.raises(RuntimeError, match="float16 or bfloat16 x"):
-        spmm_fragment(x.float(), on_gpu)
+        spmm_packed(x.float(), on_gpu)
     with pytest.raises(RuntimeError, match="K = 64"):
-        spmm_fragment(x[:, :32].contiguous(), on_gpu)
+        spmm_packed(x[:, :32].contiguous(), on_gpu)
     misaligned = replace(on_gpu, blob=torch.cat([on_gpu.blob[:1], on_gpu.blob])[1:])
     with pytest.raises(RuntimeError, match="aligned to 16 bytes"):
-        spmm_fragment(x, misaligned)
+        spmm_packed(x, misaligned)
     delta = DeltaWeight.pack(CsrWeight.from_dense(pruned(64, 64, torch.float16))).to("cuda")
     with pytest.raises(RuntimeError, match="of the weight's dtype"):
-        spmm_delta(x.bfloat16(), delta)
+        spmm_packed(x.bfloat16(), delta)
     with pytest.raises(RuntimeError, match="aligned to 4 bytes"):
-        spmm_delta(x, replace(delta, codes=torch.cat([delta.codes[:1], delta.codes])[1:]))
-    ones, q = torch.ones(4).cuda(), torch.zeros(4, 64, dtype=torch.int8).cuda()
-    with pytest.raises(RuntimeError, match="int8 values for int8 x"):
-        spmm_fragment_int8(q, ones, on_gpu)
-    with pytest.raises(RuntimeError, match="x_scale of shape"):
-        linear_int8_rows(q, ones[:3], q, ones)
-    with pytest.raises(RuntimeError, match="float32, float16 or bfloat16"):
-        linear_int8_rows(q, ones, q, ones, dtype=torch.float64)
+        spmm_packed(x, replace(delta, codes=torch.cat([delta.codes[:1], delta.codes])[1:]))
+    q, int8 = torch.zeros(4, 64, dtype=torch.int8).cuda(), Int8Weight.from_dense(torch.randn(64, 64))
+    rows = PackedInt8Weight.pack(int8, "rows").to("cuda")
+    with pytest.raises(RuntimeError, match="expected an x_scale with int8 x"):
+        linear_int8(q, rows)
+    with pytest.raises(RuntimeError, match="K = 64"):
+        linear_int8(q[:, :32].contiguous(), rows, x_scale=1.0)
+    with pytest.raises(RuntimeError, match="weight_sum of shape"):
+        linear_int8(q, replace(rows, weight_sum=rows.weight_sum[:3]), x_scale=1.0)
+    with pytest.raises(RuntimeError, match="rows or fragment, got 'int8'"):
+        linear_int8(q, PackedInt8Weight.pack(int8).to("cuda"), x_scale=1.0)
+    with pytest.raises(RuntimeError, match="positive finite y_scale"):
+        linear_int8(q, rows, x_scale=1.0, y_scale=-1.0)
+    with pytest.raises(RuntimeError, match="no kernel name on CUDA"):
+        linear_int8(q, rows, x_scale=1.0, kernel="gemm")
     with pytest.raises(RuntimeError, match="bias of shape"):
-        spmm_fragment(x, on_gpu, torch.zeros(63).cuda())
+        spmm_packed(x, on_gpu, torch.zeros(63).cuda())
     with pytest.raises(UnsupportedError, match="kernels for PanelLinear"):
         PanelLinear.from_dense(nn.Linear(8, 8)).to("cuda")

@@ -13,7 +13,7 @@ from uneven_csr import assert_equal, random_csr
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import CsrWeight, DeltaWeight
-from sparsecore.ops.cuda import spmm_delta
+from sparsecore.ops.cuda import spmm_packed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SHAPES = [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (2, 4096), (3, 4097), (65, 9000)]
@@ -70,7 +70,7 @@ def test_refusals() -> None:
     with pytest.raises(RuntimeError, match="1 to 65536 blocks, got 0"):
         DeltaWeight.pack(weight, 0)
     with pytest.raises(UnsupportedError, match="on a CUDA device, got cpu"):
-        spmm_delta(torch.ones(2, 8, dtype=torch.float16), DeltaWeight.pack(weight))
+        spmm_packed(torch.ones(2, 8, dtype=torch.float16), DeltaWeight.pack(weight))
 
 
 def tampered(packed: DeltaWeight, name: str, at: int, value: float) -> DeltaWeight:

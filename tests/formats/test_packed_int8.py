@@ -160,7 +160,7 @@ def test_taps_are_outside_of_channels() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "csr"}, "expected a format of int8, bitmap, lookup, got 'csr'"),
+        ({"format": "csr"}, "expected a format of int8, bitmap, lookup, rows, fragment, delta, got 'csr'"),
         ({"taps": 4}, "expected K of whole channels"),
         ({"taps": 9, "segments": 2}, "expected K of whole channels"),
         ({"taps": 3, "segments": 9}, "expected K of whole channels"),

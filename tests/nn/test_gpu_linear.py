@@ -12,7 +12,7 @@ from torch import nn
 import sparsecore as sc
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.nn import BlockLinear, DeltaLinear, FragmentLinear, Int8Linear, SparseLinear
+from sparsecore.nn import BlockLinear, DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
 from sparsecore.ops import cuda as cuda_ops
 
 CLASSES = [FragmentLinear, DeltaLinear]
@@ -156,13 +156,28 @@ def test_without_a_gpu_nothing_changes(cls: type[SparseLinear]) -> None:
     assert torch.equal(layer.weight, dense.weight)
 
 
-@pytest.mark.parametrize("cls", [Int8Linear, BlockLinear])
+@pytest.mark.parametrize("cls", [PanelLinear, BlockLinear])
 def test_layers_without_cuda_kernels_refuse_to_move(cls: type) -> None:
     layer = cls.from_dense(nn.Linear(8, 8))
     move = _Moved()
     with pytest.raises(UnsupportedError, match=f"kernels for {cls.__name__}, got cuda:0"):
         layer._apply(move)
     assert move.moved == 1  # nothing but the question where to
+
+
+@pytest.mark.parametrize(("capability", "is_refused"), [((7, 5), True), ((8, 0), False), ((10, 0), False)])
+def test_older_gpus_are_refused(capability: tuple[int, int], is_refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_ops, "has_cuda_kernels", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    cuda_ops._check_capability.cache_clear()
+    move = SparseLinear.from_dense(pruned())._check_device
+    if is_refused:
+        with pytest.raises(UnsupportedError, match=r"capability 8\.0 or later, got 7\.5 \(Old GPU\)"):
+            move(torch.device("cuda", 0))
+    else:
+        move(torch.device("cuda", 0))
+    cuda_ops._check_capability.cache_clear()
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="for builds without CUDA kernels")

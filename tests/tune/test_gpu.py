@@ -12,7 +12,20 @@ import torch
 from torch import Tensor, nn
 
 import sparsecore as sc
-from sparsecore.nn import DeltaLinear, FragmentLinear, SemiStructuredLinear, SparseLinear
+from sparsecore.nn import (
+    DeltaLinear,
+    DeltaWeightOnlyLinear,
+    DenseLinear,
+    FragmentInt8Linear,
+    FragmentLinear,
+    FragmentWeightOnlyLinear,
+    RowsInt8Linear,
+    SemiStructuredLinear,
+    SparseLinear,
+    TorchInt8Linear,
+    TorchInt8WeightLinear,
+)
+from sparsecore.nn.int8_linear import QuantizedLinear, WeightOnlyLinear
 from sparsecore.nn.semi_structured import is_2_4
 from sparsecore.tune import candidates, chooser, gpu, measure
 from sparsecore.tune.choice import format_of, kernel_of, weight_statistics
@@ -55,10 +68,16 @@ def model(sparsity: float = 0.6) -> nn.Sequential:
     return nn.Sequential(layer).to(torch.bfloat16).eval()
 
 
-def convert(monkeypatch: pytest.MonkeyPatch, dense: nn.Module, rows: int, times: dict[type, float]) -> nn.Module:
+def convert(
+    monkeypatch: pytest.MonkeyPatch,
+    dense: nn.Module,
+    rows: int,
+    times: dict[type, float],
+    max_error: float | None = None,
+) -> nn.Module:
     clock = SetClock(times)
     monkeypatch.setattr(measure, "device_clock", lambda layer: clock)
-    fast = sc.convert(dense, torch.randn(rows, 128).bfloat16(), cache=False)
+    fast = sc.convert(dense, torch.randn(rows, 128).bfloat16(), max_error=max_error, cache=False)
     assert clock.seen == times.keys()
     return fast
 
@@ -79,6 +98,70 @@ def test_the_fastest_form_is_taken(monkeypatch: pytest.MonkeyPatch, fastest: typ
     assert row.dense_us == pytest.approx(10.0)
     assert row.roofline is None
     assert row.predicted_us is not None
+
+
+INT8_FORMS: dict[type, str] = {
+    RowsInt8Linear: "int8",
+    FragmentInt8Linear: "fragment int8",
+    TorchInt8Linear: "torch int8",
+    FragmentWeightOnlyLinear: "fragment int8 weights",
+    DeltaWeightOnlyLinear: "delta int8 weights",
+    TorchInt8WeightLinear: "torch int8 weights",
+}
+EXACT_TIMES: dict[type, float] = {nn.Linear: 10.0, FragmentLinear: 9.0, DeltaLinear: 9.0, SparseLinear: 9.0}
+
+
+def run_densely(layer: QuantizedLinear, x: Tensor, residual: Tensor | None) -> Tensor:
+    return cast(Tensor, layer.to_dense_module().to(x.dtype)(x))
+
+
+@pytest.fixture
+def int8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers for GPUs run on the CPU, with their rounded weights."""
+    for kind in (RowsInt8Linear, FragmentInt8Linear, WeightOnlyLinear):
+        monkeypatch.setattr(kind, "_run", run_densely)
+
+
+@pytest.mark.usefixtures("as_if_on_gpu", "int8_on_cpu")
+@pytest.mark.parametrize("fastest", INT8_FORMS)
+def test_int8_is_taken_within_the_error(monkeypatch: pytest.MonkeyPatch, fastest: type) -> None:
+    times = EXACT_TIMES | dict.fromkeys(INT8_FORMS, 8.0) | {fastest: 4.0}
+    fast = cast(nn.Sequential, convert(monkeypatch, model(), 20, times, max_error=0.1))
+    assert type(fast[0]) is fastest
+    row = sc.explain(fast).rows[0]
+    assert row.format == INT8_FORMS[fastest]
+    assert row.error is not None
+    assert 0 < row.error < 0.1
+    assert "1 of 1 layers in int8" in str(sc.explain(fast))
+
+
+@pytest.mark.usefixtures("as_if_on_gpu", "int8_on_cpu")
+def test_int8_is_given_up_beyond_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = EXACT_TIMES | {nn.Linear: 6.0} | dict.fromkeys(INT8_FORMS, 4.0)
+    fast = cast(nn.Sequential, convert(monkeypatch, model(), 20, times, max_error=1e-6))
+    assert type(fast[0]) is nn.Linear
+    assert "would exceed max_error" in sc.explain(fast).rows[0].reason
+
+
+@pytest.mark.usefixtures("as_if_on_gpu", "int8_on_cpu")
+def test_few_rows_are_not_for_pytorch_s_int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = dict.fromkeys(INT8_FORMS.keys() - {TorchInt8Linear}, 4.0)
+    convert(monkeypatch, model(), 16, EXACT_TIMES | forms, max_error=0.1)
+
+
+@pytest.mark.usefixtures("as_if_on_gpu", "int8_on_cpu")
+def test_many_rows_are_for_pytorch_s_int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = convert(monkeypatch, model(), 129, {nn.Linear: 10.0, TorchInt8Linear: 4.0}, max_error=0.1)
+    assert type(cast(nn.Sequential, fast)[0]) is TorchInt8Linear
+
+
+@pytest.mark.usefixtures("as_if_on_gpu", "int8_on_cpu")
+def test_an_int8_layer_may_lose_its_zeros_or_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = RowsInt8Linear.from_dense(model().float()[0])
+    times: dict[type, float] = {RowsInt8Linear: 9.0, FragmentInt8Linear: 4.0, DenseLinear: 10.0}
+    fast = cast(nn.Sequential, convert(monkeypatch, nn.Sequential(layer), 4, times))
+    assert type(fast[0]) is FragmentInt8Linear
+    assert torch.equal(cast(Tensor, fast[0].weight), layer.weight)
 
 
 @pytest.mark.usefixtures("as_if_on_gpu")
@@ -155,7 +238,7 @@ def test_the_cost_model_goes_by_bytes(sparsity: float, kind: type) -> None:
 
 @pytest.mark.parametrize("rows", [1, 8, 64, 128, 4096])
 def test_predictions_rise_with_what_is_stored(rows: int) -> None:
-    for name in ("fragment", "delta", "csr"):
+    for name in ("fragment", "delta", "csr", *INT8_FORMS.values()):
         times = [relative_gpu_time(name, density, rows) for density in (0.05, 0.3, 0.5, 1.0)]
         assert times == sorted(times)
         assert times[0] > 0

@@ -12,10 +12,14 @@ void check_cuda_tensor(const Tensor& tensor, const char* name, const Tensor& x, 
   check(tensor.is_contiguous(), "expected contiguous ", name, "; call .contiguous()");
 }
 
-Tensor cuda_activations(const Tensor& x, Dtype& dtype) {
-  check(float_dtype(x.scalar_type(), dtype), "expected float32, float16 or bfloat16 x; convert it with .float()");
+Tensor on_cuda(const Tensor& x) {
   check(x.is_cuda(), "expected x on a CUDA device; move it with .cuda()");
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+Tensor cuda_activations(const Tensor& x, Dtype& dtype) {
+  check(float_dtype(x.scalar_type(), dtype), "expected float32, float16 or bfloat16 x; convert it with .float()");
+  return on_cuda(x);
 }
 
 const void* cuda_residual(const std::optional<Tensor>& residual, const Tensor& y, Tensor& kept) {
@@ -33,26 +37,6 @@ void check_weight_dtype(std::optional<ScalarType> weight, const Tensor& x) {
         "expected float16 or bfloat16 x for a weight that is packed for CUDA, got ", dtype_name(type));
   check(!weight || *weight == type, "expected x of the weight's dtype, ", weight ? dtype_name(*weight) : "", ", got ",
         dtype_name(type));
-}
-
-Tensor int8_activations(const Tensor& x_any, const Tensor& x_scale) {
-  check(x_any.is_cuda(), "expected x on a CUDA device; move it with .cuda()");
-  const Tensor x = x_any.is_contiguous() ? x_any : torch::stable::contiguous(x_any);
-  check_cuda_tensor(x, "x", x, ScalarType::Char, -1);
-  const int64_t K = input_features(x, "rows");
-  check(K <= kMaxInt8K, "expected K of at most ", kMaxInt8K, ", got ", K);
-  check_cuda_tensor(x_scale, "x_scale", x, ScalarType::Float, 1);
-  const std::vector<int64_t> shape = shape_of(x);
-  const int64_t M = product(shape, 0, shape.size() - 1);
-  check(x_scale.numel() == M, "expected x_scale of shape [", M, "], got ", shape_text(x_scale));
-  return x;
-}
-
-ScalarType output_dtype(const std::string& name, Dtype& dtype) {
-  for (const ScalarType type : {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16}) {
-    if (name == dtype_name(type) && float_dtype(type, dtype)) return type;
-  }
-  fail("expected an output of float32, float16 or bfloat16, got '", name, "'");
 }
 
 namespace {

@@ -33,7 +33,10 @@ class __attribute__((visibility("hidden"))) OnDevice {
 // A contiguous tensor of that dtype on x's device; the error names it. dim < 0: any.
 void check_cuda_tensor(const Tensor& tensor, const char* name, const Tensor& x, ScalarType dtype, int64_t dim);
 
-// Activations as kernels take them, and their dtype.
+// x, contiguous, if it is on a CUDA device.
+Tensor on_cuda(const Tensor& x);
+
+// Activations as float kernels take them, and their dtype.
 Tensor cuda_activations(const Tensor& x, Dtype& dtype);
 
 // What is added to y: contiguous, of its shape, dtype and device, or null. `kept` owns it.
@@ -70,12 +73,6 @@ class __attribute__((visibility("hidden"))) CudaOutput {
   Tensor y_, residual_;
   cuda::SpmmOutput output_;
 };
-
-// int8 activations [..., K], contiguous, and their scales float32 [M]; K small enough for sums in int32.
-Tensor int8_activations(const Tensor& x, const Tensor& x_scale);
-
-// The float type that "float32", "float16" or "bfloat16" names.
-ScalarType output_dtype(const std::string& name, Dtype& dtype);
 
 inline void check_launch(const char* problem) {
   check(problem == nullptr, "the CUDA kernel was not launched: ", problem);

@@ -173,7 +173,7 @@ void run_passes(Case& c, uint32_t seed, Decode decode) {
         fragment_slots(c.num_blocks, c.shape.row_tiles()) * kFragmentTile * kTokens, Guard::kAfter);
     decode(rows, partial.data());
     run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed, [&] {
-      spmm_fragment_finish<Number, float, kTokenTiles>(weight, rows.count, partial.data(), nullptr, rows.out);
+      spmm_fragment_finish<Number, FloatFinish, kTokenTiles>(weight, partial.data(), {rows.count, rows.out});
     });
   }
 }
@@ -265,7 +265,8 @@ TEST(CudaSpmmFragment, ManyRowsInOneReadingEqualFloat64) {
 
 // int8 by int8, as spmm_fragment.cu launches it. Scales are powers of two and sums below 2^24, so results are equal.
 template <int kTokenTiles, bool kIsWide, bool kBulk>
-void run_int8(Case& c, const int8_t* x, const float* x_scale, uint32_t seed) {
+void run_int8(Case& c, const Int8Activations& input, uint32_t seed) {
+  const int8_t* x = input.x;
   constexpr int kTiles = kTokenTiles * (kIsWide ? kWideWarps : 1);
   const FragmentArrays weight = c.arrays();
   const bool is_aligned = weight.cols % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 4 == 0;
@@ -280,9 +281,9 @@ void run_int8(Case& c, const int8_t* x, const float* x_scale, uint32_t seed) {
       spmm_fragment_decode<Bytes8, kTokenTiles, kBulk>(weight, x, is_aligned, int(c.M), partial.data());
     });
   }
-  const SpmmOutput out{c.y.data(), nullptr, nullptr, Activation::kNone};
+  const Int8Output out{{c.y.data(), nullptr, nullptr, Activation::kNone}};
   run_grid({c.shape.row_tiles(), 1}, kWarp, 0, seed,
-           [&] { spmm_fragment_finish<Float32, int32_t, kTiles>(weight, int(c.M), partial.data(), x_scale, out); });
+           [&] { spmm_fragment_finish<Float32, Int8Finish, kTiles>(weight, partial.data(), {int(c.M), input, out}); });
 }
 
 TEST(CudaSpmmFragmentInt8, EqualsInt64) {
@@ -295,12 +296,20 @@ TEST(CudaSpmmFragmentInt8, EqualsInt64) {
     Buffer<float> x_scale(c.M, Guard::kAfter);
     for (int8_t& number : x) number = static_cast<int8_t>(random.integer(-128, 127));
     for (float& number : x_scale) number = random.pick(kScales);
+    Buffer<int32_t> weight_sum(c.shape.rows, Guard::kAfter);
+    for (int64_t n = 0; n < c.shape.rows; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < c.shape.cols; ++k) sum += c.weight[size_t(n * c.shape.cols + k)];
+      weight_sum[n] = static_cast<int32_t>(sum / double(c.scale[n]));
+    }
+    const int32_t zero_point = random.chance(0.5) ? 0 : static_cast<int32_t>(random.integer(-128, 127));
+    const Int8Activations input{c.M, x.data(), x_scale.data(), 1.0f, zero_point, weight_sum.data()};
     const auto with_tiles = [&](auto bulk) {
-      if (c.M <= 8) return run_int8<1, false, bulk.value>(c, x.data(), x_scale.data(), seed);
-      if (c.M <= 16) return run_int8<2, false, bulk.value>(c, x.data(), x_scale.data(), seed);
-      if (c.M <= 32) return run_int8<4, false, bulk.value>(c, x.data(), x_scale.data(), seed);
-      if (c.M <= 64) return run_int8<1, true, bulk.value>(c, x.data(), x_scale.data(), seed);
-      run_int8<2, true, bulk.value>(c, x.data(), x_scale.data(), seed);
+      if (c.M <= 8) return run_int8<1, false, bulk.value>(c, input, seed);
+      if (c.M <= 16) return run_int8<2, false, bulk.value>(c, input, seed);
+      if (c.M <= 32) return run_int8<4, false, bulk.value>(c, input, seed);
+      if (c.M <= 64) return run_int8<1, true, bulk.value>(c, input, seed);
+      run_int8<2, true, bulk.value>(c, input, seed);
     };
     if (random.chance(0.5)) {
       with_tiles(std::true_type());
@@ -311,7 +320,8 @@ TEST(CudaSpmmFragmentInt8, EqualsInt64) {
       for (int64_t n = 0; n < c.shape.rows; ++n) {
         double sum = 0;  // of multiples of 2^-4, exact
         for (int64_t k = 0; k < c.shape.cols; ++k) {
-          sum += c.weight[size_t(n * c.shape.cols + k)] * double(x[m * c.shape.cols + k]) * double(x_scale[m]);
+          sum += c.weight[size_t(n * c.shape.cols + k)] * double(x[m * c.shape.cols + k] - zero_point) *
+                 double(x_scale[m]);
         }
         ASSERT_EQ(double(c.y[m * c.shape.rows + n]), sum) << m << ", " << n;
       }
