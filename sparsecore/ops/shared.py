@@ -48,6 +48,12 @@ def output_gradients(
     return grad, grad_bias, grad if ctx.has_residual else None
 
 
+def check_activation(name: object) -> None:
+    """Raise ValueError unless it is one of ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {name!r}")
+
+
 def check_devices(x: Tensor, *others: Tensor | None) -> None:
     """Raise RuntimeError unless all are on x's device."""
     # The fakes also run when one argument is on the meta device and the others hold numbers.
