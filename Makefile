@@ -44,7 +44,7 @@ test: build
 
 test-all: build lint test-cpp test-neon test-sanitize test-sanitize-python
 	$(PYTEST)
-	SPARSECORE_ISA=scalar $(PYTEST) -m "not slow" tests/test_ops.py tests/nn
+	SPARSECORE_ISA=scalar $(PYTEST) -m "not slow" tests/ops tests/nn
 
 # GoogleTest and Google Benchmark: `apt install libgtest-dev libbenchmark-dev`
 test-cpp: $(VENV)/.tools
@@ -72,7 +72,7 @@ test-sanitize-python: build
 	cd $(BUILD)/sanitize-python && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -k "not compile" \
-	  $(addprefix $(CURDIR)/tests/,test_ops.py test_ops_int8.py test_ops_int8_errors.py formats test_io.py test_bundle.py)
+	  $(addprefix $(CURDIR)/tests/,ops formats test_io.py test_bundle.py)
 
 # Every CUDA kernel with nvcc alone: no GPU, no torch with CUDA; installs nvcc's packages where there is no nvcc.
 cuda-check: $(VENV)/.tools

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sparsecore.bench.probes import machine
 from sparsecore.bench.text_table import Table
-from sparsecore.calibration import Call
+from sparsecore.calls import Call
 from sparsecore.prune import SparseGPT, prune
 from sparsecore.prune.patterns import Pattern
 

@@ -7,10 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparsecore.calls import Call as Call
+from sparsecore.calls import call_model as call_model
 
 
 def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
@@ -33,13 +36,6 @@ def check_batches(batches: Iterable[Any] | None, passes: int) -> Iterable[Any]:
     return list(batches)
 
 
-class Call(NamedTuple):
-    """A batch of positional and keyword arguments."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
 def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     """Yield the model's output on every batch, without gradients; its training flags are put back at the end.
 
@@ -48,6 +44,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
         batches: tensors, tuples or lists of positional, dicts of keyword arguments, or Call for both.
 
     Raises:
+        TypeError: a batch is none of these.
         ValueError: there are none.
     """
     is_empty = True
@@ -71,17 +68,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-
-
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Run a model on a batch: a tensor, a tuple or list of positional, a dict of keyword arguments, or Call."""
-    if isinstance(batch, Call):
-        return model(*batch.args, **batch.kwargs)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)
 
 
 @contextmanager

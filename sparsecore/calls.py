@@ -1,28 +1,42 @@
-"""How a model is called on example inputs."""
+"""How a model is called on its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-#: A tensor, positional arguments (tuple or list), or keyword arguments (mapping).
+
+class Call(NamedTuple):
+    """Positional and keyword arguments, for inputs that are both."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+#: A tensor, positional arguments (tuple or list), keyword arguments (mapping), or Call.
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments from a tensor, positional (tuple or list) or keyword arguments (mapping)."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
+def as_arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword arguments that inputs stand for.
+
+    Raises:
+        TypeError: they are not a tensor, tuple, list or mapping.
+    """
+    if isinstance(inputs, Call):
+        return inputs.args, dict(inputs.kwargs)
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
     raise TypeError(
-        "expected example_inputs as a tensor, a tuple of positional or a dict of keyword arguments, "
-        f"got {type(example_inputs).__name__}"
+        "expected the model's inputs as a tensor, a tuple of positional or a dict of keyword arguments, "
+        f"got {type(inputs).__name__}"
     )
 
 
@@ -31,7 +45,7 @@ def cloned(example_inputs: ExampleInputs) -> ExampleInputs:
     return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)
 
 
-def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    """Run a model on a tensor, on positional arguments (tuple or list) or on keyword arguments (mapping)."""
-    args, kwargs = as_arguments(example_inputs)
+def call_model(model: nn.Module, inputs: ExampleInputs) -> Any:
+    """Run a model on a tensor, on positional arguments (tuple or list), on keyword arguments (mapping), or on Call."""
+    args, kwargs = as_arguments(inputs)
     return model(*args, **kwargs)

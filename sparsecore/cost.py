@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsecore.calibration import call_model, evaluation_mode, every_layer_called, first_names
+from sparsecore.calibration import evaluation_mode, every_layer_called, first_names
+from sparsecore.calls import call_model
 
 _Shape = torch.Size | tuple[int, ...]
 

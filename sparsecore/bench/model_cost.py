@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sparsecore.bench.timing import interleave
-from sparsecore.calibration import call_model, evaluation_mode
+from sparsecore.calibration import evaluation_mode
+from sparsecore.calls import call_model
 from sparsecore.cost import count_multiply_adds
 from sparsecore.quantize.report import format_table
 

@@ -17,8 +17,8 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
-from sparsecore.ops import ACTIVATIONS
 from sparsecore.ops.cuda import check_cuda
+from sparsecore.ops.shared import check_activation
 
 WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int8Weight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")
@@ -64,8 +64,7 @@ class CompressedModule(nn.Module):
                 f"expected a {self.weight_type.__name__}, got {type(weight).__name__}; "
                 f"{type(self).__name__}.from_dense() takes a torch.nn layer"
             )
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"expected an activation of {ACTIVATIONS}, got {activation!r}")
+        check_activation(activation)
         if not isinstance(kernel, str):
             raise ValueError(f"expected the name of a kernel, got {kernel!r}")
         if bias is not None:

@@ -1,15 +1,19 @@
-"""Dense layers with what the compressed ones have: an activation and a residual."""
+"""Dense layers with what the compressed ones have: an activation of their own and a residual."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecore.ops import ACTIVATIONS
+from sparsecore.ops.shared import check_activation
+
+Activated = TypeVar("Activated", bound="ActivatedLayer")
+Module = TypeVar("Module", bound=nn.Module)
 
 # In place where torch can.
 _FUNCTIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
@@ -30,40 +34,59 @@ def activate(y: Tensor, activation: str) -> Tensor:
     return _FUNCTIONS[activation](y, False)
 
 
-class DenseLayer(nn.Module):
-    """A torch.nn layer whose output goes through ``activation(y + residual)``.
+class ActivatedLayer(nn.Module):
+    """A torch.nn layer with an activation of its own.
 
     Attributes:
         activation: one of ``sparsecore.ops.ACTIVATIONS``.
     """
 
     activation: str
+    own_attributes: ClassVar[tuple[str, ...]] = ("activation",)  # those that the torch.nn layer has not
 
     @classmethod
-    def from_dense(cls, dense: nn.Module, activation: str = "none") -> DenseLayer:
+    def from_dense(cls: type[Activated], dense: nn.Module, activation: str = "none") -> Activated:
         """Wrap a torch.nn layer; parameters are shared with it.
 
         Raises:
             ValueError: there is no such activation.
         """
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"expected an activation of {ACTIVATIONS}, got {activation!r}")
-        layer = cls.__new__(cls)
-        layer.__dict__.update(dense.__dict__)
-        for registry in ("_parameters", "_buffers", "_modules"):
-            layer.__dict__[registry] = dict(dense.__dict__[registry])
+        check_activation(activation)
+        layer = _sharing_parameters(cls, dense)
         layer.activation = activation
         return layer
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+
+
+def plain_layer(layer: ActivatedLayer) -> nn.Module:
+    """The torch.nn layer of a layer, without its activation; parameters are shared."""
+    kind = next(kind for kind in _DENSE_LAYERS if isinstance(layer, kind))
+    plain = _sharing_parameters(kind, layer)
+    for name in layer.own_attributes:
+        plain.__dict__.pop(name, None)
+    return plain
+
+
+def _sharing_parameters(kind: type[Module], layer: nn.Module) -> Module:
+    """A layer of another class with the attributes and parameters of this one."""
+    other = kind.__new__(kind)
+    other.__dict__.update(layer.__dict__)
+    for registry in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[registry] = dict(layer.__dict__[registry])
+    return other
+
+
+class DenseLayer(ActivatedLayer):
+    """A torch.nn layer whose output goes through ``activation(y + residual)``, by PyTorch."""
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
         in_place = not torch.is_grad_enabled()  # nobody else has y
         if residual is not None:
             y = y.add_(residual) if in_place else y + residual
         return _FUNCTIONS[self.activation](y, in_place)
-
-    def extra_repr(self) -> str:
-        shown = super().extra_repr()
-        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
 
 
 class DenseConv2d(DenseLayer, nn.Conv2d):
@@ -103,6 +126,8 @@ class ChannelsLastConv2d(DenseConv2d):
         ...     layer(torch.randn(1, 3, 5, 5)).is_contiguous(memory_format=torch.channels_last)
         True
     """
+
+    own_attributes = ("activation", "_packed")
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._suits(x):
@@ -152,12 +177,3 @@ _DENSE_LAYERS: dict[type[nn.Module], type[DenseLayer]] = {nn.Conv2d: DenseConv2d
 def dense_layer(dense: nn.Module, activation: str = "none") -> DenseLayer:
     """The dense layer for an ``nn.Conv2d`` or ``nn.Linear``, which it shares its parameters with."""
     return _DENSE_LAYERS[type(dense)].from_dense(dense, activation)
-
-
-def plain_layer(layer: Any) -> nn.Module:
-    """The torch.nn layer of a dense layer, without its activation; parameters are shared."""
-    kind = next(kind for kind, own in _DENSE_LAYERS.items() if isinstance(layer, own))
-    plain = kind.__new__(kind)
-    plain.__dict__.update(layer.__dict__)
-    del plain.__dict__["activation"]
-    return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -12,12 +12,13 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.formats.check import FLOAT_DTYPES, check_tensor
 from sparsecore.nn.base import widen
 from sparsecore.nn.conv import as_pair, resolve_padding
-from sparsecore.ops import ACTIVATIONS
+from sparsecore.nn.dense import ActivatedLayer, plain_layer
+from sparsecore.ops.shared import check_activation
 
 Layer = TypeVar("Layer", bound="DepthwiseConv2d")
 
 
-class DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(ActivatedLayer, nn.Conv2d):
     """nn.Conv2d with as many groups as input channels, for activations in NCHW, and an activation of its own.
 
     The weight is an ordinary dense parameter ``[N, 1, KH, KW]``, so ``state_dict()`` is that of nn.Conv2d and
@@ -39,57 +40,43 @@ class DepthwiseConv2d(nn.Conv2d):
         torch.Size([2, 8, 5, 5])
     """
 
+    own_attributes = ("activation", "kernel", "pixels_of_padding")
+
     def __init__(self, *arguments: Any, activation: str = "none", kernel: str = "", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        check_activation(activation)
         _check_groups(self)
         self.activation = activation
         self.kernel = kernel
         self.pixels_of_padding = resolve_padding(self)
 
     @classmethod
-    def from_dense(cls: type[Layer], conv: nn.Conv2d, activation: str = "none", kernel: str = "") -> Layer:
+    def from_dense(cls: type[Layer], dense: nn.Module, activation: str = "none", kernel: str = "") -> Layer:
         """Make the layer from a depthwise convolution, with whose parameters it goes on.
 
         Args:
-            conv: a convolution with as many groups as input channels.
+            dense: an nn.Conv2d: a convolution with as many groups as input channels.
             activation: see DepthwiseConv2d.
             kernel: see DepthwiseConv2d.
 
         Raises:
-            UnsupportedError: conv is not a convolution that this layer does.
+            UnsupportedError: dense is not a convolution that this layer does.
+            ValueError: there is no such activation.
         """
-        if not isinstance(conv, nn.Conv2d) or isinstance(conv, nn.modules.lazy.LazyModuleMixin):
-            raise UnsupportedError(f"expected an initialized nn.Conv2d, got {type(conv).__name__}")
-        _check_groups(conv)
-        resolve_padding(conv)
-        names = ("stride", "padding", "dilation", "groups")
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            bias=conv.bias is not None,
-            device="meta",
-            activation=activation,
-            kernel=kernel,
-            **{name: getattr(conv, name) for name in names},
-        )
-        layer.weight, layer.bias = conv.weight, conv.bias
-        return layer.train(conv.training)
+        if not isinstance(dense, nn.Conv2d) or isinstance(dense, nn.modules.lazy.LazyModuleMixin):
+            raise UnsupportedError(f"expected an initialized nn.Conv2d, got {type(dense).__name__}")
+        _check_groups(dense)
+        padding = resolve_padding(dense)
+        layer = super().from_dense(dense, activation)
+        layer.kernel = kernel
+        layer.pixels_of_padding = padding
+        return layer
 
     def to_dense_module(self) -> nn.Conv2d:
         """Return the nn.Conv2d with the same parameters, without the activation."""
-        settings = {name: getattr(self, name) for name in ("kernel_size", "stride", "dilation", "groups")}
-        dense = nn.Conv2d(
-            *(self.in_channels, self.out_channels),
-            **settings,
-            padding=self.pixels_of_padding,
-            bias=self.bias is not None,
-            device="meta",
-        )
-        dense.weight, dense.bias = self.weight, self.bias
-        return dense.train(self.training)
+        dense = cast(nn.Conv2d, plain_layer(self))
+        dense.padding = self.pixels_of_padding
+        return dense
 
     def config(self) -> dict[str, Any]:
         """Return everything but the tensors, ready for JSON."""
@@ -143,10 +130,6 @@ class DepthwiseConv2d(nn.Conv2d):
         settings = (self.kernel_size, self.stride, self.pixels_of_padding, self.dilation)
         y: Tensor = raw.depthwise_conv2d(x, widen(self.weight), bias, residual, *settings, self.activation, self.kernel)
         return y
-
-    def extra_repr(self) -> str:
-        settings: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return settings if self.activation == "none" else f"{settings}, activation={self.activation}"
 
 
 def _check_groups(conv: nn.Conv2d) -> None:

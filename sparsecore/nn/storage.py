@@ -27,7 +27,7 @@ from sparsecore.formats import (
 )
 from sparsecore.formats.check import check_tensor
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat, widen
-from sparsecore.quantize.affine import INPUT_MAX, INPUT_MIN, is_valid_scale
+from sparsecore.nn.scales import check_channel_scale, checked_scale, input_from_state, times_channels
 
 MAX_INT8_K = 65536  # int32 sums of longer rows could overflow: kMaxInt8K in csrc's ops.h
 
@@ -304,13 +304,13 @@ class QuantizedStorage(PackedStorage):
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         super().__init__(weight, bias, **options)
-        self.x_scale, self.x_zero_point = _checked_scale("x", x_scale, x_zero_point)
-        self.y_scale, self.y_zero_point = _checked_scale("y", y_scale, y_zero_point)
+        self.x_scale, self.x_zero_point = checked_scale("x", x_scale, x_zero_point)
+        self.y_scale, self.y_zero_point = checked_scale("y", y_scale, y_zero_point)
         self._hold_channel_scale(x_channel_scale)
 
     def _hold_channel_scale(self, scale: Tensor | None) -> None:
         if scale is not None:
-            _check_channel_scale(scale, self._num_channels())
+            check_channel_scale(scale, self._num_channels())
         self.register_buffer("x_channel_scale", scale)
         self.register_buffer("x_channel_inverse", None if scale is None else scale.reciprocal(), persistent=False)
 
@@ -323,13 +323,13 @@ class QuantizedStorage(PackedStorage):
         weight, scale = super()._weight_of(dense, options), options.get("x_channel_scale")
         if scale is None:
             return weight
-        _check_channel_scale(scale, weight.shape[1] * getattr(dense, "groups", 1))
-        return _times_channels(weight, scale)
+        check_channel_scale(scale, weight.shape[1] * getattr(dense, "groups", 1))
+        return times_channels(weight, scale)
 
     def _fill_dense(self, dense: nn.Linear | nn.Conv2d) -> None:
         super()._fill_dense(dense)
         if self.x_channel_scale is not None:
-            dense.weight = nn.Parameter(_times_channels(dense.weight.detach(), self.x_channel_scale.reciprocal()))
+            dense.weight = nn.Parameter(times_channels(dense.weight.detach(), self.x_channel_scale.reciprocal()))
 
     def _fixed_dtype_names(self) -> tuple[str, ...]:
         return (*super()._fixed_dtype_names(), "x_channel_scale", "x_channel_inverse")
@@ -393,65 +393,22 @@ class QuantizedStorage(PackedStorage):
         return torch.tensor(state, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.x_scale, self.x_zero_point = _input_from_state(state)
+        self.x_scale, self.x_zero_point = input_from_state(state)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         if (state := state_dict.get(prefix + "_extra_state")) is not None:
-            _input_from_state(state)  # raises before anything is changed
+            input_from_state(state)  # raises before anything is changed
         channel_scale = state_dict.get(prefix + "x_channel_scale")
         if channel_scale is not None:
             try:
-                _check_channel_scale(channel_scale, self._num_channels())
+                check_channel_scale(channel_scale, self._num_channels())
             except ValueError as error:
                 raise FormatError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if channel_scale is not None or self.x_channel_scale is not None:
             self._hold_channel_scale(self.x_channel_scale)
-
-
-def _check_channel_scale(scale: object, channels: int) -> None:
-    if (
-        not isinstance(scale, Tensor)
-        or scale.dtype != torch.float32
-        or scale.shape != (channels,)
-        or not bool((scale > 0).all() & scale.isfinite().all() & scale.reciprocal().isfinite().all())
-    ):
-        got = f"{scale.dtype} {list(scale.shape)}" if isinstance(scale, Tensor) else type(scale).__name__
-        raise ValueError(f"expected x_channel_scale as {channels} positive finite float32 numbers, got {got}")
-
-
-def _times_channels(weight: Tensor, scale: Tensor) -> Tensor:
-    """A weight ``[N, C / groups, ...]`` times a number per input channel."""
-    groups = scale.numel() // max(weight.shape[1], 1)
-    if weight.numel() == 0:
-        return weight
-    parts = weight.view(groups, -1, *weight.shape[1:])
-    shape = (groups, 1, weight.shape[1], *(1 for _ in weight.shape[2:]))
-    return (parts * scale.view(shape)).view(weight.shape)
-
-
-def _checked_scale(name: str, scale: Any, zero_point: Any) -> tuple[float | None, int]:
-    if scale is not None and not is_valid_scale(scale):
-        raise ValueError(f"expected a finite {name}_scale above 0, got {scale}")
-    if type(zero_point) is not int or not INPUT_MIN <= zero_point <= INPUT_MAX:
-        raise ValueError(f"expected an int8 {name}_zero_point, got {zero_point!r}")
-    if scale is None and zero_point != 0:
-        raise ValueError(f"expected a {name}_scale with {name}_zero_point={zero_point}")
-    return None if scale is None else float(scale), zero_point
-
-
-def _input_from_state(state: object) -> tuple[float | None, int]:
-    values = state.tolist() if isinstance(state, Tensor) and state.dim() == 1 else None
-    if values == []:
-        return None, 0
-    if values is None or len(values) != 2 or not float(values[1]).is_integer():
-        raise FormatError(f"expected extra state [x_scale, x_zero_point] or nothing, got {state}")
-    try:
-        return _checked_scale("x", values[0], int(values[1]))
-    except ValueError as error:
-        raise FormatError(str(error)) from None
 
 
 class Int8Storage(QuantizedStorage):

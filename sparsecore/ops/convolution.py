@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.formats import CsrWeight
 from sparsecore.ops.matmul import num_rows, to_csr
-from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices, pair, require
+from sparsecore.ops.shared import check_devices, output_gradients, pair, require
 
 aten = torch.ops.aten
 
@@ -117,19 +117,17 @@ def _conv2d_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, bias and residual through dense filters: training on top works, but is not made faster."""
     kernel_size, stride, padding, dilation, groups = ctx.settings
-    if ctx.activation != "none":
-        pre = raw.conv2d_csr(x, *weight, bias, residual, *ctx.settings, "none")
-        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
-    grad_x = grad_bias = None
+    grad, grad_bias, grad_residual = output_gradients(
+        ctx, grad, bias, lambda: raw.conv2d_csr(x, *weight, bias, residual, *ctx.settings, "none"), feature_dim=1
+    )
+    grad_x = None
     if ctx.needs_input_grad[0]:
         channels = x.shape[1] // groups
         dense = raw.unpack_csr(*to_csr(weight), channels * kernel_size[0] * kernel_size[1])
         filters = dense.view(-1, channels, *kernel_size).to(x.dtype)
         geometry = (None, stride, padding, dilation, False, [0, 0], groups, [True, False, False])
         grad_x = aten.convolution_backward(grad, x, filters, *geometry)[0]
-    if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
-        grad_bias = grad.sum([0, 2, 3], dtype=bias.dtype)
-    return grad_x, grad_bias, grad if ctx.has_residual else None
+    return grad_x, grad_bias, grad_residual
 
 
 def _save_conv2d(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:

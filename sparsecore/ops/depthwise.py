@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsecore._native import raw
 from sparsecore.ops.convolution import fake_conv2d
-from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices, pair
+from sparsecore.ops.shared import check_devices, output_gradients, pair
 
 aten = torch.ops.aten
 
@@ -80,6 +80,7 @@ def _(
 
 def _setup_depthwise_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, *ctx.settings, ctx.activation, _ = inputs
+    ctx.bias_index = 2
     ctx.has_residual = residual is not None
     ctx.save_for_backward(x, weight, bias, None if ctx.activation == "none" else residual)
 
@@ -87,20 +88,22 @@ def _setup_depthwise_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 def _backward_depthwise_conv2d(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, bias, residual = ctx.saved_tensors
     kernel_size, stride, padding, dilation = ctx.settings
-    if ctx.activation != "none":
-        pre = raw.depthwise_conv2d(x, weight, bias, residual, *ctx.settings, "none", "")
-        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
+    grad, grad_bias, grad_residual = output_gradients(
+        ctx,
+        grad,
+        bias,
+        lambda: raw.depthwise_conv2d(x, weight, bias, residual, *ctx.settings, "none", ""),
+        feature_dim=1,
+    )
     filters = weight.view(-1, 1, *kernel_size).to(x.dtype)
     wanted = [*ctx.needs_input_grad[:2], False]
-    grad_x = grad_weight = grad_bias = None
+    grad_x = grad_weight = None
     if any(wanted):
         geometry = (None, stride, padding, dilation, False, [0, 0], x.shape[1], wanted)
         grad_x, grad_weight, _ = aten.convolution_backward(grad, x, filters, *geometry)
     if grad_weight is not None:
         grad_weight = grad_weight.to(weight.dtype).reshape(weight.shape)
-    if bias is not None and ctx.needs_input_grad[2]:
-        grad_bias = grad.sum([0, 2, 3], dtype=bias.dtype)
-    return grad_x, grad_weight, grad_bias, grad if ctx.has_residual else None, *([None] * 6)
+    return grad_x, grad_weight, grad_bias, grad_residual, *([None] * 6)
 
 
 torch.library.register_autograd(

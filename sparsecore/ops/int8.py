@@ -144,57 +144,30 @@ def _int8_output_dtype(x: Tensor, y_scale: float | None) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.float32
 
 
+# Both schemas end in activation, y_scale, y_zero_point and kernel_name; no argument has a default.
+
+
 @torch.library.register_fake("sparsecore::linear_int8")
-def _(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    sizes: Sequence[int],
-    format: str,
-    scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    x_scale: float | None,
-    x_zero_point: int,
-    x_channel_inverse: Tensor | None,
-    activation: str,
-    y_scale: float | None,
-    y_zero_point: int,
-    kernel_name: str,
-) -> Tensor:
-    check_devices(x, *weight, scale, weight_sum, bias, residual, x_channel_inverse)
+def _(x: Tensor, weight: Sequence[Tensor], sizes: Sequence[int], *others: Any) -> Tensor:
+    *_, y_scale, _, _ = others
+    check_devices(x, *weight, *_tensors(others))
     return x.new_empty([*x.shape[:-1], sizes[0]], dtype=_int8_output_dtype(x, y_scale))
 
 
 @torch.library.register_fake("sparsecore::conv2d_int8")
-def _(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    sizes: Sequence[int],
-    format: str,
-    scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    x_scale: float | None,
-    x_zero_point: int,
-    x_channel_inverse: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str,
-    y_scale: float | None,
-    y_zero_point: int,
-    kernel_name: str,
-) -> Tensor:
-    check_devices(x, *weight, scale, weight_sum, bias, residual, x_channel_inverse)
+def _(x: Tensor, weight: Sequence[Tensor], sizes: Sequence[int], *others: Any) -> Tensor:
+    *_, kernel_size, stride, padding, dilation, _, y_scale, _, _ = others
+    check_devices(x, *weight, *_tensors(others))
     y = fake_conv2d(x, sizes[0], kernel_size, stride, padding, dilation)
     is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = (
         torch.channels_last if (is_last and x.dtype != torch.int8) or y_scale is not None else torch.contiguous_format
     )
     return torch.empty_like(y, dtype=_int8_output_dtype(x, y_scale), memory_format=layout)
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    return [argument for argument in arguments if isinstance(argument, Tensor)]
 
 
 def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from sparsecore._native import raw
 from sparsecore.formats import CsrWeight
 from sparsecore.formats.block_csr import unblock
 from sparsecore.formats.packed_codebook import unpack as unpack_codebook
-from sparsecore.ops.shared import ACTIVATION_GRADIENTS, check_devices, check_features, require
+from sparsecore.ops.shared import check_devices, check_features, output_gradients, require
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ def spmm(
         tensor([[1., 0., 3.]])
     """
     require(weight, CsrWeight, torch.float32)
-    check_features(x, 1 if layout == "columns" else -1, weight.shape[1])
+    check_features(x, feature_dim(layout), weight.shape[1])
     return raw.spmm_csr(x, weight.row_ptr, weight.col_idx, weight.values, bias, residual, activation, layout, kernel)
 
 
@@ -72,8 +72,17 @@ def _(
     kernel_name: str = "",
 ) -> Tensor:
     check_devices(x, row_ptr, col_idx, values, bias, residual)
+    return _fake_product(x, num_rows(row_ptr, values), layout)
+
+
+def feature_dim(layout: str) -> int:
+    """Dimension of x and y that holds their features."""
+    return 1 if layout == "columns" else -1
+
+
+def _fake_product(x: Tensor, N: int, layout: str) -> Tensor:
     shape = list(x.shape)
-    shape[-1 if layout == "rows" else 1] = num_rows(row_ptr, values)
+    shape[feature_dim(layout)] = N
     return x.new_empty(shape)
 
 
@@ -108,22 +117,19 @@ def _spmm_gradients(
     residual: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, bias and residual, with the weight as CSR or CSR of blocks."""
-    if x is not None:
-        pre = raw.spmm_csr(x, *weight, bias, residual, "none", ctx.layout)
-        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
-    grad_x = grad_bias = None
+    grad, grad_bias, grad_residual = output_gradients(
+        ctx, grad, bias, lambda: raw.spmm_csr(x, *weight, bias, residual, "none", ctx.layout), feature_dim(ctx.layout)
+    )
+    grad_x = None
     if ctx.needs_input_grad[0]:
         transposed = raw.transpose_csr(*to_csr(weight), ctx.cols)
         grad_x = raw.spmm_csr(grad.contiguous(), *transposed, None, None, "none", ctx.layout)
-    if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
-        feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
-        grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim], dtype=bias.dtype)
-    return grad_x, grad_bias, grad if ctx.has_residual else None
+    return grad_x, grad_bias, grad_residual
 
 
 def save_spmm(ctx: Any, x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None) -> None:
     """Keep what the gradients of a product need; ctx.activation and ctx.layout are set."""
-    ctx.cols = x.shape[-1 if ctx.layout == "rows" else 1]
+    ctx.cols = x.shape[feature_dim(ctx.layout)]
     ctx.has_residual = residual is not None
     # x and residual only to recompute what went into the activation
     inputs = (None, None) if ctx.activation == "none" else (x, residual)
@@ -161,9 +167,7 @@ def _(
     kernel_name: str,
 ) -> Tensor:
     check_devices(x, *weight, bias, residual)
-    shape = list(x.shape)
-    shape[-1 if layout == "rows" else 1] = sizes[0]
-    return x.new_empty(shape)
+    return _fake_product(x, sizes[0], layout)
 
 
 def _setup_spmm_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -172,14 +176,25 @@ def _setup_spmm_panel(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
     save_spmm(ctx, x, weight, bias, residual)
 
 
-def _backward_spmm_panel(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, residual, bias, *weight = ctx.saved_tensors
-    csr = raw.unpack_panel(weight, ctx.sizes)
-    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
-    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None, None
+Unpack = Callable[[Sequence[Tensor], Sequence[int]], Sequence[Tensor]]
 
 
-torch.library.register_autograd("sparsecore::spmm_panel", _backward_spmm_panel, setup_context=_setup_spmm_panel)
+def _backward_packed(unpack: Unpack) -> Callable[[Any, Tensor], tuple[Any, ...]]:
+    """Gradients of a packed form, by the CSR arrays that unpack gives of it."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, residual, bias, *weight = ctx.saved_tensors
+        csr = unpack(weight, ctx.sizes)
+        grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
+        settings = [None] * (len(ctx.needs_input_grad) - 5)
+        return grad_x, [None] * len(weight), None, grad_bias, grad_residual, *settings
+
+    return backward
+
+
+torch.library.register_autograd(
+    "sparsecore::spmm_panel", _backward_packed(raw.unpack_panel), setup_context=_setup_spmm_panel
+)
 
 
 # The form as machine code: the CSR weight, and the number of a program that was generated from it
@@ -242,15 +257,14 @@ def _setup_spmm_bitmap(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     save_spmm(ctx, x, weight, bias, residual)
 
 
-def _backward_spmm_bitmap(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, residual, bias, *weight = ctx.saved_tensors
-    row_ptr, col_idx, values = raw.unpack_bitmap(weight, ctx.sizes)
-    csr = (row_ptr, col_idx, values.float())
-    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
-    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None
+def _unpack_bitmap(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    row_ptr, col_idx, values = raw.unpack_bitmap(weight, sizes)
+    return row_ptr, col_idx, values.float()
 
 
-torch.library.register_autograd("sparsecore::spmm_bitmap", _backward_spmm_bitmap, setup_context=_setup_spmm_bitmap)
+torch.library.register_autograd(
+    "sparsecore::spmm_bitmap", _backward_packed(_unpack_bitmap), setup_context=_setup_spmm_bitmap
+)
 
 
 # The codebook form: rows layout only, straight from codes and gaps (sparsecore.formats.packed_codebook).
@@ -269,14 +283,9 @@ def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, T
     return indices.new_empty([sizes[0] + 1]), indices.new_empty([nnz]), weight[0].new_empty([nnz])
 
 
-def _backward_spmm_codebook(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, residual, bias, *weight = ctx.saved_tensors
-    csr = raw.unpack_codebook(weight, ctx.sizes)
-    grad_x, grad_bias, grad_residual = _spmm_gradients(ctx, grad, csr, x, bias, residual)
-    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None
-
-
-torch.library.register_autograd("sparsecore::spmm_codebook", _backward_spmm_codebook, setup_context=_setup_spmm_bitmap)
+torch.library.register_autograd(
+    "sparsecore::spmm_codebook", _backward_packed(raw.unpack_codebook), setup_context=_setup_spmm_bitmap
+)
 
 
 @torch.library.register_fake("sparsecore::codebook_multiplies")

@@ -11,8 +11,8 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import PlanesWeight
-from sparsecore.ops.matmul import save_spmm
-from sparsecore.ops.shared import ACTIVATION_GRADIENTS
+from sparsecore.ops.matmul import feature_dim, save_spmm
+from sparsecore.ops.shared import output_gradients
 
 
 def spmm_planes(
@@ -71,22 +71,21 @@ def _(words: Tensor, scale: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _setup_spmm_planes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.sizes, bias, residual, ctx.activation, ctx.layout, _ = inputs
+    ctx.bias_index = 3
     save_spmm(ctx, x, weight, bias, residual)
 
 
 def _backward_spmm_planes(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, residual, bias, *weight = ctx.saved_tensors
-    if x is not None:
-        pre = raw.spmm_planes(x, weight, ctx.sizes, bias, residual, "none", ctx.layout, "")
-        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, pre)
-    feature_dim = grad.dim() - 1 if ctx.layout == "rows" else 1
-    grad_x = grad_bias = None
+    dim = feature_dim(ctx.layout)
+    grad, grad_bias, grad_residual = output_gradients(
+        ctx, grad, bias, lambda: raw.spmm_planes(x, weight, ctx.sizes, bias, residual, "none", ctx.layout, ""), dim
+    )
+    grad_x = None
     if ctx.needs_input_grad[0]:
         dense = raw.unpack_planes(*weight, ctx.sizes).to(grad.dtype)
-        grad_x = (grad.movedim(feature_dim, -1) @ dense).movedim(-1, feature_dim)
-    if bias is not None and ctx.needs_input_grad[3]:
-        grad_bias = grad.sum([d for d in range(grad.dim()) if d != feature_dim], dtype=bias.dtype)
-    return grad_x, [None] * len(weight), None, grad_bias, grad if ctx.has_residual else None, None, None, None
+        grad_x = (grad.movedim(dim, -1) @ dense).movedim(-1, dim)
+    return grad_x, [None] * len(weight), None, grad_bias, grad_residual, None, None, None
 
 
 torch.library.register_autograd("sparsecore::spmm_planes", _backward_spmm_planes, setup_context=_setup_spmm_planes)

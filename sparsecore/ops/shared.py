@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,33 @@ ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hardsigmoid": lambda grad, x: aten.hardsigmoid_backward(grad, x),
 }
 ACTIVATIONS = tuple(ACTIVATION_GRADIENTS)
+
+
+def output_gradients(
+    ctx: Any, grad: Tensor, bias: Tensor | None, recompute: Callable[[], Tensor], feature_dim: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the product, the bias and the residual in ``activation(product + bias + residual)``.
+
+    Args:
+        ctx: with ``activation``, ``has_residual`` and ``bias_index``, the place of the bias among the inputs.
+        grad: gradient of the output.
+        bias: ``[N]``, or None.
+        recompute: gives what went into the activation, whose gradient needs it.
+        feature_dim: dimension of the output that has N entries.
+    """
+    if ctx.activation != "none":
+        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, recompute())
+    grad_bias = None
+    if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
+        summed = [dim for dim in range(grad.dim()) if dim != feature_dim % grad.dim()]
+        grad_bias = grad.sum(summed, dtype=bias.dtype)
+    return grad, grad_bias, grad if ctx.has_residual else None
+
+
+def check_activation(name: object) -> None:
+    """Raise ValueError unless it is one of ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {name!r}")
 
 
 def check_devices(x: Tensor, *others: Tensor | None) -> None:

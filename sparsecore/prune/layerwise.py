@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsecore.calibration import Call
+from sparsecore.calls import Call
 from sparsecore.prune.calibrated import CALIBRATED
 from sparsecore.prune.masks import Masks
 from sparsecore.prune.oneshot import Sparsity, prune

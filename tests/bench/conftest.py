@@ -126,7 +126,7 @@ def candidates(problem):
         "zeros": lambda: Candidate(lambda: None, lambda: y, note="fake"),
         "int8": lambda: Candidate(lambda: None, lambda: y, dtype="int8"),
         "fails": fail,
-        "dies": lambda: Candidate(twice_then(die), lambda: y, dtype="int8"),
+        "dies": lambda: Candidate(twice_then(die), lambda: y, dtype="int4"),
         "hangs": lambda: Candidate(twice_then(lambda: time.sleep(60)), lambda: y),
     }
 """

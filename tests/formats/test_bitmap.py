@@ -1,9 +1,9 @@
 """BitmapWeight: exact round trips on any number of threads, size in memory, refusals."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from csr_weights import DAMAGES, assert_equal, damaged_csr, random_csr, special_csr
 from torch import Tensor
 
 from sparsecore._native import raw
@@ -14,28 +14,6 @@ from sparsecore.formats.bitmap import BLOCK_ROWS, SLACK
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def random_csr(N: int, K: int, sparsity: float, dtype: torch.dtype = torch.float32) -> CsrWeight:
-    """A weight whose rows have from none to twice the usual number of non-zeros."""
-    density = (1 - sparsity) * 2 * torch.rand(N, 1)
-    return CsrWeight.from_dense(torch.randn(N, K).to(dtype) * (torch.rand(N, K) < density))
-
-
-def arrays(weight: CsrWeight) -> tuple[Tensor, ...]:
-    return weight.row_ptr, weight.col_idx, weight.values
-
-
-def equal_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    pairs = zip(got, expected, strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (65, 129), (130, 700)])
 def test_round_trip_is_exact(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -44,7 +22,7 @@ def test_round_trip_is_exact(shape: tuple[int, int], dtype: torch.dtype) -> None
     assert packed.nnz == weight.nnz
     assert packed.shape == shape
     assert packed.values.dtype == dtype
-    assert equal_bits(arrays(packed.unpack()), arrays(weight))
+    assert_equal(packed.unpack(), weight)
 
 
 def test_what_is_documented() -> None:
@@ -64,22 +42,20 @@ def test_what_is_documented() -> None:
 
 
 def test_special_values_and_stored_zeros_survive() -> None:
-    dense = torch.tensor([[float("nan"), -0.0, float("inf")], [1e-45, 0.0, -float("inf")]])
-    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
-    assert equal_bits(arrays(BitmapWeight.pack(weight).unpack()), arrays(weight))
+    weight = special_csr()
+    assert_equal(BitmapWeight.pack(weight).unpack(), weight)
 
 
 @pytest.mark.parametrize("shape", [(1100, 1000), (16, 90_000), (20_000, 60)])
 def test_any_number_of_threads_packs_the_same_bits(shape: tuple[int, int]) -> None:
     weight = random_csr(*shape, 0.6)
-    results = []
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
+
+    def run() -> list[Tensor]:
         packed = BitmapWeight.pack(weight)
-        results.append((*packed.tensors, *arrays(packed.unpack())))
-    assert equal_bits(results[0][3:], arrays(weight))
-    for result in results[1:]:
-        assert equal_bits(result, results[0])
+        assert_equal(packed.unpack(), weight)
+        return list(packed.tensors)
+
+    assert_same_on_any_number_of_threads(run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,18 +76,11 @@ def test_int8_is_refused() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("damage", ["past K", "negative", "descending", "falling row_ptr", "short row_ptr"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_csr_is_refused_wherever_it_is(damage: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    row_ptr, col_idx, values = (tensor.clone() for tensor in arrays(CsrWeight.from_dense(torch.ones(400, 500))))
-    if damage == "falling row_ptr":
-        row_ptr[399] = 5
-    elif damage == "short row_ptr":
-        row_ptr[400] -= 1
-    else:
-        col_idx[-1] = {"past K": 500, "negative": -1, "descending": 3}[damage]
     with pytest.raises(RuntimeError, match="invalid CSR weight"):
-        raw.pack_bitmap(row_ptr, col_idx, values, 500)
+        raw.pack_bitmap(*damaged_csr(damage), 500)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from csr_weights import DAMAGES, assert_equal, damaged_csr
 from torch import Tensor
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import BlockCsrWeight, CsrWeight
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def arrays(weight: CsrWeight) -> tuple[Tensor, Tensor, Tensor]:
-    return weight.row_ptr, weight.col_idx, weight.values
-
-
-def equal_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    pairs = zip(got, expected, strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
 def pruned_in_blocks(N: int, K: int, block_rows: int, density: float = 0.3) -> Tensor:
@@ -42,7 +26,7 @@ def test_round_trip_is_exact(shape: tuple[int, int], block_rows: int, density: f
     packed = BlockCsrWeight.pack(weight, block_rows)
     assert packed.shape == shape
     assert packed.block_rows == block_rows
-    assert equal_bits(arrays(packed.unpack()), arrays(weight))
+    assert_equal(packed.unpack(), weight)
 
 
 @pytest.mark.parametrize("block_rows", [4, 8])
@@ -67,18 +51,13 @@ def test_special_values_survive_and_stored_zeros_go() -> None:
     dense = torch.tensor([[float("nan"), -0.0, 1e-45]] + [[float("inf"), 2.0, -float("inf")]] * 3)
     weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
     expected = CsrWeight.from_dense(dense)
-    assert equal_bits(arrays(BlockCsrWeight.pack(weight, 4).unpack()), arrays(expected))
+    assert_equal(BlockCsrWeight.pack(weight, 4).unpack(), expected)
 
 
 @pytest.mark.parametrize("shape", [(1104, 1000), (16, 90_000), (20_000, 60)])
 def test_any_number_of_threads_packs_the_same_bits(shape: tuple[int, int]) -> None:
     weight = CsrWeight.from_dense(torch.randn(shape) * (torch.rand(shape) < 0.2))
-    results = []
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
-        results.append(BlockCsrWeight.pack(weight, 8).tensors)
-    for result in results[1:]:
-        assert equal_bits(result, results[0])
+    assert_same_on_any_number_of_threads(lambda: BlockCsrWeight.pack(weight, 8).tensors)
 
 
 def test_rows_and_types_that_do_not_fit_are_refused() -> None:
@@ -92,15 +71,8 @@ def test_rows_and_types_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("damage", ["past K", "negative", "descending", "falling row_ptr", "short row_ptr"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_csr_is_refused_wherever_it_is(damage: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    row_ptr, col_idx, values = (tensor.clone() for tensor in arrays(CsrWeight.from_dense(torch.ones(400, 500))))
-    if damage == "falling row_ptr":
-        row_ptr[399] = 5
-    elif damage == "short row_ptr":
-        row_ptr[400] -= 1
-    else:
-        col_idx[-1] = {"past K": 500, "negative": -1, "descending": 3}[damage]
     with pytest.raises(RuntimeError, match="invalid CSR weight"):
-        raw.pack_block_csr(row_ptr, col_idx, values, 500, 8)
+        raw.pack_block_csr(*damaged_csr(damage), 500, 8)

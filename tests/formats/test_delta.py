@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from csr_weights import assert_equal, random_csr, special_csr
 from torch import Tensor
-from uneven_csr import assert_equal, random_csr
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
@@ -17,13 +17,6 @@ from sparsecore.ops.cuda import spmm_packed
 
 DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SHAPES = [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (2, 4096), (3, 4097), (65, 9000)]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,17 +32,17 @@ def test_round_trip_is_exact(shape: tuple[int, int], sparsity: float, dtype: tor
 
 def test_threads_change_nothing() -> None:
     weight = random_csr(700, 9000, 0.9, torch.float16)
-    torch.set_num_threads(1)
-    one = DeltaWeight.pack(weight)
-    torch.set_num_threads(4)
-    for a, b in zip(one.tensors, DeltaWeight.pack(weight).tensors, strict=True):
-        assert torch.equal(a, b)
-    assert_equal(one.unpack(), weight)
+
+    def run() -> list[Tensor]:
+        packed = DeltaWeight.pack(weight)
+        assert_equal(packed.unpack(), weight)
+        return list(packed.tensors)
+
+    assert_same_on_any_number_of_threads(run)
 
 
 def test_special_values_and_stored_zeros_survive() -> None:
-    dense = torch.tensor([[float("nan"), -0.0, float("inf")], [1e-7, 0.0, -float("inf")]], dtype=torch.float16)
-    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
+    weight = special_csr(torch.float16)
     assert_equal(DeltaWeight.pack(weight).unpack(), weight)
 
 

@@ -224,17 +224,13 @@ def test_even_rows_stay_in_order() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_products_of_uneven_rows_are_exact(threads: int) -> None:
     """Threads may share a window."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        for rows, few in ((1, True), (3, False), (70, False)):
-            weight = uneven_weight(300, 700)
-            packed = PackedInt8Weight.pack(Int8Weight(weight.q, torch.ones(300)), "lookup", few_rows=few)
-            x = torch.randint(-20, 21, (rows, 700), dtype=torch.int8)
-            y = ops.linear_int8(x, packed, x_scale=1.0)
-            assert torch.equal(y.long(), x.long() @ weight.q.long().T)
-    finally:
-        torch.set_num_threads(before)
+    for rows, few in ((1, True), (3, False), (70, False)):
+        weight = uneven_weight(300, 700)
+        packed = PackedInt8Weight.pack(Int8Weight(weight.q, torch.ones(300)), "lookup", few_rows=few)
+        x = torch.randint(-20, 21, (rows, 700), dtype=torch.int8)
+        y = ops.linear_int8(x, packed, x_scale=1.0)
+        assert torch.equal(y.long(), x.long() @ weight.q.long().T)
 
 
 def test_a_damaged_order_is_refused() -> None:

@@ -1,9 +1,9 @@
 """PanelWeight: exact round trips on any number of threads, size in memory, refusals."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from csr_weights import DAMAGES, arrays, assert_equal, damaged_csr, random_csr, special_csr
 from torch import Tensor
 
 from sparsecore._native import raw
@@ -12,59 +12,34 @@ from sparsecore.formats import CsrWeight
 from sparsecore.formats.panel import MAX_PANEL_COLS, TILE_COLUMNS, PanelWeight, fit_panel_cols
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def random_dense(N: int, K: int, sparsity: float) -> Tensor:
-    """A weight whose rows have from none to twice the usual number of non-zeros."""
-    density = (1 - sparsity) * 2 * torch.rand(N, 1)
-    return torch.randn(N, K) * (torch.rand(N, K) < density)
-
-
-def arrays(weight: CsrWeight) -> tuple[Tensor, ...]:
-    return weight.row_ptr, weight.col_idx, weight.values
-
-
-def equal_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    pairs = zip(got, expected, strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
-
-
 @pytest.mark.parametrize("shape", [(0, 0), (0, 7), (5, 0), (1, 1), (3, 300), (300, 3), (65, 129), (130, 700)])
 @pytest.mark.parametrize(("panel_cols", "block_rows"), [(1, 1), (9, 64), (104, None), (255, 256)])
 def test_round_trip_is_exact(shape: tuple[int, int], panel_cols: int, block_rows: int | None) -> None:
-    weight = CsrWeight.from_dense(random_dense(*shape, 0.6))
+    weight = random_csr(*shape, 0.6)
     packed = PanelWeight.pack(weight, panel_cols, block_rows)
     assert packed.nnz == weight.nnz
     assert packed.shape == shape
-    assert equal_bits(arrays(packed.unpack()), arrays(weight))
+    assert_equal(packed.unpack(), weight)
 
 
 def test_special_values_survive() -> None:
-    dense = torch.tensor([[float("nan"), -0.0, float("inf")], [1e-45, 0.0, -float("inf")]])
-    weight = CsrWeight.from_dense(dense, torch.ones_like(dense, dtype=torch.bool))
-    assert equal_bits(arrays(PanelWeight.pack(weight, 2).unpack()), arrays(weight))
+    weight = special_csr()
+    assert_equal(PanelWeight.pack(weight, 2).unpack(), weight)
 
 
 @pytest.mark.parametrize("shape", [(1100, 1000), (16, 90_000), (20_000, 60)])
 def test_any_number_of_threads_packs_the_same_bits(shape: tuple[int, int]) -> None:
-    dense = random_dense(*shape, 0.6)
+    dense = random_csr(*shape, 0.6).to_dense()
     mask = torch.rand(shape) < 0.4
-    results = []
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
+
+    def run() -> list[Tensor]:
         weight = CsrWeight.from_dense(dense)
+        assert torch.equal(weight.to_dense(), dense)
         packed = PanelWeight.pack(weight, 96)
-        unpacked = arrays(packed.unpack())
-        masked = arrays(CsrWeight.from_dense(dense, mask))
-        results.append((*arrays(weight), *masked, *packed.tensors, *unpacked, weight.to_dense()))
-    assert torch.equal(results[0][-1], dense)
-    for result in results[1:]:
-        assert equal_bits(result, results[0])
+        assert_equal(packed.unpack(), weight)
+        return [*arrays(weight), *arrays(CsrWeight.from_dense(dense, mask)), *packed.tensors]
+
+    assert_same_on_any_number_of_threads(run)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9, 0.95])
@@ -87,18 +62,11 @@ def test_sizes_and_types_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("damage", ["past K", "negative", "descending", "falling row_ptr", "short row_ptr"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_csr_is_refused_wherever_it_is(damage: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    row_ptr, col_idx, values = (tensor.clone() for tensor in arrays(CsrWeight.from_dense(torch.ones(400, 500))))
-    if damage == "falling row_ptr":
-        row_ptr[399] = 5
-    elif damage == "short row_ptr":
-        row_ptr[400] -= 1
-    else:
-        col_idx[-1] = {"past K": 500, "negative": -1, "descending": 3}[damage]
     with pytest.raises(RuntimeError, match="invalid CSR weight"):
-        raw.pack_panel(row_ptr, col_idx, values, 500, 64, 104)
+        raw.pack_panel(*damaged_csr(damage), 500, 64, 104)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -97,5 +97,5 @@ def test_inputs_as_tuple_and_dict() -> None:
     x = torch.randn(1, 3, 6, 6)
     for inputs in ((x,), {"x": x}):
         assert isinstance(fold_batchnorm(model, inputs).norm, nn.Identity)
-    with pytest.raises(TypeError, match="expected example_inputs"):
+    with pytest.raises(TypeError, match="expected the model's inputs as a tensor"):
         fold_batchnorm(model, "x")

@@ -185,7 +185,7 @@ def test_what_cannot_be_captured_says_why() -> None:
         capture(DataDependent(), torch.ones(2))
     with pytest.raises(UnsupportedError, match="changes calls when it runs"):
         capture(Counting(), torch.ones(2))
-    with pytest.raises(TypeError, match="expected example_inputs"):
+    with pytest.raises(TypeError, match="expected the model's inputs as a tensor"):
         capture(Counting(), 3)  # type: ignore[arg-type]
 
 

@@ -24,11 +24,6 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def conv(multiplier: int = 1, **settings: Any) -> nn.Conv2d:
     return nn.Conv2d(4, 4 * multiplier, groups=4, **settings)
 

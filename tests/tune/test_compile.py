@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
 from networks import NETWORKS, Classifier, DataDependent, Residual, assert_same, image, sparse_
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -294,15 +295,8 @@ def test_threads_at_the_same_time() -> None:
 
 def test_number_of_threads_does_not_change_the_output() -> None:
     fast = compiled(sparse_(Residual(64), 0.9), image(1, 64))
-    before = torch.get_num_threads()
-    try:
-        outputs = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            outputs.append(fast(image(1, 64)))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(y, outputs[0]) for y in outputs)
+    x = image(1, 64)
+    assert_same_on_any_number_of_threads(lambda: [fast(x)])
 
 
 def test_channels_last_inputs() -> None:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from sparsecore.bench import probes
 from sparsecore.bench.kernels.compare import conclusions
-from sparsecore.bench.kernels.exact import check_output, exact_output
+from sparsecore.bench.kernels.exact import check_output, output_bounds
 from sparsecore.bench.kernels.layers import Layer
 from sparsecore.bench.kernels.libraries import OURS, PEERS
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.kernels.weights import is_for, make_problem, own_sparsity
-from sparsecore.bench.peers.candidate import FLOAT32
 from sparsecore.bench.peers.contest import Key, Row, Turns, load_candidates, statistics, time_candidates
 from sparsecore.bench.peers.library import Library
 from sparsecore.bench.peers.team import Team
@@ -178,14 +177,13 @@ def _measure_cell(
 
 
 def _load(problem: Problem, libraries: Sequence[Library], team: Team) -> dict[Key, dict[str, Any]]:
-    """Let every library build its candidates, and check their outputs; only a float32 one can be wrong."""
-    exact, bound = exact_output(problem)
+    """Let every library build its candidates, and check their outputs."""
+    exact, bounds = output_bounds(problem)
     path = team.folder / "problem.npz"
     problem.save(path)
 
     def check(output: NDArray[Any], dtype: str) -> tuple[float, bool]:
-        error, is_within = check_output(output, exact, bound)
-        return error, is_within or dtype != FLOAT32
+        return check_output(output, exact, bounds.get(dtype, math.inf))
 
     return load_candidates(path, libraries, team, check)
 

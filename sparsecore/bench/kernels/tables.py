@@ -31,6 +31,9 @@ weights is not timed; packing and quantizing activations is, unless the note of 
 otherwise. All processes run with glibc's MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set so
 that memory stays with the process: fresh pages for outputs would cost more than many layers.
 
+Every output is compared with float64 first: float32 may be off by its roundings, int8 by what rounding weights and
+activations to 8 bits explains. What is further off is named below, is not timed and counts in no ratio.
+
 "Best dense" is the fastest dense float32 of all libraries and "ours" the fastest sparse float32 format; "over
 dense" is the speed-up between them, "cold" that of the first calls of the turns. "Over peers" is our fastest
 format, int8 included, over the fastest of all others, dense and int8 included; "over 4-bit" that over the fastest

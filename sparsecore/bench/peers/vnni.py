@@ -10,6 +10,11 @@ def weight_note() -> str:
     return "8-bit weights" if is_exact_at_8_bits() else "7-bit weights (no VNNI)"
 
 
+def weight_levels() -> int:
+    """The largest int8 weight: 7-bit weights keep sums of two products in a saturating 16 bits exact."""
+    return 127 if is_exact_at_8_bits() else 63
+
+
 def is_exact_at_8_bits() -> bool:
     """Whether uint8 times int8 does not saturate in the usual kernels: not x86, or x86 with VNNI."""
     return is_exact_with(_cpu_flags())

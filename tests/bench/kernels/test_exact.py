@@ -1,4 +1,4 @@
-"""The exact output: against plain loops, and what passes for a float32 result."""
+"""The exact output: against plain loops, and what passes for a float32 or an int8 result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sparsecore.bench.kernels.exact import check_output, exact_output
+from sparsecore.bench.kernels.exact import check_output, exact_output, output_bounds
 from sparsecore.bench.kernels.layers import Layer
+from sparsecore.bench.kernels.libraries.quantized import UInt8Scale
 from sparsecore.bench.kernels.problem import Problem
 from sparsecore.bench.kernels.weights import make_problem
 
@@ -56,6 +57,41 @@ def test_sixteen_bit_results_are_wrong(layer: Layer, sparsity: float) -> None:
     error, is_within = check_output(found.float().numpy(), exact, bound)
     assert not is_within
     assert 1e-4 < error < 1e-1
+
+
+def rounded(problem: Problem, levels: int) -> Problem:
+    """Weights with that many levels on each side of zero and a scale per output, activations in 8 bits."""
+    x_scale = UInt8Scale.of(problem.x)
+    rows = problem.matrix
+    steps = np.abs(rows).max(axis=1, keepdims=True).clip(1e-9) / levels
+    weight = (np.rint(rows / steps) * steps).astype(np.float32).reshape(problem.weight.shape)
+    x = x_scale.dequantize(x_scale.quantize(problem.x))
+    return Problem(weight, problem.bias, x, problem.stride, problem.padding)
+
+
+INT8_LAYERS = [Layer("", 64, 512, 16), Layer("", 48, 1024, 1), Layer("", 32, 64, 9, kernel=3, stride=2)]
+
+
+@pytest.mark.parametrize("layer", INT8_LAYERS, ids=str)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95])
+def test_int8_results_are_right_and_coarser_ones_wrong(layer: Layer, sparsity: float) -> None:
+    problem = make_problem(layer, sparsity, "magnitude")
+    exact, bounds = output_bounds(problem)
+    for levels, is_right in ((127, True), (7, False)):
+        found = exact_output(rounded(problem, levels))[0].float().numpy()
+        assert check_output(found, exact, bounds["int8"])[1] == is_right
+        assert not check_output(found, exact, bounds["float32"])[1]
+
+
+@pytest.mark.parametrize("layer", INT8_LAYERS, ids=str)
+def test_wrong_int8_results_are_wrong(layer: Layer) -> None:
+    problem = make_problem(layer, 0.9, "magnitude")
+    exact, bounds = output_bounds(problem)
+    y = exact_output(rounded(problem, 127))[0]
+    last_missing = y.clone()
+    last_missing[:, -1] = 0
+    for found in (0 * y, y / 2, 1.2 * y, -y, y.flip(1), last_missing, y + exact.abs().max() / 4):
+        assert not check_output(found.float().numpy(), exact, bounds["int8"])[1]
 
 
 def test_nan_and_other_shapes_are_wrong() -> None:

@@ -25,7 +25,7 @@ def test_activations(values: list[float]) -> None:
 @pytest.mark.parametrize(("vnni", "largest"), [(True, 127), (False, 63)])
 @pytest.mark.parametrize("layer", [Layer("", 8, 64, 1), Layer("", 8, 4, 5, 3)])
 def test_weights(layer: Layer, vnni: bool, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "is_exact_at_8_bits", lambda: vnni)
+    monkeypatch.setattr(quantized, "weight_levels", lambda: 127 if vnni else 63)
     problem = make_problem(layer, 0.5, "random")
     problem.weight[3] = 0
     q, scales = quantize_weight(problem)

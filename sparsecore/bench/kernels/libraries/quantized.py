@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecore.bench.kernels.problem import Floats, Problem
-from sparsecore.bench.peers.vnni import is_exact_at_8_bits
+from sparsecore.bench.peers.vnni import weight_levels
 
 LEVELS = 255  # of uint8 activations
 
@@ -43,13 +43,10 @@ class UInt8Scale:
 def quantize_weight(problem: Problem) -> tuple[NDArray[np.int8], Floats]:
     """Quantize the weight with one scale per output.
 
-    Without VNNI, x86 libraries add two int8 products in a saturating 16 bits; 7-bit weights keep them exact.
-
     Returns:
         int8 of the weight's shape, and scales ``[N]``.
     """
-    largest = 127 if is_exact_at_8_bits() else 63
-    scale = np.abs(problem.matrix).max(axis=1) / largest
+    scale = np.abs(problem.matrix).max(axis=1) / weight_levels()
     scale[scale == 0] = 1.0
     q = np.rint(problem.matrix / scale[:, None]).astype(np.int8)
     return q.reshape(problem.weight.shape), scale.astype(np.float32)

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from bits import assert_same_on_any_number_of_threads
+from float_products import DTYPES, kernel_names
 from oracle import ACTIVATIONS, UNIT, assert_within, gamma
 from torch import Tensor
 from torch.library import opcheck
 
-from sparsecore import _C, ops
+from sparsecore import ops
 
 raw = torch.ops.sparsecore
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def kernel_names(operation: str) -> list[str]:
-    return [k["name"] for k in _C.kernels() if k["op"] == operation and k["available"]]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 WINDOWS: list[dict[str, Any]] = [
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": 2},
@@ -138,22 +121,19 @@ def test_no_images() -> None:
     assert ops.scale_shift(torch.empty(2, 3, 0), torch.ones(2, 3)).shape == (2, 3, 0)
 
 
-def test_same_bits_for_any_number_of_threads(threads: None) -> None:
+def test_same_bits_for_any_number_of_threads() -> None:
     for shape in ((3, 17, 63, 65), (1, 1, 500, 600)):
         x, scale = torch.randn(shape), torch.randn(shape[:2])
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(
-                [
-                    ops.max_pool2d(x, 3, 2, 1),
-                    ops.avg_pool2d(x, 3, 1, 1),
-                    ops.global_avg_pool2d(x),
-                    ops.scale_shift(x, scale, activation="silu"),
-                ]
-            )
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+        def run(x: Tensor = x, scale: Tensor = scale) -> list[Tensor]:
+            return [
+                ops.max_pool2d(x, 3, 2, 1),
+                ops.avg_pool2d(x, 3, 1, 1),
+                ops.global_avg_pool2d(x),
+                ops.scale_shift(x, scale, activation="silu"),
+            ]
+
+        assert_same_on_any_number_of_threads(run)
 
 
 # --- tracing and gradients ---

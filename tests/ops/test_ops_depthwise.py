@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from float_products import DTYPES, kernel_names
 from oracle import ACTIVATIONS, assert_within, dense_reference
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from sparsecore import _C, ops
+from sparsecore import ops
 
 raw = torch.ops.sparsecore
-KERNELS = [k["name"] for k in _C.kernels() if k["op"] == "depthwise" and k["available"]]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNELS = kernel_names("depthwise")
 SETTINGS: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": 3, "padding": 1, "stride": 2},
@@ -27,11 +27,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"kernel_size": 2, "padding": 4},
 ]
 each_settings = pytest.mark.parametrize("settings", SETTINGS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
 
 
 def conv(channels: int, multiplier: int = 1, **settings: Any) -> nn.Conv2d:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from float_products import DTYPES
 from int8_oracle import OPERATIONS, arguments, check_exact, conv_sums, linear_sums, random_weight, variants
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,16 +20,7 @@ from sparsecore.ops.shared import pair
 
 raw = torch.ops.sparsecore
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 each_format = pytest.mark.parametrize("format", OPERATIONS)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # --- linear ---
@@ -286,7 +278,7 @@ def test_int8_between_layers_equals_the_float_route(format: str) -> None:
 # --- threads, tracing, gradients ---
 
 
-def test_same_bits_for_any_number_of_threads(threads: None) -> None:
+def test_same_bits_for_any_number_of_threads() -> None:
     weight, filters = random_weight(300, 257), random_weight(64, 144)
     x, images = torch.randn(130, 257), torch.randn(3, 16, 33, 31)
     packed = [PackedInt8Weight.pack(weight, format) for format in OPERATIONS]
@@ -297,11 +289,7 @@ def test_same_bits_for_any_number_of_threads(threads: None) -> None:
         narrow = [ops.linear_int8(x.half(), w, y_scale=0.5) for w in packed]
         return linear + narrow + [ops.conv2d_int8(images, w, kernel_size=3, padding=1) for w in conv]
 
-    torch.set_num_threads(1)
-    expected = run()
-    for count in (2, 3, 7):
-        torch.set_num_threads(count)
-        assert all(map(torch.equal, run(), expected)), f"{count} threads"
+    assert_same_on_any_number_of_threads(run)
 
 
 @each_format

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from float_products import DTYPES, kernel_names
 from oracle import assert_within, dense_reference
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from sparsecore._native import _C, raw
+from sparsecore._native import raw
 from sparsecore.formats import CodebookWeight, PackedCodebookWeight
 from sparsecore.nn import CodebookLinear, SparseLinear
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-KERNELS = [row["name"] for row in _C.kernels() if row["op"] == "spmm_codebook" and row["available"]]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+KERNELS = kernel_names("spmm_codebook")
 
 
 def shared_linear(K: int, N: int, density: float = 0.2) -> nn.Linear:
@@ -74,7 +65,7 @@ def test_multiplies_are_the_non_zeros_of_columns_that_are_not_zero() -> None:
     assert layer.count_multiplies(x.view(2, 2, 50)).shape == (2, 2)
 
 
-def test_the_same_on_any_number_of_threads_and_blocks(threads: None) -> None:
+def test_the_same_on_any_number_of_threads_and_blocks() -> None:
     weight = CodebookWeight.from_dense(shared_linear(400, 5000).weight)
     for M in (1, 11):
         x, results = torch.randn(M, 400), []

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from bits import assert_same_on_any_number_of_threads
+from float_products import DTYPES, kernel_names
 from networks import with_signs_
 from oracle import assert_within, dense_reference
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from sparsecore import _C, ops
+from sparsecore import ops
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats import BinaryWeight, PlanesWeight, TernaryWeight
 
-KERNELS = [k["name"] for k in _C.kernels() if k["op"] == "spmm_planes" and k["available"]]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNELS = kernel_names("spmm_planes")
 each_format = pytest.mark.parametrize("zeros", [False, True], ids=["binary", "ternary"])
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def problem(N: int, K: int, zeros: bool) -> tuple[nn.Linear, PlanesWeight]:
@@ -84,14 +76,11 @@ def test_special_numbers(kernel: str, M: int, zeros: bool) -> None:
 
 
 @each_format
-def test_the_same_bits_on_any_number_of_threads(threads: None, zeros: bool) -> None:
+def test_the_same_bits_on_any_number_of_threads(zeros: bool) -> None:
     linear, weight = problem(1100, 300, zeros)
     for M in (1, 50):
-        x, results = torch.randn(M, 300), []
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            results.append(ops.spmm_planes(x, weight, linear.bias))
-        assert all(torch.equal(result, results[0]) for result in results)
+        x = torch.randn(M, 300)
+        assert_same_on_any_number_of_threads(lambda x=x: [ops.spmm_planes(x, weight, linear.bias)])
 
 
 @each_format

@@ -1,0 +1,41 @@
+"""Dense layers with an activation: their results, and the torch.nn layers they share parameters with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import ACTIVATIONS, assert_within, dense_reference
+from torch import nn
+
+from sparsecore.nn.dense import ChannelsLastConv2d, dense_layer, plain_layer
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_equals_the_dense_layer(activation: str) -> None:
+    for dense, x in ((nn.Linear(6, 5), torch.randn(3, 6)), (nn.Conv2d(2, 5, 3), torch.randn(2, 2, 7, 6))):
+        layer = dense_layer(dense, activation)
+        residual = torch.randn_like(dense(x))
+        exact = dense_reference(dense, x, activation, residual)
+        assert_within(layer(x, residual), *exact)
+        with torch.no_grad():  # in place
+            assert_within(layer(x, residual), *exact)
+
+
+def test_shares_parameters_and_nothing_else() -> None:
+    dense = nn.Conv2d(2, 5, 3).eval()
+    layer = ChannelsLastConv2d.from_dense(dense, "relu")
+    with torch.no_grad():
+        layer(torch.randn(1, 2, 6, 6))
+    assert "_packed" in vars(layer)
+    plain = plain_layer(layer)
+    assert type(plain) is nn.Conv2d
+    assert vars(plain).keys() == vars(dense).keys(), "neither an activation nor a packed weight"
+    assert plain.weight is dense.weight
+    assert not plain.training
+    plain.weight = nn.Parameter(torch.zeros(5, 2, 3, 3))
+    assert layer.weight is dense.weight
+
+
+def test_unknown_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected an activation of none, relu, relu6"):
+        dense_layer(nn.Linear(2, 2), "tanh")
