@@ -19,11 +19,7 @@ from sparsecore.nn.linear import (
     CodebookLinear,
     DeltaLinear,
     FragmentLinear,
-<<<<<<< HEAD
-    Int8Linear,
     JitLinear,
-=======
->>>>>>> gM
     PanelLinear,
     SparseLinear,
 )

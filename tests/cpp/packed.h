@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <ostream>
+#include <stdexcept>
 #include <variant>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "harness.h"
 #include "numbers.h"
 #include "sparsecore/codebook.h"
+#include "sparsecore/jit.h"
 #include "sparsecore/pack.h"
 #include "sparsecore/views.h"
 
@@ -173,6 +176,20 @@ inline Csr<uint16_t> encoded(const Csr<float>& csr, Dtype dtype) {
   for (const float value : csr.values) result.values.push_back(encode(dtype, double(value)));
   return result;
 }
+
+template <>
+class PackedWeight<JitView> {
+ public:
+  PackedWeight(const Csr<float>& csr, Packing, Guard guard)
+      : program_(JitProgram::generate(GuardedCsr<float>(csr, guard).view())) {
+    if (program_ == nullptr) throw std::runtime_error("expected a program");
+  }
+  JitView view() const { return program_->view(); }
+  int64_t num_rows() const { return view().num_blocks(); }
+
+ private:
+  std::shared_ptr<const JitProgram> program_;
+};
 
 template <>
 class PackedWeight<BitmapView> {

@@ -16,7 +16,7 @@
 namespace sparsecore::test {
 namespace {
 
-using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs>;
+using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs, Conv2dJitArgs>;
 
 struct Pair {
   int64_t h = 1, w = 1;
@@ -161,7 +161,7 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs> {
+class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs, Conv2dJitArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -172,9 +172,12 @@ class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArg
     ++num_checked_;
   }
 
-  // The panel format has no groups; block CSR has whole blocks of rows in each of them.
+  // Panels and generated code have no groups; block CSR has whole blocks of rows in each of them.
   Shape fitted(Shape shape) const {
-    if (std::holds_alternative<Kernel<Conv2dPanelArgs>>(any_kernel().row)) shape.groups = 1;
+    const auto& row = any_kernel().row;
+    if (std::holds_alternative<Kernel<Conv2dPanelArgs>>(row) || std::holds_alternative<Kernel<Conv2dJitArgs>>(row)) {
+      shape.groups = 1;
+    }
     Random random(shape.seed);
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
@@ -194,7 +197,8 @@ class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArg
 
   int64_t num_checked_ = 0;
 };
-SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels(), conv2d_block_kernels(), conv2d_panel_kernels());
+SPARSECORE_TEST_EACH_KERNEL(Conv2dTest, conv2d_kernels(), conv2d_block_kernels(), conv2d_panel_kernels(),
+                            conv2d_jit_kernels());
 
 // Every square filter, stride, dilation and padding up to one more than the filter, over images from one pixel to
 // wider than a vector.

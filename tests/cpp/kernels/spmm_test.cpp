@@ -17,7 +17,8 @@
 namespace sparsecore::test {
 namespace {
 
-using AnySpmm = AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs>;
+using AnySpmm =
+    AnyKernel<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmJitArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs>;
 
 struct Shape {
   int64_t N = 1, K = 1;
@@ -170,8 +171,8 @@ class Problem {
   Buffer<float> bias_;
 };
 
-class SpmmTest
-    : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmBitmapArgs, SpmmPlanesArgs, SpmmCodebookArgs> {
+class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmJitArgs, SpmmBitmapArgs, SpmmPlanesArgs,
+                                   SpmmCodebookArgs> {
  protected:
   void check(const Shape& wanted) {
     const Shape shape = fitted(wanted);
@@ -211,8 +212,8 @@ class SpmmTest
             .panel_cols = random.pick<int64_t>({1, 5, 16, 64, 255})};
   }
 };
-SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(), spmm_bitmap_kernels(),
-                            spmm_planes_kernels(), spmm_codebook_kernels());
+SPARSECORE_TEST_EACH_KERNEL(SpmmTest, spmm_kernels(), spmm_block_kernels(), spmm_panel_kernels(), spmm_jit_kernels(),
+                            spmm_bitmap_kernels(), spmm_planes_kernels(), spmm_codebook_kernels());
 
 // Around vectors of 1, 4, 8 and 16 lanes, around tiles of 12 vectors of them, and past two such tiles.
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,  7,  8,  9,   11,  12,  13,  15,  16,  17,
@@ -280,6 +281,25 @@ TEST_P(SpmmTest, ManyRows) {
         shape.packing = {.block_rows = block_rows, .panel_cols = 10};
         shape.seed = ++seed;
         shape.has_residual = seed % 2 == 0;
+        check(shape);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+// Panels, blocks and groups of them in generated code, and offsets of values and activations of more than a byte.
+TEST_P(SpmmTest, ManyColumnsOfTheWeight) {
+  uint64_t seed = 27000;
+  for (const int64_t N : {27, 28, 29, 57, 260}) {
+    for (const int64_t K : {127, 128, 129, 255, 256, 257, 513, 1030}) {
+      for (const Fill fill : kAllFills) {
+        Random random(++seed);
+        Shape shape{.N = N, .K = K, .layout = random.pick({Layout::kRows, Layout::kColumns}), .fill = fill};
+        shape.columns = random.integer(1, 40);
+        randomize_options(shape, random);
+        shape.packing = random_packing(random);
+        shape.seed = seed;
         check(shape);
         if (HasFailure()) return;
       }
