@@ -20,6 +20,8 @@ from sparsecore.io_compiled import WRONG_MODEL, describe, rebuild
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.nn.conv import resolve_padding
 from sparsecore.prune.structured.edits import Edits
+from sparsecore.prune.structured.resrep import Compactor
+from sparsecore.quantize.simulated import SIMULATED
 
 #: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
@@ -51,6 +53,12 @@ _STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
     compressed.FragmentLinear: compressed.SparseLinear,
 }
 
+# Layers that are there while a model trains, and how the model becomes one that can be saved.
+_IN_TRAINING: dict[type[nn.Module], str] = {
+    **dict.fromkeys(SIMULATED.values(), "convert_qat() makes its layers int8, fold_qat() plain"),
+    Compactor: "ResRep.merge() ends it",
+}
+
 # What such a layer has in common with the dense one in its place.
 _LINEAR_SHAPE = ("in_features", "out_features")
 _CONV2D_SHAPE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
@@ -66,8 +74,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
             ``prune_channels()`` returned it; of several cuts ``first.then(second)``.
 
     Raises:
-        UnsupportedError: the state is not all dense tensors; a compiled model is a part of another one, or has
-            arguments that are neither tensors nor constants.
+        UnsupportedError: layers of the model are in training, from ``prepare_qat()`` and the like; the state is not
+            all dense tensors; a compiled model is a part of another one, or has arguments that are neither tensors nor
+            constants.
 
     Example:
         >>> import tempfile
@@ -84,6 +93,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
     for name, module in modules.items():
         if name and isinstance(module, CompiledModule):
             raise UnsupportedError(f"expected a compiled model that is saved alone, got one inside another, {name}")
+        if way_out := _IN_TRAINING.get(type(module)):
+            raise UnsupportedError(
+                f"expected a model whose training is over, got {type(module).__name__} {name}: {way_out}; to go on "
+                "training later save model.state_dict() by torch.save()"
+            )
     layers = {name: module for name, module in modules.items() if isinstance(module, StoredLayer)}
     tensors = _outside(layers, model.state_dict())
     for name, tensor in tensors.items():
