@@ -89,15 +89,21 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
         )
     """
     require_module(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        if name and isinstance(module, CompiledModule):
-            raise UnsupportedError(f"expected a compiled model that is saved alone, got one inside another, {name}")
+    for name, module in model.named_modules():
         if way_out := _IN_TRAINING.get(type(module)):
             raise UnsupportedError(
                 f"expected a model whose training is over, got {type(module).__name__} {name}: {way_out}; to go on "
                 "training later save model.state_dict() by torch.save()"
             )
+    write_as_it_is(model, path, edits)
+
+
+def write_as_it_is(model: nn.Module, path: str | os.PathLike[str], edits: Edits | None = None) -> None:
+    """Do as ``save()``, also with layers in training, which ``load()`` does not know."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        if name and isinstance(module, CompiledModule):
+            raise UnsupportedError(f"expected a compiled model that is saved alone, got one inside another, {name}")
     layers = {name: module for name, module in modules.items() if isinstance(module, StoredLayer)}
     tensors = _outside(layers, model.state_dict())
     for name, tensor in tensors.items():
