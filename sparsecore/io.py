@@ -245,7 +245,9 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Any], mod
             or layer.bias is not None
             or found[name].shape != layer.weight.shape[:1]
         ):
-            raise BundleError(f"the model has no tensor {name!r}; {WRONG_MODEL}")
+            pruned = "Masks.from_model(model) makes pruning by torch.nn.utils plain before saving; "
+            hint = pruned if leaf.endswith(("_orig", "_mask")) else ""
+            raise BundleError(f"the model has no tensor {name!r}; {hint}{WRONG_MODEL}")
     for name, tensor in expected.items():
         if name not in found:
             raise BundleError(f"the file has no tensor {name!r}; {WRONG_MODEL}")

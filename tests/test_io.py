@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import fit_
@@ -26,6 +27,7 @@ from sparsecore.nn import (
     SparseInt8Linear,
     SparseLinear,
 )
+from sparsecore.prune import Masks
 from sparsecore.prune.structured.resrep import Compactor
 from sparsecore.quantize import convert_qat, fold_qat, prepare_binary, prepare_qat, prepare_ternary, quantize
 
@@ -366,6 +368,18 @@ def test_layers_in_training_are_not_saved(prepare: Callable[[nn.Module], nn.Modu
     save(ready.eval(), path)
     x = torch.rand(3, 8)
     assert torch.equal(load(path, lambda: nn.Sequential(nn.Linear(8, 4)))(x), ready(x))
+
+
+def test_pruning_by_torch_that_is_not_plain_is_named_when_loading(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    save(model, tmp_path / "m.safetensors")
+    with pytest.raises(BundleError, match=r"no tensor '0.weight_(orig|mask)'; Masks.from_model\(model\) makes"):
+        load(tmp_path / "m.safetensors", lambda: nn.Sequential(nn.Linear(8, 8)))
+    Masks.from_model(model)
+    save(model, tmp_path / "m.safetensors")
+    x = torch.randn(2, 8)
+    assert torch.equal(load(tmp_path / "m.safetensors", lambda: nn.Sequential(nn.Linear(8, 8)))(x), model(x))
 
 
 def test_compactors_are_not_saved(tmp_path: Path) -> None:

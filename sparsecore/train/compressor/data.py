@@ -99,9 +99,10 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         *inputs, labels = batch
         return inputs[0] if len(inputs) == 1 else tuple(inputs), labels
+    came = f"a dict with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(
-        "expected samples with inputs and a label, (x, label) or a dict with labels, got "
-        f"{type(batch).__name__}; a training_step of your own takes any but these, and data that it can split"
+        'expected samples with inputs and a label, (x, label) or a dict with "labels" among its keys, got '
+        f"{came}; a training_step of your own can take others"
     )
 
 
@@ -129,8 +130,10 @@ def _as_dataset(source: Any) -> Any:
     elif isinstance(source, list) and source and all(isinstance(part, tuple | list | Mapping) for part in source):
         source = _Samples(source)
     if not isinstance(source, Dataset) or not hasattr(source, "__len__"):
-        way_out = "; give its dataset, batch: N makes the batches" if isinstance(source, DataLoader) else ""
         inside = f" of {type(parts[0]).__name__}" if isinstance(parts, tuple | list) and parts else ""
+        way_out = "; give its dataset, batch: N makes the batches" if isinstance(source, DataLoader) else ""
+        if "ndarray" in inside:
+            way_out = "; torch.as_tensor() makes tensors of arrays"
         raise ValueError(
             "expected a torch.utils.data.Dataset with a length, a tuple or dict of tensors, or a list of samples "
             f"such as (x, label), got {type(source).__name__}{inside}{way_out}"

@@ -285,6 +285,11 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     [
         (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tiny.images())), "DataLoader; give its dataset"),
         (tuple(zip(*tiny.images(), strict=True)), "a list of samples such as .*, got tuple of tuple"),
+        (tuple(part.numpy() for part in tiny.images()), "got tuple of ndarray; torch.as_tensor"),
+        (
+            [{"x": image, "label": 1} for image in tiny.images()[0]],
+            '"labels" among its keys, got a dict with x, label;',
+        ),
         ([1, 2], "a list of samples such as .*, got list of int"),
         ([], "expected a torch.utils.data.Dataset"),
         ({"x": tiny.images()[0], "labels": tiny.images()[1][:5]}, r"tensors of one length, got \[96, 5\]"),
@@ -292,7 +297,8 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
 )
 def test_what_is_no_data(data: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
-        sc.Compressor(tiny.net(), tiny.recipe([]), train_data=data, metric=tiny.accuracy, output=tmp_path / "run")
+        tiny.compressor(tiny.recipe([]), tmp_path / "run", train_data=data).run()
+    assert not (tmp_path / "run").exists()
 
 
 class TwoInputs(nn.Module):
