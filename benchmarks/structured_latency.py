@@ -176,6 +176,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"`benchmarks/structured_latency.py` on {found['cpu']}, torch {found['torch']}, sparsecore "
         f"{report['sparsecore']}; float32, one input. What was run is in the script's first lines.",
     ]
+    if len({row["commit"] for row in report["rows"]}) > 1:
+        parts.append("Measured in parts; the JSON file has date and commit of each row. Ratios are within a part.")
     for threads in dict.fromkeys(row["threads"] for row in report["rows"]):
         parts += [
             f"## {count_threads(threads).capitalize()}",
@@ -219,8 +221,8 @@ def kept_rows(file: Path | None) -> list[dict[str, Any]]:
     for key in ("cpu", "isa", "torch"):
         if report["machine"][key] != here[key]:
             sys.exit(f"error: {file} is of {key} {report['machine'][key]}, not {here[key]}; measure all anew")
-    rows: list[dict[str, Any]] = report["rows"]
-    return rows
+    known = {key: report["machine"][key] for key in ("date", "commit")}
+    return [known | row for row in report["rows"]]
 
 
 if __name__ == "__main__":
