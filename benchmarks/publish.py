@@ -18,6 +18,11 @@ def add_file_options(parser: ArgumentParser) -> None:
 def publish(report: Mapping[str, Any], text: str, arguments: Namespace) -> None:
     """Print the text; write the report and the text to the files that were asked for."""
     print(text)
+    write_files(report, text, arguments)
+
+
+def write_files(report: Mapping[str, Any], text: str, arguments: Namespace) -> None:
+    """Write the report and the text to the files that were asked for."""
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     if arguments.markdown:

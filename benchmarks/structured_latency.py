@@ -11,20 +11,26 @@ the L1 norm of random numbers and the first heads go: this tells speed, not accu
 Every model runs as it is and cut, by PyTorch eager and by ``sparsecore.compile``, all in one interleaved run on one
 input; times are medians. A speed-up is the median over the rounds of the ratio to the whole model in the same form, and
 its quartiles. Parameters and multiply-adds are counted. ``--quick`` runs the smallest model shortly.
+
+Files are written after every model. With ``--add`` they keep what they hold of other models and threads, so that the
+whole can be measured in parts: ``--models vgg16 --threads 2 --add``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from publish import add_file_options, publish
+from publish import add_file_options, write_files
 from torch import nn
 
 import sparsecore as sc
@@ -126,12 +132,14 @@ def measure(name: str, threads: int, seconds: float) -> list[dict[str, Any]]:
     names = {" ".join(key): key for key in calls}
     with torch.no_grad():
         timed = interleave({text: calls[key] for text, key in names.items()}, min_time_s=seconds, min_rounds=15)
+    found = machine()
     timings = {names[text]: timing for text, timing in timed.items()}
     return [
         {
             "model": name,
             "version": version,
             "threads": threads,
+            **{key: found[key] for key in ("date", "commit")},
             "parameters": sum(parameter.numel() for parameter in net.parameters()),
             "multiply_adds": count_multiply_adds(net, x),
             **{
@@ -168,6 +176,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"`benchmarks/structured_latency.py` on {found['cpu']}, torch {found['torch']}, sparsecore "
         f"{report['sparsecore']}; float32, one input. What was run is in the script's first lines.",
     ]
+    if len({row["commit"] for row in report["rows"]}) > 1:
+        parts.append("Measured in parts; the JSON file has date and commit of each row. Ratios are within a part.")
     for threads in dict.fromkeys(row["threads"] for row in report["rows"]):
         parts += [
             f"## {count_threads(threads).capitalize()}",
@@ -181,18 +191,38 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CUTS, default=list(CUTS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20.0, help="for each model and number of threads")
+    parser.add_argument("--add", action="store_true", help="keep the rows that the file of --json holds")
     parser.add_argument("--quick", action="store_true", help="the smallest model, 2 seconds, one thread")
     add_file_options(parser)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.threads, arguments.seconds = [next(iter(CUTS))], [1], 2.0
-    rows = []
-    for threads in arguments.threads:
-        for name in arguments.models:
+    rows = kept_rows(arguments.json) if arguments.add else []
+    order = list(CUTS)
+    for threads in sorted(arguments.threads):
+        for name in sorted(arguments.models, key=order.index):
+            start = time.perf_counter()
             print(f"{name}, {count_threads(threads)}", file=sys.stderr, flush=True)
+            rows = [row for row in rows if (row["model"], row["threads"]) != (name, threads)]
             rows += measure(name, threads, arguments.seconds)
-    report = {"machine": machine(), "sparsecore": sc.__version__, "rows": rows}
-    publish(report, markdown(report), arguments)
+            rows.sort(key=lambda row: (row["threads"], order.index(row["model"])))
+            report = {"machine": machine(), "sparsecore": sc.__version__, "rows": rows}
+            write_files(report, markdown(report), arguments)
+            print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    print(markdown(report))
+
+
+def kept_rows(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier run on this processor and with this torch; they stand in one table."""
+    if file is None or not file.exists():
+        sys.exit("error: expected --json FILE to add to")
+    report = json.loads(file.read_text())
+    here = machine()
+    for key in ("cpu", "isa", "torch"):
+        if report["machine"][key] != here[key]:
+            sys.exit(f"error: {file} is of {key} {report['machine'][key]}, not {here[key]}; measure all anew")
+    known = {key: report["machine"][key] for key in ("date", "commit")}
+    return [known | row for row in report["rows"]]
 
 
 if __name__ == "__main__":

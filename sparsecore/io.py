@@ -20,6 +20,8 @@ from sparsecore.io_compiled import WRONG_MODEL, describe, rebuild
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.nn.conv import resolve_padding
 from sparsecore.prune.structured.edits import Edits
+from sparsecore.prune.structured.resrep import Compactor
+from sparsecore.quantize.simulated import SIMULATED
 
 #: The layers on compressed weights, by the names that a file has for them.
 CLASSES: dict[str, type[CompressedModule]] = {
@@ -57,6 +59,12 @@ _STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
     compressed.DeltaWeightOnlyLinear: compressed.SparseInt8Linear,
 }
 
+# Layers that are there while a model trains, and how the model becomes one that can be saved.
+_IN_TRAINING: dict[type[nn.Module], str] = {
+    **dict.fromkeys(SIMULATED.values(), "convert_qat() makes its layers int8, fold_qat() plain"),
+    Compactor: "ResRep.merge() ends it",
+}
+
 # What such a layer has in common with the dense one in its place.
 _LINEAR_SHAPE = ("in_features", "out_features")
 _CONV2D_SHAPE = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
@@ -72,8 +80,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
             ``prune_channels()`` returned it; of several cuts ``first.then(second)``.
 
     Raises:
-        UnsupportedError: the state is not all dense tensors; a compiled model is a part of another one, or has
-            arguments that are neither tensors nor constants.
+        UnsupportedError: layers of the model are in training, from ``prepare_qat()`` and the like; the state is not
+            all dense tensors; a compiled model is a part of another one, or has arguments that are neither tensors nor
+            constants.
 
     Example:
         >>> import tempfile
@@ -86,6 +95,17 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, edits: Edits | None 
         )
     """
     require_module(model)
+    for name, module in model.named_modules():
+        if way_out := _IN_TRAINING.get(type(module)):
+            raise UnsupportedError(
+                f"expected a model whose training is over, got {type(module).__name__} {name}: {way_out}; to go on "
+                "training later save model.state_dict() by torch.save()"
+            )
+    write_as_it_is(model, path, edits)
+
+
+def write_as_it_is(model: nn.Module, path: str | os.PathLike[str], edits: Edits | None = None) -> None:
+    """Do as ``save()``, also with layers in training, which ``load()`` does not know."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if name and isinstance(module, CompiledModule):
@@ -231,7 +251,9 @@ def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Any], mod
             or layer.bias is not None
             or found[name].shape != layer.weight.shape[:1]
         ):
-            raise BundleError(f"the model has no tensor {name!r}; {WRONG_MODEL}")
+            pruned = "Masks.from_model(model) makes pruning by torch.nn.utils plain before saving; "
+            hint = pruned if leaf.endswith(("_orig", "_mask")) else ""
+            raise BundleError(f"the model has no tensor {name!r}; {hint}{WRONG_MODEL}")
     for name, tensor in expected.items():
         if name not in found:
             raise BundleError(f"the file has no tensor {name!r}; {WRONG_MODEL}")

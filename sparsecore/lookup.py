@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+from sparsecore.user_code import described
+
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 
@@ -32,7 +34,7 @@ def import_by_name(name: str) -> Any:
         The object. Importing runs the module's code: take names only from those who may run code.
 
     Raises:
-        ValueError: The name has another form, or there is no such module or attribute.
+        ValueError: The name has another form, there is no such module or attribute, or its code raised.
 
     Example:
         >>> import_by_name("math:sqrt")(9)
@@ -48,6 +50,8 @@ def import_by_name(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cannot import {name}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"cannot import {name}: {described(error)}") from error
     finally:
         sys.path.remove("")
     return found

@@ -66,7 +66,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments: list[str]) -> Non
     assert re.fullmatch(r"error: .+\n", result.stderr)
 
 
-@pytest.mark.parametrize("error", [FormatError("expected int8,\ngot float32"), OSError("disk full"), click.Abort()])
+@pytest.mark.parametrize("error", [FormatError("expected int8,\ngot float32"), OSError("disk full")])
 def test_expected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         raise error
@@ -75,6 +75,16 @@ def test_expected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Ba
     result = run("info")
     assert result.exit_code == 2
     assert re.fullmatch(r"error: .+\n", result.stderr)
+
+
+@pytest.mark.parametrize("error", [click.Abort, KeyboardInterrupt])
+def test_an_interrupted_command_is_one_line(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    def stop() -> None:
+        raise error
+
+    monkeypatch.setattr("sparsecore.bench.probes.installation", stop)
+    result = run("info")
+    assert (result.exit_code, result.stderr.strip()) == (130, "stopped")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

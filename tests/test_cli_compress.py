@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
 pytest.importorskip("torch_pruning")
 
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from sparsecore.cli import cli
 from sparsecore.train.compressor import report, result
@@ -34,8 +37,14 @@ strategies:
   ratio: 0.5
 """
 CODE = """
+import os
+import signal
+
 import torch
 from torch import nn
+
+steps = 0
+stop_at = None
 
 def model():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -53,7 +62,19 @@ def nan(model):
 
 def loss(output, labels):
     return nn.functional.cross_entropy(output, labels)
+
+def stopping_step(model, batch, loss):
+    global steps
+    steps += 1
+    if steps == stop_at:
+        os.kill(os.getpid(), signal.SIGINT)
+    x, y = batch
+    return loss(model(x + 0.1 * torch.randn_like(x)), y, x)
+
+def broken(*arguments):
+    raise KeyError("no such\\nimage")
 """
+STOPPING = RECIPE.replace("loss:", "training_step: own_digits:stopping_step\nloss:")
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +144,55 @@ def test_what_is_wrong_is_one_line_with_its_place(old: str, new: str, message: s
     assert ran.exit_code == 2
     assert ran.stderr.splitlines()[-1].startswith(f"error: recipes/recipe.yaml{message}"), ran.stderr
     assert not list(Path().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("key", ["model", "data", "metric", "loss", "training_step"])
+def test_a_function_that_raises_is_one_line_with_its_place(key: str) -> None:
+    recipe = re.sub(rf"^{key}: .*\n", "", RECIPE, flags=re.MULTILINE) + f"{key}: own_digits:broken\n"
+    ran = run("--output", "new/out", recipe=recipe)
+    assert ran.exit_code == 2, ran.output
+    line = recipe.count("\n")
+    place = rf"{line}:\d+: {key}: KeyError: 'no such.*image' \(own_digits.py:\d+ in broken\)"
+    assert re.fullmatch(rf"error: recipes/recipe.yaml:{place}", ran.stderr.splitlines()[-1]), ran.stderr
+    assert not Path("new").exists()
+
+
+def test_a_module_that_raises_is_one_line_with_its_place() -> None:
+    Path("recipes/own_digits.py").write_text("def metric(model):\n    return 1\n\nx = metrik\n")
+    ran = run()
+    assert ran.exit_code == 2
+    message = "cannot import own_digits:metric: NameError: name 'metrik' is not defined (own_digits.py:4 in <module>)"
+    assert message in ran.stderr.splitlines()[-1]
+
+
+def _stop_at(step: int | None) -> None:
+    """Let the next run be interrupted in a step."""
+    sys.modules.pop("own_digits", None)
+    Path("recipes/own_digits.py").write_text(CODE.replace("stop_at = None", f"stop_at = {step}"))
+
+
+@pytest.mark.parametrize("every", ["", "checkpoint_every: 3\n"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(every: str) -> None:
+    assert run("--output", "whole", recipe=STOPPING + every).exit_code == 0
+    _stop_at(6)
+    ran = run(recipe=STOPPING + every)
+    assert ran.exit_code == 130
+    said = ran.stderr.splitlines()[-1]
+    kept = re.fullmatch(r"stopped: the same command with --resume goes on from (\S+)", said)
+    assert kept, ran.stderr
+    assert kept[1] == str(max(Path("out/checkpoints").iterdir()))
+    _stop_at(None)
+    assert run("--resume", recipe=STOPPING + every).exit_code == 0
+    whole, resumed = (load_file(f"{folder}/model.safetensors") for folder in ("whole", "out"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_run_that_is_interrupted_early_leaves_nothing() -> None:
+    _stop_at(1)
+    ran = run(recipe=STOPPING)
+    assert (ran.exit_code, ran.stderr.splitlines()[-1]) == (130, "stopped: nothing was kept")
+    assert not Path("out").exists()
 
 
 def test_a_checkpoint_of_another_recipe() -> None:

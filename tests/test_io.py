@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import fit_
@@ -26,7 +27,9 @@ from sparsecore.nn import (
     SparseInt8Linear,
     SparseLinear,
 )
-from sparsecore.quantize import quantize
+from sparsecore.prune import Masks
+from sparsecore.prune.structured.resrep import Compactor
+from sparsecore.quantize import convert_qat, fold_qat, prepare_binary, prepare_qat, prepare_ternary, quantize
 
 
 def network() -> nn.Sequential:
@@ -350,6 +353,39 @@ def test_errors_of_model_fn_are_its_own(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError, match="mine"):
         load(saved(tmp_path), fail)
+
+
+@pytest.mark.parametrize("prepare", [prepare_qat, prepare_binary, prepare_ternary])
+def test_layers_in_training_are_not_saved(prepare: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = prepare(nn.Sequential(nn.Linear(8, 4)))
+    message = r"got SimulatedLinear 0: convert_qat\(\) makes its layers int8, fold_qat\(\) plain; to go on training"
+    with pytest.raises(UnsupportedError, match=message):
+        save(model, path)
+    assert not path.exists()
+    model(torch.rand(16, 8)).sum().backward()
+    ready = convert_qat(model) if prepare is prepare_qat else fold_qat(model)
+    save(ready.eval(), path)
+    x = torch.rand(3, 8)
+    assert torch.equal(load(path, lambda: nn.Sequential(nn.Linear(8, 4)))(x), ready(x))
+
+
+def test_pruning_by_torch_that_is_not_plain_is_named_when_loading(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    save(model, tmp_path / "m.safetensors")
+    with pytest.raises(BundleError, match=r"no tensor '0.weight_(orig|mask)'; Masks.from_model\(model\) makes"):
+        load(tmp_path / "m.safetensors", lambda: nn.Sequential(nn.Linear(8, 8)))
+    Masks.from_model(model)
+    save(model, tmp_path / "m.safetensors")
+    x = torch.randn(2, 8)
+    assert torch.equal(load(tmp_path / "m.safetensors", lambda: nn.Sequential(nn.Linear(8, 8)))(x), model(x))
+
+
+def test_compactors_are_not_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), Compactor(nn.BatchNorm2d(4)))
+    with pytest.raises(UnsupportedError, match=r"got Compactor 1: ResRep.merge\(\) ends it"):
+        save(model, tmp_path / "model.safetensors")
 
 
 def test_int8_biases_do_not_train(tmp_path: Path) -> None:

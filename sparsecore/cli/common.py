@@ -32,7 +32,8 @@ class OneLineErrors(click.Group):
         try:
             sys.exit(super().main(arguments, *rest, **options) or 0)
         except click.exceptions.Abort:
-            _fail("stopped")
+            click.echo("stopped", err=True)
+            sys.exit(INTERRUPTED)
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             way_out = f"; see {context.command_path} --help" if context else ""

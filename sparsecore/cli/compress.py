@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -35,6 +36,7 @@ def compress(
     from sparsecore.bench.versions import use_threads
     from sparsecore.train.compressor import Compressor
 
+    compressor: Compressor | None = None
     try:
         with _processes() as is_first, progress_on_stderr() as progress, use_threads(threads):
             compressor = Compressor(None, recipe, output=output, progress=progress if is_first else silent)
@@ -45,10 +47,17 @@ def compress(
                 return
             compressed = compressor.run(resume=resume)
     except KeyboardInterrupt:
-        click.echo("stopped: the same command with --resume goes on from the last checkpoint", err=True)
-        raise SystemExit(INTERRUPTED) from None
+        _stop(compressor.newest_checkpoint() if compressor and not dry_run else None)
     if is_first and write_json(compressed.report.to_dict(), json_file):
         show(compressed.report.table().rich(), *compressed.report.notes(), f"Saved: {compressed.path.resolve()}")
+
+
+def _stop(checkpoint: Path | None) -> NoReturn:
+    """End a run that was interrupted, and say what it left."""
+    if os.environ.get("RANK", "0") == "0":
+        kept = f"the same command with --resume goes on from {checkpoint}" if checkpoint else "nothing was kept"
+        click.echo(f"stopped: {kept}", err=True)
+    raise SystemExit(INTERRUPTED)
 
 
 def _plan(events: list[dict[str, object]]) -> object:

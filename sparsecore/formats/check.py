@@ -71,6 +71,8 @@ def check_scale(scale: object, rows: int) -> Tensor:
 
 def check_finite(weight: Tensor) -> Tensor:
     """Integers cannot hold NaN or infinity."""
+    if weight.is_meta:
+        raise FormatError("the weight has no values yet; initialise the model first")
     if not bool(torch.isfinite(weight).all()):
         raise FormatError("expected a finite weight to quantize, got NaN or infinity; repair the checkpoint")
     return weight

@@ -70,6 +70,7 @@ class Captured:
         in_spec: how ``(args, kwargs)`` are flattened.
         out_spec: how outputs are put together.
         layout: of images between layers: that of our kernels, or the one of PyTorch's dense kernels.
+        parameters: names of the parameters of forward() that take positional arguments, in order.
     """
 
     module: fx.GraphModule
@@ -77,6 +78,7 @@ class Captured:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     layout: Layout = "own"
+    parameters: tuple[str, ...] = ()
 
 
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
@@ -109,7 +111,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     assert in_spec is not None
     assert out_spec is not None
     inputs = tuple(_inputs(program))
-    return Captured(_plain_graph(program), inputs, in_spec, out_spec)
+    return Captured(_plain_graph(program), inputs, in_spec, out_spec, parameters=_positional_parameters(model))
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Any:
@@ -122,6 +124,11 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bat
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         return program.run_decompositions(decomp_table={})
+
+
+def _positional_parameters(model: nn.Module) -> tuple[str, ...]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class CompiledModule(nn.Module):
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
         self._layout = captured.layout
+        self._arrangement = _Arrangement(captured)
         self._programs: OrderedDict[Any, Program | SlicedProgram] = OrderedDict()
         self._has_independent_samples: bool | None = None  # not tried yet
 
@@ -70,7 +71,9 @@ class CompiledModule(nn.Module):
 
     def captured(self) -> Captured:
         """The graph with its layers, and how to call it."""
-        return Captured(self.graph_module, self._inputs, self._in_spec, self._out_spec, self._layout)
+        return Captured(
+            self.graph_module, self._inputs, self._in_spec, self._out_spec, self._layout, self._arrangement.parameters
+        )
 
     def layers_of_nodes(self) -> dict[str, str]:
         """Name of each node that calls a layer, to the layer's name."""
@@ -107,26 +110,11 @@ class CompiledModule(nn.Module):
 
     def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The arguments in the order of the graph, checked."""
-        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or len(self._inputs) != 1:
-            leaves = self._flatten(args, kwargs)
-        else:
-            leaves = list(args)
+        leaves = self._arrangement.flatten(args, kwargs)
         sizes: dict[str, int] = {}
         for given, expected in zip(leaves, self._inputs, strict=True):
             _check_input(given, expected, sizes)
         return [given for given, expected in zip(leaves, self._inputs, strict=True) if expected.dtype is not None]
-
-    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        if kwargs:  # their order is a part of the specification
-            names = self._in_spec.unflatten(self._inputs)[1]
-            kwargs = {name: kwargs[name] for name in names if name in kwargs} | kwargs
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        if spec != self._in_spec:
-            raise TypeError(
-                f"expected the arguments that the model was compiled with ({_describe(self._in_spec)}), "
-                f"got {_describe(spec)}; compile it again with an example of these"
-            )
-        return leaves
 
     def forget_programs(self) -> None:
         """Drop recorded programs, for after layers were changed; loading and moving weights does it."""
@@ -158,6 +146,53 @@ class CompiledModule(nn.Module):
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
         return twin
+
+
+class _Arrangement:
+    """How the arguments of a call become the graph's inputs.
+
+    Attributes:
+        parameters: see Captured.
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        self.parameters = captured.parameters
+        self._spec = captured.in_spec
+        positional, named = _children(captured.in_spec)
+        self._num_positional = positional.num_children
+        self._names: tuple[str, ...] = tuple(named.context or ())
+        # One argument is one input: going through a tree takes longer than to run a small model.
+        self._is_flat = (
+            captured.in_spec.num_nodes == 3 + self._num_positional + len(self._names) == 3 + len(captured.inputs)
+        )
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """The graph's inputs. Arguments come by position or by name, as the model's own forward() takes them.
+
+        Raises:
+            TypeError: they are not those that the model was compiled with.
+        """
+        if kwargs or len(args) != self._num_positional:
+            args, kwargs = self._as_captured(args, kwargs)
+        if self._is_flat and len(args) == self._num_positional and tuple(kwargs) == self._names:
+            return [*args, *kwargs.values()]
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._spec:
+            raise TypeError(
+                f"expected the arguments that the model was compiled with ({_describe(self._spec)}), "
+                f"got {_describe(spec)}; compile it again with an example of these"
+            )
+        return leaves
+
+    def _as_captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they came at capture, by position or by name and in order; others as they are."""
+        positions = self.parameters[: self._num_positional]
+        given = dict(zip(self.parameters, args, strict=False))
+        is_once = len(args) <= len(self.parameters) and not given.keys() & kwargs.keys()
+        given |= kwargs
+        if is_once and len(positions) == self._num_positional and given.keys() == {*positions, *self._names}:
+            return tuple(given[name] for name in positions), {name: given[name] for name in self._names}
+        return args, {name: kwargs[name] for name in self._names if name in kwargs} | kwargs
 
 
 def _can_record(tensors: Sequence[Tensor]) -> bool:
@@ -199,7 +234,11 @@ def _bounds_text(free: Dimension) -> str:
     return f"{free.size} free from {free.least} " + ("on" if free.most == MAX_SIZE else f"to {free.most}")
 
 
+def _children(spec: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    return spec.children() if hasattr(spec, "children") else spec.children_specs
+
+
 def _describe(spec: pytree.TreeSpec) -> str:
-    args, kwargs = spec.children() if hasattr(spec, "children") else spec.children_specs
+    args, kwargs = _children(spec)
     names = list(kwargs.context) if kwargs.context else []
     return f"{args.num_children} positional" + (f" and {', '.join(names)}" if names else "")

@@ -51,7 +51,12 @@ def find_layers(
     if "" in layers:
         raise UnsupportedError(f"a single {kind} cannot be replaced in place; use nn.Sequential()")
     if not layers:
-        raise UnsupportedError(f"nothing to quantize or replace in {kind}: no Linear or Conv2d is left")
+        others = (
+            name for name, module in modules.items() if isinstance(module, tuple(kinds)) and not is_excluded(name)
+        )
+        other = next(others, None)
+        why = f"; {other} is a {type(modules[other]).__name__}, a class of its own" if other else ""
+        raise UnsupportedError(f"nothing to quantize or replace in {kind}: no Linear or Conv2d is left{why}")
     return layers
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from sparsecore._native import has_cuda_kernels
 from sparsecore.bench import probes
 from sparsecore.calls import ExampleInputs
-from sparsecore.errors import SparsecoreError, require_module
+from sparsecore.errors import SparsecoreError, UnsupportedError, require_module
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
 from sparsecore.nn import CompressedModule, put_layer
@@ -86,8 +86,12 @@ def check_settings(
     Raises:
         TypeError: the model is not a module.
         ValueError: see convert().
+        UnsupportedError: a tensor of the model has no values yet.
     """
     require_module(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedError(f"{name} has no values yet; initialise the model first")
     names = dict(model.named_modules(remove_duplicate=False)).keys()
     fixed = dict(policy) if isinstance(policy, Mapping) else {}
     if unknown := fixed.keys() - names:

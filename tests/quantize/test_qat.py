@@ -49,7 +49,7 @@ def train(model: nn.Module, x: Tensor, steps: int = 3, optimizer: torch.optim.Op
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("steps", ["range", "learned"])
 def test_deployed_equals_simulated(name: str, activations: Any, bits: int, steps: Any) -> None:
     make, shape = LAYERS[name]

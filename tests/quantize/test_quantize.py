@@ -185,6 +185,18 @@ def test_nan_weight_is_named() -> None:
     assert kinds(model) == DENSE
 
 
+def test_weights_without_values_and_layers_of_other_classes_are_named() -> None:
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(FormatError, match="0: the weight has no values yet; initialise the model first"):
+        quantize(empty)
+    own = nn.Sequential(nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(UnsupportedError, match="is left; 1 is a ParametrizedLinear, a class of its own"):
+        quantize(own)
+    with pytest.raises(UnsupportedError, match=r"no Linear or Conv2d is left$"):
+        quantize(own, exclude="1")
+
+
 def test_a_single_layer_cannot_be_replaced_in_place() -> None:
     with pytest.raises(UnsupportedError, match=r"nn\.Sequential"):
         quantize(nn.Linear(2, 2))

@@ -216,6 +216,55 @@ class Keywords(nn.Module):
         return {"y": y * 2 if double else y}
 
 
+class Difference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, a: Tensor, b: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        y = self.linear(a) - b
+        return y if pair is None else y + pair[0] * pair[1]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ()])
+def test_arguments_by_position_or_by_name(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the model was compiled, it takes what the model itself takes; flat ones without walking through trees."""
+    model = sparse_(Difference())
+    given = {"a": torch.randn(3, 8), "b": torch.randn(3, 8)}
+    a, b = given.values()
+    fast = compiled(model, {name: given[name] for name in names} if names else (a, b))
+    with torch.no_grad():
+        want = model(a, b)
+        assert_same(fast(a, b), want)
+        monkeypatch.setattr("torch.utils._pytree.tree_flatten", None)
+        for call in (fast(a, b), fast(a, b=b), fast(a=a, b=b), fast(b=b, a=a)):
+            assert torch.equal(call, fast(a, b))
+    monkeypatch.undo()
+    for arguments, further in (
+        ((), {"a": a}),
+        ((a,), {"a": a}),
+        ((a, b), {"b": b}),
+        ((a, b, a), {}),
+        ((a, b), {"c": b}),
+    ):
+        with pytest.raises(TypeError, match="expected the arguments that the model was compiled with"):
+            fast(*arguments, **further)
+
+
+def test_arguments_that_hold_tensors_by_position_or_by_name() -> None:
+    model = sparse_(Difference())
+    a, b, c = (torch.randn(3, 8) for _ in range(3))
+    fast = compiled(model, (a, b, (b, c)))
+    with torch.no_grad():
+        want = fast(a, b, (b, c))
+        assert_same(want, model(a, b, (b, c)))
+        assert torch.equal(fast(a, pair=(b, c), b=b), want)
+    with pytest.raises(TypeError, match="expected the arguments"):
+        fast(a, b, [b, c])
+    with pytest.raises(TypeError, match="expected the arguments"):
+        fast(a, b, b)
+
+
 def test_keyword_arguments_and_constants() -> None:
     model = sparse_(Keywords())
     x, scale = torch.randn(3, 8), torch.randn(3, 1)
@@ -265,9 +314,8 @@ def test_copies_and_state() -> None:
 
 
 def test_loading_other_weights_is_seen() -> None:
-    a, b = (
-        compiled(sparse_(Residual(), seed=seed), image(1), policy={"conv1": "csr", "conv2": "csr"}) for seed in (1, 2)
-    )
+    policy = dict.fromkeys(("conv1", "conv2", "project"), "csr")
+    a, b = (compiled(sparse_(Residual(), seed=seed), image(1), policy=policy) for seed in (1, 2))
     a(image(2))
     a.load_state_dict(b.state_dict())
     assert torch.equal(a(image(2)), b(image(2)))

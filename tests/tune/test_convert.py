@@ -264,6 +264,14 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         sc.convert(pruned_net(), **arguments)
 
 
+def test_a_model_without_values() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4))
+    for make in (sc.compile, sc.convert):
+        with pytest.raises(sc.UnsupportedError, match=r"0.weight has no values yet; initialise the model first"):
+            make(model, torch.randn(1, 4))
+
+
 def test_explain_needs_our_layers() -> None:
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
         sc.explain(None)  # type: ignore[arg-type]

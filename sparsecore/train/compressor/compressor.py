@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from sparsecore.train.compressor.schedule import Event, events_before
 from sparsecore.train.compressor.state import active, random_state, restore, seed_everything, set_random_state, state_of
 from sparsecore.train.recipe import CheckedRecipe, read_recipe
 from sparsecore.train.strategies import Strategy
+from sparsecore.user_code import UserCodeError, described, user_place
 
 __all__ = ["Compressed", "Compressor", "load_result"]
 
@@ -68,7 +69,8 @@ class Compressor:
     Args:
         model: The model, which is changed in place; None: the recipe's.
         recipe: A YAML file, or its content as a dict; docs/recipes.md says what it may hold.
-        train_data: A dataset with a length, or a tuple of tensors, whose last part are the labels; None: the recipe's.
+        train_data: A dataset with a length, a list of samples ``(x, label)``, or a tuple of tensors whose last part
+            are the labels, or dicts with ``"labels"`` and the model's keyword arguments; None: the recipe's.
         metric: ``(model) -> float``, higher is better; None: the recipe's.
         loss: ``(output, labels) -> loss``; None: the recipe's, or cross entropy.
         training_step: ``(model, batch, loss) -> loss``; None: the recipe's, or the usual one.
@@ -149,8 +151,8 @@ class Compressor:
             The models, the report and the saved file.
 
         Raises:
-            RecipeError: As :meth:`dry_run`; or the metric gives no finite number, a batch does not fit, or the loss
-                is not finite.
+            RecipeError: As :meth:`dry_run`; or one of the caller's functions raised, which is the cause then; or the
+                metric gives no finite number, a batch does not fit, or the loss is not finite.
             CheckpointError: The folder holds another run's checkpoints, none that is whole, or without ``resume`` any.
         """
         before = random_state()
@@ -159,20 +161,44 @@ class Compressor:
             state = self._ranks.from_first(lambda: self._prepare_folder(resume))
             if state is None:
                 self.dry_run()
-            strategies = self.checked.make_strategies()
-            run = self._start(self.model, self._ranks, self.folder)
-            if state is None:
-                self._train(run, strategies, 0, None)
-            else:
-                with self._blamed(()):
-                    restore(run, strategies, state)
-                self._rows = [Row(**row) for row in state["rows"]]
-                self._train(run, strategies, state["epoch"], state["position"])
-            return self._finished(run, dense)
+            with self._made_folder():
+                return self._run(state, dense)
         finally:
             set_random_state(before)
 
+    def newest_checkpoint(self) -> Path | None:
+        """Return the checkpoint from which :meth:`run` would go on, if there is one."""
+        return next(reversed(checkpoints(self.folder / CHECKPOINTS)), None)
+
     # --- the parts of a run ---
+
+    def _run(self, state: dict[str, Any] | None, dense: nn.Module) -> Compressed:
+        strategies = self.checked.make_strategies()
+        run = self._start(self.model, self._ranks, self.folder)
+        if state is None:
+            self._train(run, strategies, 0, None)
+        else:
+            with self._blamed(()):
+                restore(run, strategies, state)
+            self._rows = [Row(**row) for row in state["rows"]]
+            self._train(run, strategies, state["epoch"], state["position"])
+        return self._finished(run, dense)
+
+    @contextmanager
+    def _made_folder(self) -> Iterator[None]:
+        """Make the output folder; a run that ends before it left anything there takes it away again."""
+        new: list[Path] = []
+        if self._ranks.is_first:
+            new = [each for each in (self.folder / CHECKPOINTS, self.folder, *self.folder.parents) if not each.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # where something is in a folder
+                for folder in new:
+                    if folder.exists():
+                        folder.rmdir()
+            raise
 
     def _prepare_folder(self, resume: bool) -> dict[str, Any] | None:
         """Check the output folder, and return the state to go on from."""
@@ -192,8 +218,6 @@ class Compressor:
         with self._blamed(("data",)):
             ranks.broadcast_([*model.parameters(), *model.buffers()])
             seed_everything(recipe.seed, ranks.rank)
-            if folder is not None and ranks.is_first:
-                folder.mkdir(parents=True, exist_ok=True)
             return Run(
                 model.train(),
                 self._data,
@@ -328,12 +352,20 @@ class Compressor:
             yield
         except (RecipeError, CheckpointError):
             raise
-        except (SparsecoreError, ValueError, TypeError) as error:
-            if isinstance(error, TypeError) and strategy is None:
+        except UserCodeError as error:
+            where = (error.key,) if error.key else path
+            raise self.checked.document.error(where, str(error)) from error.__cause__
+        except Exception as error:
+            is_expected = isinstance(error, SparsecoreError | ValueError) or (strategy and isinstance(error, TypeError))
+            if user_place(error):
+                message = described(error)
+            elif is_expected:
+                message = _one_line(str(error))
+            else:
                 raise
             options = [name for name in strategy.options if name in str(error)] if strategy else []
             where = (*path, options[0]) if options else path
-            raise self.checked.document.error(where, _one_line(str(error))) from error
+            raise self.checked.document.error(where, message) from error
 
 
 def _one_line(text: str) -> str:

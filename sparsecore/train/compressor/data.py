@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from sparsecore.user_code import code_of
+
 
 class Share(NamedTuple):
     """What one process does of a step.
@@ -26,7 +28,7 @@ class TrainingData:
     """Samples, and which of them a step takes.
 
     Args:
-        source: A dataset with a length, or a tuple of tensors of one length.
+        source: A dataset with a length, a list of samples, or a tuple or dict of tensors of one length.
         batch: Samples per step, of all processes together.
         seed: Of the order.
         rank: Number of this process.
@@ -71,7 +73,8 @@ class TrainingData:
         """Return samples as a batch."""
         if isinstance(self._dataset, TensorDataset):
             return self._dataset[torch.tensor(rows)]
-        return default_collate([self._dataset[row] for row in rows])
+        with code_of("data"):
+            return default_collate([self._dataset[row] for row in rows])
 
     def first(self, batches: int) -> list[Any]:
         """Return the first samples as batches, the same in every process."""
@@ -96,23 +99,44 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         *inputs, labels = batch
         return inputs[0] if len(inputs) == 1 else tuple(inputs), labels
+    came = f"a dict with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(
-        "expected samples with inputs and a label, (x, label) or a dict with labels, got "
-        f"{type(batch).__name__}; a training_step of your own takes any but these, and data that it can split"
+        'expected samples with inputs and a label, (x, label) or a dict with "labels" among its keys, got '
+        f"{came}; a training_step of your own can take others"
     )
 
 
+class _Samples(Dataset[Any]):
+    """A list of samples, or the columns of a table of them."""
+
+    def __init__(self, source: list[Any] | Mapping[str, Tensor]) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(next(iter(self._source.values()))) if isinstance(self._source, Mapping) else len(self._source)
+
+    def __getitem__(self, row: int) -> Any:
+        if isinstance(self._source, Mapping):
+            return {name: column[row] for name, column in self._source.items()}
+        return self._source[row]
+
+
 def _as_dataset(source: Any) -> Any:
-    if isinstance(source, tuple | list) and source and all(isinstance(part, Tensor) for part in source):
-        if len({len(part) for part in source}) > 1:
-            raise ValueError(f"expected tensors of one length, got {[len(part) for part in source]}")
-        source = TensorDataset(*source)
+    parts = list(source.values()) if isinstance(source, Mapping) else source
+    if isinstance(parts, tuple | list) and parts and all(isinstance(part, Tensor) and part.dim() for part in parts):
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(f"expected tensors of one length, got {[len(part) for part in parts]}")
+        source = _Samples(source) if isinstance(source, Mapping) else TensorDataset(*parts)
+    elif isinstance(source, list) and source and all(isinstance(part, tuple | list | Mapping) for part in source):
+        source = _Samples(source)
     if not isinstance(source, Dataset) or not hasattr(source, "__len__"):
+        inside = f" of {type(parts[0]).__name__}" if isinstance(parts, tuple | list) and parts else ""
         way_out = "; give its dataset, batch: N makes the batches" if isinstance(source, DataLoader) else ""
-        parts = f" of {type(source[0]).__name__}" if isinstance(source, tuple | list) and source else ""
+        if "ndarray" in inside:
+            way_out = "; torch.as_tensor() makes tensors of arrays"
         raise ValueError(
-            "expected a torch.utils.data.Dataset with a length or a tuple of tensors, got "
-            f"{type(source).__name__}{parts}{way_out}"
+            "expected a torch.utils.data.Dataset with a length, a tuple or dict of tensors, or a list of samples "
+            f"such as (x, label), got {type(source).__name__}{inside}{way_out}"
         )
     if len(source) == 0:
         raise ValueError("expected at least one sample, got none")

@@ -15,6 +15,7 @@ from sparsecore.lookup import import_by_name
 from sparsecore.train.compressor.run import Functions
 from sparsecore.train.compressor.state import random_state, seed_everything, set_random_state
 from sparsecore.train.recipe import CheckedRecipe
+from sparsecore.user_code import described
 
 if TYPE_CHECKING:
     from sparsecore.train.recipe.schema import Call
@@ -80,8 +81,8 @@ def _called(checked: CheckedRecipe, key: str, call: Call | None) -> Any:
     function = _function(checked, key, call)
     try:
         return function()
-    except (ValueError, TypeError, OSError) as error:
-        raise checked.document.error((key,), f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise checked.document.error((key,), described(error)) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sparsecore.bench.timing import Timing, interleave
 from sparsecore.calibration import call_model, evaluation_mode
 from sparsecore.cost import count_multiply_adds
 from sparsecore.errors import BundleError
-from sparsecore.io import built, load, save
+from sparsecore.io import built, load, save, write_as_it_is
 from sparsecore.nn import CompressedModule
 from sparsecore.train.compressor.report import CompressionReport, Row, counts
 from sparsecore.train.compressor.run import Run
@@ -157,5 +157,5 @@ def _row(
 def _file_size(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL
-        save(copy.deepcopy(model).cpu(), path)
+        write_as_it_is(copy.deepcopy(model).cpu(), path)
         return path.stat().st_size

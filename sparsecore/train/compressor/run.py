@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from sparsecore.train.compressor.optimizer import add_group, carry_over
 from sparsecore.train.compressor.ranks import Ranks
 from sparsecore.train.compressor.structure import Change, fold_batchnorm_in_place
 from sparsecore.train.terms import logits_of
+from sparsecore.user_code import UserCodeError, code_of, described, is_ours
 
 #: ``(output, labels, inputs) -> loss``.
 Loss = Callable[[Any, Any, Any], Tensor]
@@ -162,11 +162,8 @@ class Run:
 
     def evaluate_here(self, model: nn.Module) -> float:
         """Return what a model is worth, asked in this process alone; for work that the first process does."""
-        with evaluation_mode(model), torch.no_grad():
-            try:
-                value: Any = self._functions.metric(model)
-            except Exception as error:
-                raise ValueError(_told(error)) from error
+        with evaluation_mode(model), torch.no_grad(), code_of("metric"):
+            value: Any = self._functions.metric(model)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -200,8 +197,11 @@ class Run:
 
     def plain(self, output: Any, labels: Any, inputs: Any) -> Tensor:
         """The loss without a teacher."""
-        loss = self._functions.loss or cross_entropy
-        return loss(logits_of("model", output) if self._functions.loss is None else output, labels)
+        if self._functions.loss is None:
+            return cross_entropy(logits_of("model", output), labels)
+        with code_of("loss"):
+            loss = self._functions.loss(output, labels)
+        return _one_number(loss, "loss")
 
     def try_step(self) -> None:
         """Compute a loss and its gradients on the first batch by the usual step, on a copy of the model.
@@ -214,12 +214,8 @@ class Run:
         if self._functions.training_step is not None:
             return  # It may count its calls.
         batch = self.to_device(self.data.first(1)[0])
-        try:
+        with self._fitting(batch, "on the first batch"):
             self._forward(copy.deepcopy(self.model), batch, self.plain).backward()
-        except (SparsecoreError, ValueError):
-            raise
-        except Exception as error:
-            raise ValueError(f"model, data and loss do not fit on the first batch: {_told(error)}") from error
 
     def train_batch(self, rows: list[int], weight: float) -> Tensor:
         """Take an optimizer step on samples; returns the loss of this process.
@@ -229,14 +225,16 @@ class Run:
             weight: Their share of the samples of all processes.
 
         Raises:
-            ValueError: The loss is not finite.
+            ValueError: The loss is not finite, or the model, the training step or the loss raised.
         """
         batch = self.to_device(self.data.read(rows))
         self.optimizer.zero_grad()
-        loss = self._forward(self.model, batch, self._teaching or self.plain)
+        with self._fitting(batch, f"in step {self.step + 1}"):
+            loss = self._forward(self.model, batch, self._teaching or self.plain)
+            if bool(loss.isfinite()):
+                (loss * weight if self.ranks.count > 1 else loss).backward()
         if not bool(loss.isfinite()):
             raise ValueError(f"the loss is {loss.item()} in step {self.step + 1}; {self._way_to_finite_loss()}")
-        (loss * weight if self.ranks.count > 1 else loss).backward()
         self._sum_over_ranks()
         self.optimizer.step()
         if self.scheduler is not None:
@@ -254,11 +252,32 @@ class Run:
         """Return a batch on the model's device."""
         return pytree.tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch)
 
+    @contextmanager
+    def _fitting(self, batch: Any, when: str) -> Iterator[None]:
+        """Let errors of a step say what they are about; ours and those of the user's functions do already."""
+        try:
+            yield
+        except (SparsecoreError, UserCodeError):
+            raise
+        except Exception as error:
+            if isinstance(error, ValueError) and is_ours(error):
+                raise
+            shapes = pytree.tree_map(lambda leaf: list(leaf.shape) if isinstance(leaf, Tensor) else leaf, batch)
+            raise ValueError(
+                f"model, data and loss do not fit {when}, with a batch of {shapes}: {described(error)}"
+            ) from error
+
     def _forward(self, model: nn.Module, batch: Any, loss: Loss) -> Tensor:
         if self._functions.training_step is not None:
-            return self._functions.training_step(model, batch, loss)
-        inputs, labels = split_batch(batch)
-        return loss(call_model(model, inputs), labels, inputs)
+            with code_of("training_step"):
+                found = self._functions.training_step(model, batch, loss)
+            found = _one_number(found, "training_step")
+        else:
+            inputs, labels = split_batch(batch)
+            found = loss(call_model(model, inputs), labels, inputs)
+        if not found.requires_grad:
+            raise ValueError("the loss has no gradient; compute it without no_grad(), detach() and item()")
+        return found
 
     def _sum_over_ranks(self) -> None:
         """Gradients become those of the whole batch, and running statistics the mean."""
@@ -382,10 +401,9 @@ class Changes:
         self.groups.append((parameters, options))
 
 
-def _told(error: Exception) -> str:
-    """What an error of the user's code says, in one line, and where that code was."""
-    libraries = tuple(str(Path(file).resolve().parent) for file in (torch.__file__, __file__))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+def _one_number(loss: Any, key: str) -> Tensor:
+    """Return what a function of the user's gave, checked."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"one of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserCodeError(f"expected the loss as a tensor of one number, got {came}", key)
+    return loss

@@ -83,8 +83,13 @@ def parse(text: str, source: str) -> Document:
         content = _read(loader, node, (), document, values, keys) if node else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if mark and (tabbed := _first_tabbed_line(text.splitlines()[: mark.line + 1])):
+            raise RecipeError(
+                f"{source}:{tabbed}:1: the line is indented with tabs; YAML takes spaces alone"
+            ) from error
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise RecipeError(f"{place}: {error.problem or error.context}") from error
+        problem = "found a tab; YAML takes spaces alone" if r"'\t'" in str(error.problem) else error.problem
+        raise RecipeError(f"{place}: {problem or error.context}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: {' '.join(str(error).split())}") from error
     return Document(content, source, values, keys)
@@ -119,6 +124,11 @@ def _read(
             raise document.error(where, f"occurs twice; the first is in line {first[0]}", at_key=True)
         content[key] = _read(loader, child, where, document, values, keys)
     return content
+
+
+def _first_tabbed_line(lines: Sequence[str]) -> int:
+    """Return the number of the first line with a tab in its indentation, or 0."""
+    return next((number for number, line in enumerate(lines, 1) if re.match(r"\s*\t\s*\S", line)), 0)
 
 
 def _place(node: Any) -> tuple[int, int]:

@@ -61,6 +61,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> CheckedRe
 
     Raises:
         RecipeError: It is wrong; the message begins with file, line and column.
+        TypeError: It is something else.
         MissingExtraError: pydantic or PyYAML is not installed.
         OSError: The file cannot be read.
 
@@ -75,6 +76,8 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any]) -> CheckedRe
     require_extra("pydantic", "recipes")
     if isinstance(source, Mapping):
         document = Document(_plain(source))
+    elif not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a recipe as the path of a YAML file or as a dict, got {type(source).__name__}")
     else:
         try:
             document = parse(Path(source).read_text(encoding="utf-8"), os.fspath(source))

@@ -62,8 +62,10 @@ class Recipe(BaseModel):
     )
     data: Named | None = Field(
         None,
-        description="Function that returns the training data: a `torch.utils.data.Dataset` with a length, or a tuple "
-        "of tensors of one length. The last part of a sample is its label.",
+        description="Function that returns the training data: a `torch.utils.data.Dataset` with a length, a list of "
+        "samples, or a tuple or dict of tensors of one length. The last part of a sample is its label, or what a dict "
+        "calls `labels`; several parts before it are several arguments of the model, those of a dict its keyword "
+        "arguments.",
     )
     metric: Named | None = Field(
         None, description="Function `(model) -> float` that says what the model is worth, higher is better."

@@ -164,7 +164,14 @@ def test_what_cannot_be_is_found_before_training(entry: dict[str, Any], message:
 @pytest.mark.parametrize("value", [math.nan, math.inf, "good", None, True])
 def test_a_metric_that_is_no_number(value: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="recipe: metric: expected a finite number from the metric, got"):
-        tiny.compress(tiny.recipe([]), tmp_path / "run", metric=lambda model: value)
+        tiny.compress(tiny.recipe([]), tmp_path / "new" / "run", metric=lambda model: value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RecipeError, match="expected a finite number"):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", metric=lambda model: math.nan)
     assert not any((tmp_path / "run").iterdir())
 
 
@@ -178,22 +185,87 @@ def broken(*arguments: Any) -> Any:
     raise KeyError("no such\nimage")
 
 
-def test_a_metric_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
-    said = r"recipe: metric: KeyError: 'no such.*image' \(test_compressor.py:\d+\)"
+def broken_teacher() -> nn.Module:
+    raise broken()
+
+
+@pytest.mark.parametrize("name", ["metric", "training_step", "loss"])
+def test_a_function_that_raises_is_named_with_its_line(name: str, tmp_path: Path) -> None:
+    said = rf"recipe: {name}: KeyError: 'no such.*image' \(test_compressor.py:\d+ in broken\)"
     with pytest.raises(RecipeError, match=said) as error:
-        tiny.compress(tiny.recipe([]), tmp_path / "run", metric=broken)
+        tiny.compress(tiny.recipe([]), tmp_path / "run", **{name: broken})
     assert "\n" not in str(error.value)
+    assert type(error.value.__cause__) is KeyError
+    assert not (tmp_path / "run").exists()
+
+
+class BrokenSamples(torch.utils.data.Dataset[Any]):
+    """The images, of which the last cannot be read."""
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, row: int) -> Any:
+        return broken() if row == 95 else tuple(part[row] for part in tiny.images())
+
+
+def test_a_sample_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe: data: KeyError: .* \(test_compressor.py:\d+ in broken\)"):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", train_data=BrokenSamples())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "criterion", "sparsity": 0.5, "criterion": "test_compressor:broken"},
+        {"name": "distillation", "teacher": "test_compressor:broken_teacher"},
+    ],
+)
+def test_a_function_of_a_strategy_that_raises_is_named_with_its_line(entry: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe: strategies.0.*KeyError: .*\(test_compressor.py:\d+ in broken\)"):
+        tiny.compress(tiny.recipe([entry]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda model, batch, loss: None, "training_step: expected the loss as a tensor of one number, got NoneType"),
+        (lambda model, batch, loss: batch[0], "training_step: expected the loss .* one of shape "),
+        (lambda model, batch, loss: torch.ones(()), "the loss has no gradient; compute it without"),
+    ],
+)
+def test_a_training_step_without_a_loss(step: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", training_step=step)
+
+
+def test_a_label_out_of_range_in_a_later_step(tmp_path: Path) -> None:
+    x, y = tiny.images()
+    y[-1] = 7  # the rehearsal sees the first samples alone
+    with pytest.raises(RecipeError, match=r"do not fit in step [123], with a batch of .*\[32, 2, 8, 8\], \[32\].*7"):
+        tiny.compress(tiny.recipe([]), tmp_path / "run", train_data=(x, y))
+
+
+def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsecore.train.compressor.compressor.counts", {}.__getitem__)
+    with pytest.raises(KeyError):
+        tiny.compress(tiny.recipe([{"name": "magnitude", "sparsity": 0.5}]), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": tiny.net().half()}, "first batch: RuntimeError: "),
-        ({"train_data": (torch.randn(64, 3, 8, 8), torch.zeros(64).long())}, "first batch: RuntimeError: .*channels"),
-        ({"train_data": (tiny.images()[0], tiny.images()[1].float())}, "first batch: RuntimeError: .*Float"),
-        ({"train_data": (tiny.images()[0], tiny.images()[1] + 5)}, "first batch: IndexError: "),
-        ({"loss": broken}, r"first batch: KeyError: .*\(test_compressor.py:"),
-        ({"loss": lambda output, labels: None}, "first batch: AttributeError"),
+        ({"model": tiny.net().half()}, "first batch, .*: RuntimeError: "),
+        (
+            {"train_data": (torch.randn(64, 3, 8, 8), torch.zeros(64).long())},
+            "batch, .*: RuntimeError: .*channels",
+        ),
+        ({"train_data": (tiny.images()[0], tiny.images()[1].float())}, "first batch, .*: RuntimeError: .*Float"),
+        ({"train_data": (tiny.images()[0], tiny.images()[1] + 5)}, "first batch, .*: IndexError: "),
+        ({"train_data": [tiny.images()]}, r"first batch, with a batch of .*\[1, 96, 2, 8, 8\], \[1, 96\]"),
+        ({"loss": lambda output, labels: None}, "loss: expected the loss as a tensor of one number, got NoneType"),
         ({"model": tiny.net().requires_grad_(False)}, "no parameter of the model requires gradients"),
     ],
 )
@@ -212,12 +284,69 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     ("data", "message"),
     [
         (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tiny.images())), "DataLoader; give its dataset"),
-        ([tiny.images()], "got list of tuple"),
+        (tuple(zip(*tiny.images(), strict=True)), "a list of samples such as .*, got tuple of tuple"),
+        (tuple(part.numpy() for part in tiny.images()), "got tuple of ndarray; torch.as_tensor"),
+        (
+            [{"x": image, "label": 1} for image in tiny.images()[0]],
+            '"labels" among its keys, got a dict with x, label;',
+        ),
+        ([1, 2], "a list of samples such as .*, got list of int"),
+        ([], "expected a torch.utils.data.Dataset"),
+        ({"x": tiny.images()[0], "labels": tiny.images()[1][:5]}, r"tensors of one length, got \[96, 5\]"),
     ],
 )
-def test_data_in_batches_is_refused(data: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_data(data: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
-        sc.Compressor(tiny.net(), tiny.recipe([]), train_data=data, metric=tiny.accuracy, output=tmp_path / "run")
+        tiny.compressor(tiny.recipe([]), tmp_path / "run", train_data=data).run()
+    assert not (tmp_path / "run").exists()
+
+
+class TwoInputs(nn.Module):
+    """The images come apart, by position or by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny.net()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.net(torch.cat([left, right], 1))
+
+
+def two_inputs(model: nn.Module) -> float:
+    x, y = tiny.images()
+    return float((model(x[:, :1], right=x[:, 1:]).argmax(1) == y).double().mean())
+
+
+def data_of_two_inputs(form: str) -> Any:
+    x, y = tiny.images()
+    left, right = x[:, :1], x[:, 1:]
+    names = {"left": left, "right": right, "labels": y}
+    return {
+        "tuple of tensors": (left, right, y),
+        "dict of tensors": names,
+        "list of tuples": list(zip(left, right, y, strict=True)),
+        "list of dicts": [{name: column[row] for name, column in names.items()} for row in range(96)],
+    }[form]
+
+
+@pytest.mark.parametrize("form", ["dict of tensors", "list of tuples", "list of dicts"])
+@pytest.mark.parametrize("compile", [False, {"policy": "model"}])
+def test_several_inputs_in_every_form_of_data(form: str, compile: Any, tmp_path: Path) -> None:
+    """All forms are the same samples, so they train to the same weights; int8 and cuts see all inputs too."""
+    strategies = [
+        {"name": "l1-filters", "start": 1, "ratio": 0.5},
+        {"name": "wanda", "start": 1, "sparsity": 0.5},
+        {"name": "distillation", "start": 1},
+        {"name": "int8-static"},
+    ]
+    recipe = tiny.recipe(strategies, epochs=2, compile=compile, example_batch=2)
+    models = []
+    for each in (form, "tuple of tensors"):
+        data = data_of_two_inputs(each)
+        run = tiny.compress(recipe, tmp_path / each, model=TwoInputs(), train_data=data, metric=two_inputs)
+        models.append(run.model)
+    assert tiny.same_state(*models)
+    assert any(isinstance(module, Int8Conv2d) for module in models[0].modules())
 
 
 def test_a_loss_that_is_never_finite(tmp_path: Path) -> None:

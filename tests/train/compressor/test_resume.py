@@ -24,7 +24,7 @@ import tiny
 from sparsecore.train.compressor import report, result
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Stands for a run that ends before its time."""
 
 

@@ -31,13 +31,15 @@ def test_every_key_and_value_has_its_place() -> None:
     [
         ("a: 1\na: 2", "r.yaml:2:1: a: occurs twice; the first is in line 1"),
         ("a: [1", "r.yaml:1:6: expected"),
-        ("a: 1\n\tb: 2", "r.yaml:2:1: found character"),
+        ("a: 1\n\tb: 2", "r.yaml:2:1: the line is indented with tabs"),
         ("a: 1\n2: 3", "r.yaml:2:1: 2: expected a name as key"),
         ("a: &x [1]\nb: *x", "r.yaml:1:4: b: refers to another part of the file"),
         ("a: &x [*x]", "r.yaml:1:4: a.0: refers to another part of the file"),
         ("a: !!python/object:os.system x", "r.yaml:1:4: could not determine a constructor"),
         ("a: 1\n---\nb: 2", "r.yaml:2:1: but found another document"),
         ("a: \x00", "r.yaml: unacceptable character"),
+        ("a:\n  b: 1\n\tc: 2\n", "r.yaml:3:1: the line is indented with tabs; YAML takes spaces alone"),
+        ("a: 1\nb:\tc: 3\n", "r.yaml:2:3: found a tab; YAML takes spaces alone"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_place(text: str, message: str) -> None:

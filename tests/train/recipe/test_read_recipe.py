@@ -175,3 +175,9 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_a_dict_that_no_file_could_hold() -> None:
     with pytest.raises(RecipeError, match='functions as "module:function"'):
         read_recipe({"epochs": 1, "metric": len})
+
+
+@pytest.mark.parametrize("source", [[{"epochs": 1}], None, 3])
+def test_what_is_neither_a_file_nor_a_dict(source: Any) -> None:
+    with pytest.raises(TypeError, match="expected a recipe as the path of a YAML file or as a dict, got "):
+        read_recipe(source)
