@@ -65,7 +65,7 @@ def test_loaded_model_is_exactly_equal(name: str, layout: str, tmp_path: Path) -
     assert [row.name for row in sc.explain(loaded)] == list(dict.fromkeys(fast.layers_of_nodes().values()))
 
 
-@pytest.mark.parametrize("form", ["csr", "panel", "int8", "lookup int8", "4x1"])
+@pytest.mark.parametrize("form", ["csr", "panel", "jit", "int8", "lookup int8", "4x1"])
 def test_formats(form: str, tmp_path: Path) -> None:
     model = sparse_(Residual(), 0.9)
     if form == "4x1":

@@ -17,8 +17,8 @@ from sparsecore.nn.storage import (
     BlockStorage,
     CsrStorage,
     Int8Storage,
-    LookupStorage,
     JitStorage,
+    LookupStorage,
     PanelStorage,
     QuantizedStorage,
 )

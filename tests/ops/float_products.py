@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from sparsecore import _C, CsrWeight
-from sparsecore.formats import BitmapWeight, BlockCsrWeight, PanelWeight
+from sparsecore.formats import BitmapWeight, BlockCsrWeight, JitProgram, PanelWeight
 from sparsecore.ops.shared import pair
 
 raw = torch.ops.sparsecore
-FORMS = ("csr", "4x1", "8x1", "panel")
+FORMS = ("csr", "4x1", "8x1", "panel", "jit")
+SPMM = {"panel": raw.spmm_panel, "jit": raw.spmm_jit}
+CONV2D = {"panel": raw.conv2d_panel, "jit": raw.conv2d_jit}
+ONE_GROUP = ("panel", "jit")  # forms that have no grouped convolutions
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,16 +31,28 @@ def csr_tensors(weight: CsrWeight) -> tuple[Tensor, Tensor, Tensor]:
     return weight.row_ptr, weight.col_idx, weight.values
 
 
+_PROGRAMS: list[JitProgram] = []
+
+
+def _program(weight: CsrWeight) -> JitProgram:
+    """A program that outlives the call: operations know it by a number, which does not keep it alive."""
+    _PROGRAMS.append(JitProgram(weight))
+    del _PROGRAMS[:-64]
+    return _PROGRAMS[-1]
+
+
 def packed(form: str, weight: CsrWeight, panel_cols: int) -> tuple[Any, ...]:
     """What the operations take for a weight."""
     if form == "panel":
         panel = PanelWeight.pack(weight, panel_cols)
         return list(panel.tensors), panel.sizes
+    if form == "jit":
+        return _program(weight).arguments
     return csr_tensors(weight) if form == "csr" else BlockCsrWeight.pack(weight, int(form[0])).tensors
 
 
 def form_kernels(operation: str, form: str) -> list[str]:
-    return kernel_names(operation + {"csr": "", "panel": "_panel"}.get(form, "_block"))
+    return kernel_names(operation + {"csr": "", "panel": "_panel", "jit": "_jit"}.get(form, "_block"))
 
 
 def run_spmm(
@@ -50,7 +65,7 @@ def run_spmm(
     layout: str = "rows",
     kernel: str = "",
 ) -> Tensor:
-    operation = raw.spmm_panel if form == "panel" else raw.spmm_csr
+    operation = SPMM.get(form, raw.spmm_csr)
     return operation(x, *packed(form, weight, 16), bias, residual, activation, layout, kernel)
 
 
@@ -72,6 +87,8 @@ def run_conv2d(
     if form == "panel":
         panel_cols = 5 * pairs[0][0] * pairs[0][1]
         return raw.conv2d_panel(x, *packed(form, weight, panel_cols), bias, residual, *pairs, activation, kernel)
+    if form == "jit":
+        return raw.conv2d_jit(x, *packed(form, weight, 0), bias, residual, *pairs, activation, kernel)
     groups = settings.get("groups", 1)
     return raw.conv2d_csr(x, *packed(form, weight, 0), bias, residual, *pairs, groups, activation, kernel)
 

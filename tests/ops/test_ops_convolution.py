@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from float_products import DTYPES, FORMS, form_kernels, kernel_names, random_sparse, run_conv2d
+from float_products import DTYPES, FORMS, ONE_GROUP, form_kernels, kernel_names, random_sparse, run_conv2d
 from oracle import assert_within, dense_reference
 from torch import nn
 
@@ -59,7 +59,7 @@ def test_conv2d_panel(kernel: str, settings: dict[str, Any]) -> None:
 def test_conv2d_of_every_format_and_dtype_with_residual(
     form: str, dtype: torch.dtype, settings: dict[str, Any]
 ) -> None:
-    if form == "panel":
+    if form in ONE_GROUP:
         settings = settings | {"groups": 1}
     conv = nn.Conv2d(8, 32, **settings)
     conv.weight.data = random_sparse(*conv.weight.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from float_products import DTYPES, FORMS, csr_tensors, packed, random_sparse, run_conv2d, run_spmm
+from float_products import CONV2D, DTYPES, FORMS, ONE_GROUP, SPMM, csr_tensors, packed, random_sparse, run_conv2d, run_spmm
 from oracle import ACTIVATIONS
 from torch import Tensor, nn
 from torch.library import opcheck
@@ -39,6 +39,8 @@ def test_opcheck_float(activation: str) -> None:
         ("8x1", torch.bfloat16, True),
         ("panel", torch.float32, False),
         ("panel", torch.float16, True),
+        ("jit", torch.float32, True),
+        ("jit", torch.bfloat16, False),
     ],
     ids=str,
 )
@@ -47,11 +49,11 @@ def test_opcheck_formats_and_residual(form: str, dtype: torch.dtype, has_residua
     bias = torch.randn(8, requires_grad=True)
     x = torch.randn(4, 5).to(dtype).requires_grad_()
     residual = torch.randn(4, 8).to(dtype).requires_grad_() if has_residual else None
-    spmm, conv2d = (raw.spmm_panel, raw.conv2d_panel) if form == "panel" else (raw.spmm_csr, raw.conv2d_csr)
+    spmm, conv2d = SPMM.get(form, raw.spmm_csr), CONV2D.get(form, raw.conv2d_csr)
     opcheck(spmm.default, (x, *packed(form, weight, 2), bias, residual, "relu", "rows", ""))
     x = torch.randn(2, 2, 7, 6).to(dtype).requires_grad_()
     residual = torch.randn(2, 8, 4, 6).to(dtype).requires_grad_() if has_residual else None
-    settings = ([3, 3], [2, 1], [1, 1], [1, 1], *([] if form == "panel" else [1]))
+    settings = ([3, 3], [2, 1], [1, 1], [1, 1], *([] if form in ONE_GROUP else [1]))
     opcheck(conv2d.default, (x, *packed(form, filters, 9), bias, residual, *settings, "none", ""))
 
 
@@ -106,7 +108,7 @@ def test_gradients_of_x_bias_and_residual_equal_those_in_float64(
 ) -> None:
     function = ACTIVATIONS[activation][0]
     dense, filters, bias = random_sparse(16, 9), random_sparse(16, 2, 3, 3), torch.randn(16)
-    settings = {"stride": 2, "padding": 1, "groups": 1 if form == "panel" else 2}
+    settings = {"stride": 2, "padding": 1, "groups": 1 if form in ONE_GROUP else 2}
     channels = 2 * settings["groups"]
     for x, weight, residual, ours, exact in (
         (torch.randn(4, 9), dense, torch.randn(4, 16), run_spmm, F.linear),
