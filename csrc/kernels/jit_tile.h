@@ -42,6 +42,37 @@ struct JitScratch {
       : tile(static_cast<float*>(memory)), sums(tile + T * jit_vector_floats(weight)) {}
 };
 
+// Asks for what runs next, a part with every step: code is read once and then repeated, and what reads instructions
+// does not look that far ahead. Measured on Zen 4, [3072, 768] x 128 at 70% zeros, whose code and values take 8.5 MB: 4
+// to 20% faster with 32 MB read in between, up to 6% slower where they are in second-level cache.
+class JitAhead {
+ public:
+  // What the segments [begin, end) read, in `steps` parts.
+  JitAhead(const JitView& weight, int64_t begin, int64_t end, int64_t steps)
+      : code_{weight.code + weight.code_ptr[begin], weight.code + weight.code_ptr[end]},
+        values_{reinterpret_cast<const uint8_t*>(weight.values + weight.entry_ptr[begin]),
+                reinterpret_cast<const uint8_t*>(weight.values + weight.entry_ptr[end])},
+        code_step_(divide_up(code_.end - code_.at, steps)),
+        value_step_(divide_up(values_.end - values_.at, steps)) {}
+
+  SPARSECORE_INLINE void step() {
+    code_.fetch(code_step_);
+    values_.fetch(value_step_);
+  }
+
+ private:
+  struct Stretch {
+    const uint8_t* at;
+    const uint8_t* end;
+    SPARSECORE_INLINE void fetch(int64_t bytes) {
+      const uint8_t* stop = end - at < bytes ? end : at + bytes;
+      for (; at < stop; at += kLineBytes) __builtin_prefetch(at, 0, 2);
+    }
+  };
+  Stretch code_, values_;
+  int64_t code_step_, value_step_;
+};
+
 // will_write(rows, vector) comes some time before those outputs are written.
 template <class WillWrite>
 SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range blocks, int64_t T, const float* tile,
@@ -49,10 +80,12 @@ SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range b
   const int64_t block_floats = weight.block_rows * JitView::kSumsStride;
   const int64_t num_panels = weight.num_panels();
   for (int64_t panel = 0; panel < num_panels; ++panel) {
-    const int64_t first = weight.segment_of(group, panel);
+    const int64_t first = weight.segment_of(group, panel), next = first + group.size();
+    JitAhead ahead(weight, next, smaller(next + group.size(), weight.num_segments()), T * blocks.size());
     for (int64_t v = 0; v < T; ++v) {
       const float* x = tile + v * jit_vector_floats(weight) + panel * weight.panel_cols * JitView::kLanes;
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+        ahead.step();
         if (panel + 1 == num_panels) will_write(weight.rows_of({block, block + 1}), v);
         const int64_t segment = first + block - group.begin;
         const auto code = reinterpret_cast<JitView::Code>(weight.code + weight.code_ptr[segment]);

@@ -66,12 +66,14 @@ void for_each_table(Function function) {
   function("spmm", spmm_kernels());
   function("spmm_block", spmm_block_kernels());
   function("spmm_panel", spmm_panel_kernels());
+  function("spmm_jit", spmm_jit_kernels());
   function("spmm_bitmap", spmm_bitmap_kernels());
   function("spmm_codebook", spmm_codebook_kernels());
   function("spmm_planes", spmm_planes_kernels());
   function("conv2d", conv2d_kernels());
   function("conv2d_block", conv2d_block_kernels());
   function("conv2d_panel", conv2d_panel_kernels());
+  function("conv2d_jit", conv2d_jit_kernels());
   function("depthwise", depthwise_kernels());
   function("gemm_int8", gemm_int8_kernels());
   function("bitmap_int8", bitmap_int8_kernels());
