@@ -59,8 +59,9 @@ def convert(
     Example:
         >>> linear = nn.Linear(256, 256)
         >>> _ = linear.weight.data.mul_(torch.rand(256, 256) > 0.95)
-        >>> convert(nn.Sequential(linear))[0]
-        PanelLinear(in_features=256, out_features=256, ...)
+        >>> from sparsecore.nn import CompressedModule
+        >>> isinstance(convert(nn.Sequential(linear))[0], CompressedModule)
+        True
     """
     settings = check_settings(model, example_inputs, max_error, policy, exclude, cache)
     # In a container, so that a model that is one layer can be replaced like any other.

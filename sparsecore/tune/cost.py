@@ -13,8 +13,8 @@ from sparsecore.tune.makers import DENSE
 # of activations. Their ratio decides; the peak itself cancels out.
 DENSE_SHARE = 0.75
 SHARES = {"csr": 0.3, "jit": 0.75, "panel": 0.45, "4x1": 0.6, "8x1": 0.6, "block": 0.6, "bitmap": 0.6}
-# Formats whose kernels compute a whole vector of columns, however few there are.
-WHOLE_VECTORS = ("jit", "panel")
+# Code is read in the time that it takes to compute with it on so many columns.
+JIT_COLUMNS = 40
 # Binary and ternary weights, whose zeros are work too, as measured. Their tables, and in a convolution the unfolded
 # image, are made once for all rows and cost as much as some of them.
 PLANES = {"binary": 0.25, "ternary": 0.45}
@@ -56,9 +56,12 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
         if not 0 < columns <= MOST_BITMAP_ROWS:  # it multiplies with its zeros too
             return DENSE_SHARE / SHARES["bitmap"]
         return max((BITMAP_BYTES + density * DENSE_BYTES) / DENSE_BYTES, BITMAP_WORK)
-    if columns == 1 and format_name not in WHOLE_VECTORS:
+    if columns == 1 and format_name not in ("jit", "panel"):
         return density * SPARSE_BYTES / DENSE_BYTES * GATHER
-    padding = 8 / columns if format_name in WHOLE_VECTORS and 0 < columns < 8 else 1.0
+    # A panel kernel computes a whole vector of columns, however few there are.
+    padding = 8 / columns if format_name == "panel" and 0 < columns < 8 else 1.0
+    if format_name == "jit" and columns > 0:
+        padding = 1 + JIT_COLUMNS / columns
     return density * padding * DENSE_SHARE / SHARES[format_name]
 
 

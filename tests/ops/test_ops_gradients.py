@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from float_products import CONV2D, DTYPES, FORMS, ONE_GROUP, SPMM, csr_tensors, packed, random_sparse, run_conv2d, run_spmm
+from float_products import (
+    CONV2D,
+    DTYPES,
+    FORMS,
+    ONE_GROUP,
+    SPMM,
+    csr_tensors,
+    packed,
+    random_sparse,
+    run_conv2d,
+    run_spmm,
+)
 from oracle import ACTIVATIONS
 from torch import Tensor, nn
 from torch.library import opcheck
