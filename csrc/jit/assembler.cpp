@@ -2,19 +2,12 @@
 
 namespace sparsecore::jit {
 
-// Bits of register numbers beyond the third are stored inverted. Intel SDM, volume 2, sections 2.3.5 and 2.7.1.
+// Bits of register numbers beyond the third are stored inverted. Intel SDM, volume 2, section 2.7.1.
 void Assembler::prefix(Form form, int reg, int second, int rm, bool is_broadcast) {
   const auto inverted = [](int number, int bit) { return (number >> bit & 1) ^ 1; };
-  const int last_four = ~second & 0xF;
-  if (!is_avx512_) {
-    put(0xC4);
-    put(inverted(reg, 3) << 7 | 1 << 6 | inverted(rm, 3) << 5 | form.map);
-    put(last_four << 3 | 1 << 2 | form.prefix);
-    return;
-  }
   put(0x62);
   put(inverted(reg, 3) << 7 | inverted(rm, 4) << 6 | inverted(rm, 3) << 5 | inverted(reg, 4) << 4 | form.map);
-  put(last_four << 3 | 1 << 2 | form.prefix);
+  put((~second & 0xF) << 3 | 1 << 2 | form.prefix);
   put(2 << 5 | int{is_broadcast} << 4 | inverted(second, 4) << 3);
 }
 
@@ -23,10 +16,10 @@ void Assembler::memory_form(Form form, int opcode, int reg, int second, Address 
   prefix(form, reg, second, static_cast<int>(at.base), is_broadcast);
   put(opcode);
   const int registers = (reg & 7) << 3 | static_cast<int>(at.base);
-  const int32_t unit = short_unit(operand_bytes), units = at.offset / unit;
-  if (at.offset % unit == 0 && units >= -128 && units <= 127) {
+  const int32_t operands = at.offset / operand_bytes;
+  if (at.offset % operand_bytes == 0 && operands >= -128 && operands <= 127) {
     put(0x40 | registers);
-    put(units & 0xFF);
+    put(operands & 0xFF);
   } else {
     put(0x80 | registers);
     put32(at.offset);
@@ -34,16 +27,9 @@ void Assembler::memory_form(Form form, int opcode, int reg, int second, Address 
 }
 
 void Assembler::zero(int reg) {
-  // vxorps of 512 bits is AVX-512 DQ, vpxord AVX-512 F.
-  prefix(is_avx512_ ? Form{1, 1} : kPlain, reg, reg, reg, false);
-  put(is_avx512_ ? 0xEF : 0x57);
+  prefix(kInteger, reg, reg, reg, false);
+  put(0xEF);
   put(0xC0 | (reg & 7) << 3 | (reg & 7));
-}
-
-void Assembler::fma(int sum, int a, int b) {
-  prefix(kFused, sum, a, b, false);
-  put(0xB8);
-  put(0xC0 | (sum & 7) << 3 | (b & 7));
 }
 
 void Assembler::advance(Pointer pointer, int32_t bytes) {

@@ -13,22 +13,10 @@ using jit::Address;
 using jit::Assembler;
 using jit::Pointer;
 
-// How registers are used: a sum for each row of a block and vector of columns; the rest holds activations and values.
-struct Registers {
-  bool is_avx512;
-  int lanes;    // of a vector
-  int vectors;  // of a segment's columns
-  int rows;     // of a block, at most
-  int all;
-
-  int num_sums() const { return rows * vectors; }
-};
-
-// One vector of columns and many rows: an activation is loaded once for all rows of the block that have its column
-// (at 90% zeros 2.7 of 28), and the value comes with the multiply-add.
-constexpr Registers kAvx512Registers{true, 16, 1, 28, 32};
-// A value has to be loaded apart, so that it should serve several vectors.
-constexpr Registers kAvx2Registers{false, 8, 2, 6, 16};
+// Sums of as many rows and one vector of columns: an activation is loaded once for all rows of the block that have its
+// column (at 90% zeros 2.7 of 28), and the value comes with the multiply-add. The other registers hold activations.
+constexpr int kSums = 28, kRegisters = 32;
+static_assert(JitView::kLanes * int64_t(sizeof(float)) == jit::kVectorBytes);
 
 // Activations of a panel: half of a first-level cache of 32 KB.
 constexpr int64_t kPanelBytes = 16 * 1024;
@@ -38,28 +26,26 @@ constexpr int64_t kGroupBytes = 40 * 1024;
 constexpr int64_t kMaxGroupBlocks = 8;
 constexpr int64_t kEntryBytes = 9;  // of code, about
 
-static_assert(kAvx512Registers.lanes * kAvx512Registers.vectors == JitView::kLanes);
-static_assert(kAvx2Registers.lanes * kAvx2Registers.vectors == JitView::kLanes);
-
-// Keeps a pointer so close to the numbers that are used one after the other that their offsets take one byte.
+// Keeps a pointer so close to the operands that are used one after the other that their offsets take one byte.
 class Cursor {
  public:
-  Cursor(Assembler& assembler, Pointer pointer, int32_t unit) : assembler_(assembler), pointer_(pointer), unit_(unit) {}
+  Cursor(Assembler& assembler, Pointer pointer, int32_t operand_bytes)
+      : assembler_(assembler), pointer_(pointer), operand_bytes_(operand_bytes) {}
 
-  Address at(int64_t offset) {
-    if (offset - place_ > 127 * int64_t(unit_)) {
-      const int64_t place = offset + 128 * int64_t(unit_);
-      assembler_.advance(pointer_, static_cast<int32_t>(place - place_));
-      place_ = place;
+  // Operand i from where the pointer was at first; i never falls.
+  Address at(int64_t i) {
+    if (i - place_ > 127) {
+      assembler_.advance(pointer_, static_cast<int32_t>(i + 128 - place_) * operand_bytes_);
+      place_ = i + 128;
     }
-    return {pointer_, static_cast<int32_t>(offset - place_)};
+    return {pointer_, static_cast<int32_t>(i - place_) * operand_bytes_};
   }
 
  private:
   Assembler& assembler_;
   Pointer pointer_;
-  int32_t unit_;
-  int64_t place_ = 0;  // bytes that the pointer was moved by
+  int32_t operand_bytes_;
+  int64_t place_ = 0;  // operands that the pointer was moved by
 };
 
 struct Entry {
@@ -88,12 +74,11 @@ struct BlockColumns {
 
 class Program final : public JitProgram {
  public:
-  Program(const CsrView<float>& weight, const Registers& registers) : registers_(registers) {
+  explicit Program(const CsrView<float>& weight) {
     view_.rows = weight.rows, view_.cols = weight.cols, view_.nnz = weight.nnz;
-    const int64_t blocks = (weight.rows + registers.rows - 1) / registers.rows;
+    const int64_t blocks = (weight.rows + kSums - 1) / kSums;
     view_.block_rows = blocks == 0 ? 1 : (weight.rows + blocks - 1) / blocks;  // 64 rows as 22 + 22 + 20
-    constexpr int64_t kColumnBytes = JitView::kLanes * int64_t(sizeof(float));
-    const int64_t panels = std::max<int64_t>((weight.cols * kColumnBytes + kPanelBytes - 1) / kPanelBytes, 1);
+    const int64_t panels = std::max<int64_t>((weight.cols * jit::kVectorBytes + kPanelBytes - 1) / kPanelBytes, 1);
     view_.panel_cols = std::max<int64_t>((weight.cols + panels - 1) / panels, 1);
     const int64_t segment_bytes = kEntryBytes * weight.nnz / std::max<int64_t>(view_.num_segments(), 1);
     view_.group_blocks = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(segment_bytes, 1), 1, kMaxGroupBlocks);
@@ -106,7 +91,7 @@ class Program final : public JitProgram {
   }
 
   bool generate(const CsrView<float>& weight) {
-    Assembler assembler(registers_.is_avx512);
+    Assembler assembler;
     values_.reserve(static_cast<size_t>(weight.nnz));
     for (int64_t block = 0; block <= view_.num_blocks(); ++block) {
       block_ptr_.push_back(weight.row_ptr[std::min(block * view_.block_rows, weight.rows)]);
@@ -143,59 +128,35 @@ class Program final : public JitProgram {
   int32_t num_values() const { return static_cast<int32_t>(values_.size()); }
 
   void write_segment(Assembler& assembler, const BlockColumns& columns, Range panel, int rows, bool is_first) {
-    const int V = registers_.vectors, num_sums = rows * V, vector_bytes = registers_.lanes * int(sizeof(float));
-    const auto sums = [&](int i) {
-      return Address{Pointer::kSums, i / V * int32_t(JitView::kSumsStride * sizeof(float)) + i % V * vector_bytes};
+    const auto sums = [](int row) {
+      return Address{Pointer::kSums, row * int32_t(JitView::kSumsStride * sizeof(float))};
     };
-    for (int i = 0; i < num_sums; ++i) {
+    for (int row = 0; row < rows; ++row) {
       if (is_first) {
-        assembler.zero(i);
+        assembler.zero(row);
       } else {
-        assembler.load(i, sums(i));
+        assembler.load(row, sums(row));
       }
     }
-    Cursor values(assembler, Pointer::kValues, assembler.short_unit(sizeof(float)));
-    Cursor x(assembler, Pointer::kX, assembler.short_unit(vector_bytes));
-    const int64_t first_value = num_values();
-    int next_register = 0;
+    Cursor values(assembler, Pointer::kValues, sizeof(float));
+    Cursor x(assembler, Pointer::kX, jit::kVectorBytes);
+    int64_t used = 0;
+    int loaded = kSums;
     for (int64_t k = panel.begin; k < panel.end; ++k) {
-      const Entry* begin = columns.entries.data() + columns.begin[static_cast<size_t>(k)];
+      const Entry* entry = columns.entries.data() + columns.begin[static_cast<size_t>(k)];
       const Entry* end = columns.entries.data() + columns.begin[static_cast<size_t>(k) + 1];
-      if (begin == end) continue;
-      const int64_t x_offset = (k - panel.begin) * V * vector_bytes;
-      const auto next_value = [&](float value) {
-        values_.push_back(value);
-        return values.at((num_values() - 1 - first_value) * int64_t(sizeof(float)));
-      };
-      if (registers_.is_avx512) {
-        const int free = registers_.num_sums(), loaded = free + next_register++ % (registers_.all - free);
-        assembler.load(loaded, x.at(x_offset));
-        for (const Entry* e = begin; e < end; ++e) assembler.fma_broadcast(e->row, loaded, next_value(e->value));
-        continue;
+      if (entry == end) continue;
+      assembler.load(loaded, x.at(k - panel.begin));
+      for (; entry < end; ++entry) {
+        assembler.fma_broadcast(entry->row, loaded, values.at(used++));
+        values_.push_back(entry->value);
       }
-      // One entry takes its activations from memory; several share loaded ones.
-      const int shared = registers_.num_sums(), free = shared + V;
-      if (end - begin > 1) {
-        for (int v = 0; v < V; ++v) assembler.load(shared + v, {Pointer::kX, int32_t(x_offset) + v * vector_bytes});
-      }
-      for (const Entry* e = begin; e < end; ++e) {
-        const int value = free + next_register++ % (registers_.all - free);
-        assembler.broadcast(value, next_value(e->value));
-        for (int v = 0; v < V; ++v) {
-          const int sum = e->row * V + v;
-          if (end - begin > 1) {
-            assembler.fma(sum, value, shared + v);
-          } else {
-            assembler.fma(sum, value, {Pointer::kX, int32_t(x_offset) + v * vector_bytes});
-          }
-        }
-      }
+      loaded = loaded + 1 < kRegisters ? loaded + 1 : kSums;
     }
-    for (int i = 0; i < num_sums; ++i) assembler.store(sums(i), i);
+    for (int row = 0; row < rows; ++row) assembler.store(sums(row), row);
     assembler.ret();
   }
 
-  Registers registers_;
   JitView view_;
   std::unique_ptr<jit::Executable> executable_;
   std::vector<int64_t> code_ptr_;
@@ -203,20 +164,19 @@ class Program final : public JitProgram {
   std::vector<float> values_;
 };
 
-const Registers* registers_in_use() {
+bool has_generator() {
 #if defined(__x86_64__) && defined(__unix__)
-  if (isa_enabled(Isa::kAvx512)) return &kAvx512Registers;
-  if (isa_enabled(Isa::kAvx2)) return &kAvx2Registers;
+  return isa_enabled(Isa::kAvx512);
+#else
+  return false;
 #endif
-  return nullptr;
 }
 
 }  // namespace
 
 std::shared_ptr<const JitProgram> JitProgram::generate(const CsrView<float>& weight) {
-  const Registers* registers = registers_in_use();
-  if (registers == nullptr) return nullptr;
-  auto program = std::make_shared<Program>(weight, *registers);
+  if (!has_generator()) return nullptr;
+  auto program = std::make_shared<Program>(weight);
   return program->generate(weight) ? program : nullptr;
 }
 

@@ -15,8 +15,7 @@ from sparsecore.formats.csr import CsrWeight
 class JitProgram:
     """Straight-line code that multiplies with a float32 weight ``[N, K]`` (csrc's views.h has a picture).
 
-    About 8 to 12 bytes of code and 4 of values for each entry. Generated for the instruction set in use: AVX-512, or
-    AVX2 with FMA.
+    About 8 to 12 bytes of code and 4 of values for each entry. Generated for AVX-512.
 
     Attributes:
         weight: what it was generated from; must not change.

@@ -81,7 +81,7 @@ def _jit(kind: type[JitLinear] | type[JitConv2d]) -> Maker:
     def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
         made = kind.from_dense(layer)
         if not made.program.number:
-            raise UnsupportedError("expected AVX2 or AVX-512, and memory that may be executed; use panels")
+            raise UnsupportedError("expected AVX-512, and memory that may be executed; use panels")
         return made
 
     return make

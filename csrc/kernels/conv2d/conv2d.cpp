@@ -4,7 +4,6 @@
 namespace sparsecore {
 
 Kernel<Conv2dJitArgs> conv2d_jit_f32_avx512();
-Kernel<Conv2dJitArgs> conv2d_jit_f32_avx2();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx512();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_avx2();
 Kernel<Conv2dPanelArgs> conv2d_panel_f32_neon();
@@ -60,7 +59,7 @@ std::span<const Kernel<Conv2dPanelArgs>> conv2d_panel_kernels() {
 
 std::span<const Kernel<Conv2dJitArgs>> conv2d_jit_kernels() {
 #if defined(__x86_64__)
-  static const Kernel<Conv2dJitArgs> table[] = {conv2d_jit_f32_avx512(), conv2d_jit_f32_avx2()};
+  static const Kernel<Conv2dJitArgs> table[] = {conv2d_jit_f32_avx512()};
   return table;
 #else
   return {};

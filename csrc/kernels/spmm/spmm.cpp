@@ -4,7 +4,6 @@
 namespace sparsecore {
 
 Kernel<SpmmJitArgs> spmm_jit_f32_avx512();
-Kernel<SpmmJitArgs> spmm_jit_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx512();
 Kernel<SpmmPanelArgs> spmm_panel_f32_avx2();
 Kernel<SpmmPanelArgs> spmm_panel_f32_neon();
@@ -94,7 +93,7 @@ std::span<const Kernel<SpmmPlanesArgs>> spmm_planes_kernels() {
 
 std::span<const Kernel<SpmmJitArgs>> spmm_jit_kernels() {
 #if defined(__x86_64__)
-  static const Kernel<SpmmJitArgs> table[] = {spmm_jit_f32_avx512(), spmm_jit_f32_avx2()};
+  static const Kernel<SpmmJitArgs> table[] = {spmm_jit_f32_avx512()};
   return table;
 #else
   return {};
