@@ -14,6 +14,7 @@ import sparsecore as sc
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats import JitProgram
 from sparsecore.tune import cache, measure
+from sparsecore.tune.candidates import candidates
 
 
 def pruned_net(sparsity: float = 0.8) -> nn.Sequential:
@@ -177,6 +178,18 @@ def test_without_example_the_cost_model_decides() -> None:
     assert isinstance(fast[1], nn.BatchNorm2d), "nothing was observed, so nothing is folded"
     assert "cost model" in sc.explain(fast).rows[0].reason
     assert set(formats(sc.convert(pruned_net(0.05))).values()) == {"dense"}
+
+
+@pytest.mark.parametrize(("rows", "is_there"), [(31, False), (32, True), (None, True)])
+def test_code_is_generated_for_many_rows(rows: int | None, is_there: bool) -> None:
+    shape = None if rows is None else (rows, 16)
+    make = candidates(nn.Linear(16, 8))["jit"]
+    has_generator = JitProgram(sc.CsrWeight.from_dense(torch.eye(2))).number != 0
+    if is_there and has_generator:
+        assert type(make(nn.Linear(16, 8), shape)) is sc.nn.JitLinear
+    else:
+        with pytest.raises(UnsupportedError, match="use panels"):
+            make(nn.Linear(16, 8), shape)
 
 
 def test_really_measured() -> None:
