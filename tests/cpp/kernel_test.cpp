@@ -86,6 +86,7 @@ void for_each_table(Function function) {
 
 TEST(Tables, EndWithTheirOnlyScalarRow) {
   for_each_table([](const char* op, const auto& rows) {
+    if (std::string_view(op).ends_with("_jit")) return;  // code is generated for an instruction set
     ASSERT_FALSE(rows.empty()) << op;
     EXPECT_EQ(rows.back().isa, Isa::kScalar) << op;
     for (size_t i = 0; i + 1 < rows.size(); ++i) EXPECT_NE(rows[i].isa, Isa::kScalar) << rows[i].name;
