@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -71,11 +72,11 @@ def plain_layer(layer: ActivatedLayer) -> nn.Module:
 
 
 def _sharing_parameters(kind: type[Module], layer: nn.Module) -> Module:
-    """A layer of another class with the attributes and parameters of this one."""
+    """A layer of another class with the attributes, parameters and hooks of this one; later ones are each its own."""
     other = kind.__new__(kind)
-    other.__dict__.update(layer.__dict__)
-    for registry in ("_parameters", "_buffers", "_modules"):
-        other.__dict__[registry] = dict(layer.__dict__[registry])
+    other.__dict__.update(
+        (name, copy.copy(value) if isinstance(value, dict) else value) for name, value in layer.__dict__.items()
+    )
     return other
 
 

@@ -70,6 +70,8 @@ def test_the_first_available_kernel_is_in_use(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_real_kernels_end_with_scalar() -> None:
-    for kernels in probes.operations().values():
+    for operation, kernels in probes.operations().items():
+        if operation.endswith("_jit"):  # code is generated for an instruction set
+            continue
         assert kernels[-1]["isa"] == "scalar"
         assert sum(kernel["in_use"] for kernel in kernels) == 1

@@ -7,7 +7,8 @@ import torch
 from oracle import ACTIVATIONS, assert_within, dense_reference
 from torch import nn
 
-from sparsecore.nn.dense import ChannelsLastConv2d, dense_layer, plain_layer
+from sparsecore.nn import DepthwiseConv2d
+from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, dense_layer, plain_layer
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -39,3 +40,12 @@ def test_shares_parameters_and_nothing_else() -> None:
 def test_unknown_activations_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an activation of none, relu, relu6"):
         dense_layer(nn.Linear(2, 2), "tanh")
+
+
+@pytest.mark.parametrize("kind", [DenseConv2d, DepthwiseConv2d])
+def test_later_hooks_of_the_torch_layer_are_its_own(kind: type[nn.Module]) -> None:
+    dense = nn.Conv2d(4, 4, 3, groups=4)
+    layer, seen = kind.from_dense(dense), []
+    dense.register_forward_hook(lambda *_: seen.append(1))
+    layer(torch.randn(1, 4, 5, 5))
+    assert seen == []
