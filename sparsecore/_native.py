@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sparsecore.errors import SparsecoreError
 
@@ -30,6 +32,12 @@ def _load() -> ModuleType:
 
 _C = _load()
 raw = torch.ops.sparsecore
+
+
+def release(operation: Callable[[int], None], number: int) -> None:
+    """Free what an operation knows by a number: the garbage collector may do it while torch traces something else."""
+    with _disable_current_modes():
+        operation(number)
 
 
 def has_cuda_kernels() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sparsecore._native import raw
+from sparsecore._native import raw, release
 from sparsecore.errors import FormatError
 from sparsecore.formats.csr import CsrWeight
 
@@ -35,7 +35,7 @@ class JitProgram:
         self.weight = weight
         self.number: int = raw.jit_generate(weight.row_ptr, weight.col_idx, weight.values, weight.shape[1])
         if self.number:
-            weakref.finalize(self, raw.jit_free, self.number).atexit = False
+            weakref.finalize(self, release, raw.jit_free, self.number).atexit = False
 
     @property
     def arguments(self) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from sparsecore._native import raw
+from sparsecore._native import raw, release
 from sparsecore.graph.memory import Lifetime, new_buffer, plan_memory
 
 _replay = torch.ops.sparsecore.replay.default
@@ -98,7 +98,7 @@ class Program:
 
     def __del__(self) -> None:
         if (recording := self.__dict__.get("_recording")) is not None:
-            raw.recording_free(recording)
+            release(raw.recording_free, recording)
 
 
 def layer_program(layer: nn.Module, inputs: Sequence[Tensor]) -> Program:

@@ -105,3 +105,17 @@ def test_without_a_program_the_weight_itself_is_multiplied(layout: str) -> None:
     arrays = (weight.row_ptr, weight.col_idx, weight.values)
     y = raw.spmm_jit(x, *arrays, 0, None, None, "relu", layout, "")
     assert torch.equal(y, raw.spmm_csr(x, *arrays, None, None, "relu", layout, ""))
+
+
+@needs_program
+def test_programs_may_be_freed_while_something_is_traced() -> None:
+    layers = [JitLinear.from_dense(pruned(nn.Linear(20, 10)))]
+
+    class Freeing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            layers.clear()
+            gc.collect()
+            return x + 1
+
+    exported = torch.export.export(Freeing(), (torch.ones(2),), strict=False)
+    assert [node.name for node in exported.graph.nodes if node.op == "call_function"] == ["add"]
