@@ -201,8 +201,8 @@ def _(
     activation: str,
     kernel_name: str,
 ) -> Tensor:
-    check_devices(x, row_ptr, col_idx, values, bias, residual)
-    return fake_conv2d(x, num_rows(row_ptr, values), kernel_size, stride, padding, dilation)
+    settings = (kernel_size, stride, padding, dilation, 1)
+    return raw.conv2d_csr(x, row_ptr, col_idx, values, bias, residual, *settings, activation)
 
 
 def _setup_conv2d_jit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated_code import HAS_GENERATOR
 from networks import with_signs_
 from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore.errors import UnsupportedError
-from sparsecore.formats import JitProgram
 from sparsecore.tune import cache, measure
 from sparsecore.tune.candidates import candidates
 
@@ -173,7 +173,7 @@ def test_cache_that_cannot_be_written_is_no_error(
 
 def test_without_example_the_cost_model_decides() -> None:
     fast = sc.convert(pruned_net(0.95))
-    fastest = "jit" if JitProgram(sc.CsrWeight.from_dense(torch.eye(2))).number else "panel"
+    fastest = "jit" if HAS_GENERATOR else "panel"
     assert formats(fast) == {"0": fastest, "3": fastest, "5": fastest}
     assert isinstance(fast[1], nn.BatchNorm2d), "nothing was observed, so nothing is folded"
     assert "cost model" in sc.explain(fast).rows[0].reason
@@ -184,8 +184,7 @@ def test_without_example_the_cost_model_decides() -> None:
 def test_code_is_generated_for_many_rows(rows: int | None, is_there: bool) -> None:
     shape = None if rows is None else (rows, 16)
     make = candidates(nn.Linear(16, 8))["jit"]
-    has_generator = JitProgram(sc.CsrWeight.from_dense(torch.eye(2))).number != 0
-    if is_there and has_generator:
+    if is_there and HAS_GENERATOR:
         assert type(make(nn.Linear(16, 8), shape)) is sc.nn.JitLinear
     else:
         with pytest.raises(UnsupportedError, match="use panels"):
