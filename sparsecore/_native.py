@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,8 @@ raw = torch.ops.sparsecore
 
 def release(operation: Callable[[int], None], number: int) -> None:
     """Free what an operation knows by a number: the garbage collector may do it while torch traces something else."""
+    if sys.is_finalizing():  # modules are half gone, and the memory goes with the process
+        return
     with _disable_current_modes():
         operation(number)
 
