@@ -86,7 +86,7 @@ bench: build
 
 # The kernels alone, in C++ and without Python.
 bench-cpp: test-cpp
-	$(BUILD)/cpp/benchmarks/cpp/kernels_benchmark
+	$(BUILD)/cpp/benchmarks/cpp/sparsecore_benchmarks
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "sparsecore/ops.h"
 #include "sparsecore/codebook.h"
+#include "sparsecore/jit.h"
 #include "sparsecore/pack.h"
 
 namespace sparsecore {
@@ -125,6 +127,17 @@ struct Packed<PanelView<float>> {
     view.values = values.data();
   }
   Packed(const Packed&) = delete;
+};
+
+// There must be a generator: its kernels are enabled only then.
+template <>
+struct Packed<JitView> {
+  std::shared_ptr<const JitProgram> program;
+  JitView view;
+  int64_t rows;
+
+  Packed(const Csr<float>& csr, Packing)
+      : program(JitProgram::generate(csr.view)), view(program->view()), rows(view.num_blocks()) {}
 };
 
 template <>

@@ -367,6 +367,7 @@ void add_all() {
   for_enabled(probes(), [](const Probe& row) { add(std::string("probe/") + row.name, fma_probe, row); });
   add_spmm("spmm", spmm_kernels());
   add_spmm("spmm_panel", spmm_panel_kernels());
+  add_spmm("spmm_jit", spmm_jit_kernels());
   add_spmm("spmm_bitmap", spmm_bitmap_kernels());
   add_spmm("spmm_codebook", spmm_codebook_kernels());
   for_enabled(spmm_planes_kernels(), [](const auto& row) {
@@ -384,6 +385,7 @@ void add_all() {
     add_conv2d("conv2d" + suffix, conv2d_block_kernels(), block_rows);
   }
   add_conv2d("conv2d_panel", conv2d_panel_kernels());
+  add_conv2d("conv2d_jit", conv2d_jit_kernels());
   for_enabled(depthwise_kernels(), [](const Kernel<DepthwiseArgs>& row) {
     for (const Depthwise& layer : kDepthwise)
       add(std::string("depthwise/") + row.name + "/" + layer.name(), depthwise, row, layer);
