@@ -8,6 +8,7 @@
 #include "csr.h"
 #include "harness.h"
 #include "kernels/float_problem.h"
+#include "kernels/image_problem.h"
 #include "numbers.h"
 #include "oracle.h"
 #include "packed.h"
@@ -17,12 +18,6 @@ namespace sparsecore::test {
 namespace {
 
 using AnyConv2d = AnyKernel<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArgs, Conv2dJitArgs>;
-
-struct Pair {
-  int64_t h = 1, w = 1;
-};
-
-std::ostream& operator<<(std::ostream& out, Pair pair) { return out << pair.h << "x" << pair.w; }
 
 struct Shape {
   int64_t batch = 1, channels_per_group = 1, rows_per_group = 1, groups = 1;
@@ -37,14 +32,7 @@ struct Shape {
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 
-  Pair output() const {
-    const auto size = [](int64_t input, int64_t taps, int64_t step, int64_t pad, int64_t spread) {
-      const int64_t room = input + 2 * pad - (spread * (taps - 1) + 1);
-      return room < 0 ? 0 : room / step + 1;
-    };
-    return {size(image.h, filter.h, stride.h, padding.h, dilation.h),
-            size(image.w, filter.w, stride.w, padding.w, dilation.w)};
-  }
+  Pair output() const { return output_of(*this); }
   bool is_possible() const { return output().h > 0 && output().w > 0; }
   int64_t num_outputs() const { return batch * N() * output().h * output().w; }
   int64_t N() const { return rows_per_group * groups; }
@@ -56,9 +44,8 @@ struct Shape {
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels_per_group << " -> "
-      << shape.rows_per_group << " in " << shape.groups << " groups, image " << shape.image << ", filter "
-      << shape.filter << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
-      << shape.dilation;
+      << shape.rows_per_group << " in " << shape.groups << " groups";
+  print_windows(out, shape);
   print_options(out, shape);
   return out;
 }
@@ -72,24 +59,11 @@ class Problem {
   // Calls function(kernel, args, what its rows argument counts) with an output of its own.
   template <class Function>
   Numbers run_with(const AnyConv2d& any, Function function) const {
-    const Pair output = shape_.output();
     const Numbers x(shape_.dtype, x_, shape_.guard), residual(shape_.dtype, residual_, shape_.guard);
     Numbers y = Numbers::unwritten(shape_.dtype, shape_.num_outputs(), shape_.guard);
     with_packed(any, weight_, shape_.packing, shape_.guard, [&](const auto& kernel, auto& args, int64_t num_rows) {
-      args.batch = shape_.batch;
+      set_sizes(args, shape_);
       args.channels = shape_.channels();
-      args.height = shape_.image.h;
-      args.width = shape_.image.w;
-      args.out_height = output.h;
-      args.out_width = output.w;
-      args.kernel_h = shape_.filter.h;
-      args.kernel_w = shape_.filter.w;
-      args.stride_h = shape_.stride.h;
-      args.stride_w = shape_.stride.w;
-      args.padding_h = shape_.padding.h;
-      args.padding_w = shape_.padding.w;
-      args.dilation_h = shape_.dilation.h;
-      args.dilation_w = shape_.dilation.w;
       args.groups = shape_.groups;
       args.dtype = shape_.dtype;
       args.x = x.data();
@@ -108,21 +82,12 @@ class Problem {
   }
 
   void check(const Numbers& y) const {
-    int64_t at = 0;
-    for (int64_t image = 0; image < shape_.batch; ++image) {
-      for (int64_t n = 0; n < shape_.N(); ++n) {
-        for (int64_t oh = 0; oh < shape_.output().h; ++oh) {
-          for (int64_t ow = 0; ow < shape_.output().w; ++ow, ++at) {
-            Sum sum = output_sum(image, n, oh, ow);
-            if (shape_.has_residual) sum.add(1.0, double(residual_[static_cast<size_t>(at)]));
-            const Expected expected = expect_sum(sum, epilogue().bias_of(n), shape_.activation);
-            ASSERT_TRUE(is_close(y, at, expected)) << describe(y, at, expected) << " in image " << image << ", row "
-                                                   << n << ", pixel " << oh << ", " << ow;
-          }
-        }
-      }
-    }
-    ASSERT_EQ(at, y.size());
+    check_planes(y, shape_, shape_.batch * shape_.N(), [&](int64_t plane, Pair pixel, size_t at) {
+      const int64_t n = plane % shape_.N();
+      Sum sum = output_sum(plane / shape_.N(), n, pixel);
+      if (shape_.has_residual) sum.add(1.0, double(residual_[at]));
+      return expect_sum(sum, epilogue().bias_of(n), shape_.activation);
+    });
   }
 
  private:
@@ -140,17 +105,14 @@ class Problem {
 
   Epilogue epilogue() const { return {shape_.has_bias ? bias_.data() : nullptr, shape_.activation}; }
 
-  Sum output_sum(int64_t image, int64_t n, int64_t oh, int64_t ow) const {
+  Sum output_sum(int64_t image, int64_t n, Pair output) const {
     Sum sum;
     const int64_t first_channel = n / shape_.rows_per_group * shape_.channels_per_group;
     for_each_entry(weight_, n, [&](int64_t k, float value) {
-      const int64_t channel = first_channel + k / shape_.taps();
-      const int64_t tap_h = k / shape_.filter.w % shape_.filter.h, tap_w = k % shape_.filter.w;
-      const int64_t h = oh * shape_.stride.h - shape_.padding.h + tap_h * shape_.dilation.h;
-      const int64_t w = ow * shape_.stride.w - shape_.padding.w + tap_w * shape_.dilation.w;
-      const bool is_inside = h >= 0 && h < shape_.image.h && w >= 0 && w < shape_.image.w;
-      const int64_t pixel = ((image * shape_.channels() + channel) * shape_.image.h + h) * shape_.image.w + w;
-      sum.add(double(value), is_inside ? double(x_[size_t(pixel)]) : 0.0);
+      const int64_t plane = image * shape_.channels() + first_channel + k / shape_.taps();
+      const auto pixel = pixel_of(shape_, output, {k / shape_.filter.w % shape_.filter.h, k % shape_.filter.w});
+      const int64_t at = plane * shape_.image.h * shape_.image.w + pixel.value_or(0);
+      sum.add(double(value), pixel ? double(x_[static_cast<size_t>(at)]) : 0.0);
     });
     return sum;
   }

@@ -5,18 +5,13 @@
 
 #include "harness.h"
 #include "kernels/float_problem.h"
+#include "kernels/image_problem.h"
 #include "numbers.h"
 #include "oracle.h"
 #include "sparsecore/ops.h"
 
 namespace sparsecore::test {
 namespace {
-
-struct Pair {
-  int64_t h = 1, w = 1;
-};
-
-std::ostream& operator<<(std::ostream& out, Pair pair) { return out << pair.h << "x" << pair.w; }
 
 struct Shape {
   int64_t batch = 1, channels = 1, multiplier = 1;
@@ -28,26 +23,19 @@ struct Shape {
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 
-  Pair output() const {
-    const auto size = [](int64_t input, int64_t taps, int64_t step, int64_t pad, int64_t spread) {
-      const int64_t room = input + 2 * pad - (spread * (taps - 1) + 1);
-      return room < 0 ? 0 : room / step + 1;
-    };
-    return {size(image.h, filter.h, stride.h, padding.h, dilation.h),
-            size(image.w, filter.w, stride.w, padding.w, dilation.w)};
-  }
+  Pair output() const { return output_of(*this); }
   bool is_possible() const { return output().h > 0 && output().w > 0; }
   int64_t N() const { return channels * multiplier; }
   int64_t num_outputs() const { return batch * N() * output().h * output().w; }
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  return out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels << " channels times "
-             << shape.multiplier << ", image " << shape.image << ", filter " << shape.filter << ", stride "
-             << shape.stride << ", padding " << shape.padding << ", dilation " << shape.dilation << ", "
-             << dtype_name(shape.dtype) << ", " << activation_name(shape.activation) << (shape.has_bias ? ", bias" : "")
-             << (shape.has_residual ? ", residual" : "") << ", specials " << shape.special_chance
-             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+  out << "seed " << shape.seed << ": batch " << shape.batch << ", " << shape.channels << " channels times "
+      << shape.multiplier;
+  print_windows(out, shape);
+  return out << ", " << dtype_name(shape.dtype) << ", " << activation_name(shape.activation)
+             << (shape.has_bias ? ", bias" : "") << (shape.has_residual ? ", residual" : "") << ", specials "
+             << shape.special_chance << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
 }
 
 class Problem {
@@ -62,21 +50,9 @@ class Problem {
     const Numbers x(shape_.dtype, x_, shape_.guard), residual(shape_.dtype, residual_, shape_.guard);
     Numbers y = Numbers::unwritten(shape_.dtype, shape_.num_outputs(), shape_.guard);
     DepthwiseArgs args;
-    args.batch = shape_.batch;
+    set_sizes(args, shape_);
     args.channels = shape_.channels;
     args.multiplier = shape_.multiplier;
-    args.height = shape_.image.h;
-    args.width = shape_.image.w;
-    args.out_height = shape_.output().h;
-    args.out_width = shape_.output().w;
-    args.kernel_h = shape_.filter.h;
-    args.kernel_w = shape_.filter.w;
-    args.stride_h = shape_.stride.h;
-    args.stride_w = shape_.stride.w;
-    args.padding_h = shape_.padding.h;
-    args.padding_w = shape_.padding.w;
-    args.dilation_h = shape_.dilation.h;
-    args.dilation_w = shape_.dilation.w;
     args.weight = weight_.data();
     args.dtype = shape_.dtype;
     args.x = x.data();
@@ -95,21 +71,12 @@ class Problem {
   }
 
   void check(const Numbers& y) const {
-    int64_t at = 0;
-    for (int64_t image = 0; image < shape_.batch; ++image) {
-      for (int64_t n = 0; n < shape_.N(); ++n) {
-        for (int64_t oh = 0; oh < shape_.output().h; ++oh) {
-          for (int64_t ow = 0; ow < shape_.output().w; ++ow, ++at) {
-            Sum sum = output_sum(image, n, oh, ow);
-            if (shape_.has_residual) sum.add(1.0, double(residual_[static_cast<size_t>(at)]));
-            const Expected expected = expect_sum(sum, epilogue().bias_of(n), shape_.activation);
-            ASSERT_TRUE(is_close(y, at, expected)) << describe(y, at, expected) << " in image " << image << ", channel "
-                                                   << n << ", pixel " << oh << ", " << ow;
-          }
-        }
-      }
-    }
-    ASSERT_EQ(at, y.size());
+    check_planes(y, shape_, shape_.batch * shape_.N(), [&](int64_t plane, Pair pixel, size_t at) {
+      const int64_t n = plane % shape_.N();
+      Sum sum = output_sum(plane / shape_.N(), n, pixel);
+      if (shape_.has_residual) sum.add(1.0, double(residual_[at]));
+      return expect_sum(sum, epilogue().bias_of(n), shape_.activation);
+    });
   }
 
  private:
@@ -127,17 +94,15 @@ class Problem {
 
   Epilogue epilogue() const { return {shape_.has_bias ? bias_.data() : nullptr, shape_.activation}; }
 
-  Sum output_sum(int64_t image, int64_t n, int64_t oh, int64_t ow) const {
+  Sum output_sum(int64_t image, int64_t n, Pair output) const {
     Sum sum;
     const int64_t plane = image * shape_.channels + n / shape_.multiplier;
-    for (int64_t tap_h = 0; tap_h < shape_.filter.h; ++tap_h) {
-      for (int64_t tap_w = 0; tap_w < shape_.filter.w; ++tap_w) {
-        const int64_t h = oh * shape_.stride.h - shape_.padding.h + tap_h * shape_.dilation.h;
-        const int64_t w = ow * shape_.stride.w - shape_.padding.w + tap_w * shape_.dilation.w;
-        const bool is_inside = h >= 0 && h < shape_.image.h && w >= 0 && w < shape_.image.w;
-        const int64_t pixel = (plane * shape_.image.h + h) * shape_.image.w + w;
-        sum.add(double(weight_[(n * shape_.filter.h + tap_h) * shape_.filter.w + tap_w]),
-                is_inside ? double(x_[static_cast<size_t>(pixel)]) : 0.0);
+    for (Pair tap{0, 0}; tap.h < shape_.filter.h; ++tap.h) {
+      for (tap.w = 0; tap.w < shape_.filter.w; ++tap.w) {
+        const auto pixel = pixel_of(shape_, output, tap);
+        const int64_t at = plane * shape_.image.h * shape_.image.w + pixel.value_or(0);
+        sum.add(double(weight_[(n * shape_.filter.h + tap.h) * shape_.filter.w + tap.w]),
+                pixel ? double(x_[static_cast<size_t>(at)]) : 0.0);
       }
     }
     return sum;

@@ -8,6 +8,7 @@
 
 #include "harness.h"
 #include "kernels/float_problem.h"
+#include "kernels/image_problem.h"
 #include "numbers.h"
 #include "oracle.h"
 #include "sparsecore/ops.h"
@@ -17,16 +18,10 @@ namespace {
 
 using AnyPool2d = AnyKernel<Pool2dArgs>;
 
-struct Pair {
-  int64_t h = 1, w = 1;
-};
-
-std::ostream& operator<<(std::ostream& out, Pair pair) { return out << pair.h << "x" << pair.w; }
-
 struct Shape {
   PoolMode mode = PoolMode::kMax;
   int64_t batch = 1, channels = 1;
-  Pair image{1, 1}, window{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
+  Pair image{1, 1}, filter{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1};
   bool ceil_mode = false, count_include_pad = true;
   int64_t divisor_override = 0;
   Dtype dtype = Dtype::kFloat32;
@@ -34,28 +29,18 @@ struct Shape {
   Guard guard = Guard::kAfter;
   uint64_t seed = 0;
 
-  // As torch defines it: the last window begins inside of the image or of the padding before it.
-  Pair output() const {
-    const auto size = [this](int64_t input, int64_t taps, int64_t step, int64_t pad, int64_t spread) {
-      const int64_t room = input + 2 * pad - (spread * (taps - 1) + 1) + (ceil_mode ? step - 1 : 0);
-      const int64_t result = room < 0 ? 0 : room / step + 1;
-      return ceil_mode && (result - 1) * step >= input + pad ? result - 1 : result;
-    };
-    return {size(image.h, window.h, stride.h, padding.h, dilation.h),
-            size(image.w, window.w, stride.w, padding.w, dilation.w)};
-  }
+  Pair output() const { return output_of(*this, ceil_mode); }
   bool is_possible() const { return output().h > 0 && output().w > 0; }
   int64_t num_outputs() const { return batch * channels * output().h * output().w; }
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  return out << "seed " << shape.seed << ": " << (shape.mode == PoolMode::kMax ? "max" : "average") << ", batch "
-             << shape.batch << ", channels " << shape.channels << ", image " << shape.image << ", window "
-             << shape.window << ", stride " << shape.stride << ", padding " << shape.padding << ", dilation "
-             << shape.dilation << (shape.ceil_mode ? ", ceil" : "")
-             << (shape.count_include_pad ? ", with padding" : ", without padding") << ", divisor "
-             << shape.divisor_override << ", " << dtype_name(shape.dtype) << ", specials " << shape.special_chance
-             << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
+  out << "seed " << shape.seed << ": " << (shape.mode == PoolMode::kMax ? "max" : "average") << ", batch "
+      << shape.batch << ", channels " << shape.channels;
+  print_windows(out, shape);
+  return out << (shape.ceil_mode ? ", ceil" : "") << (shape.count_include_pad ? ", with padding" : ", without padding")
+             << ", divisor " << shape.divisor_override << ", " << dtype_name(shape.dtype) << ", specials "
+             << shape.special_chance << (shape.guard == Guard::kAfter ? ", guard after" : ", guard before");
 }
 
 class Problem {
@@ -73,20 +58,8 @@ class Problem {
     Numbers y = Numbers::unwritten(shape_.dtype, shape_.num_outputs(), shape_.guard);
     Pool2dArgs args;
     args.mode = shape_.mode;
-    args.batch = shape_.batch;
+    set_sizes(args, shape_);
     args.channels = shape_.channels;
-    args.height = shape_.image.h;
-    args.width = shape_.image.w;
-    args.out_height = shape_.output().h;
-    args.out_width = shape_.output().w;
-    args.kernel_h = shape_.window.h;
-    args.kernel_w = shape_.window.w;
-    args.stride_h = shape_.stride.h;
-    args.stride_w = shape_.stride.w;
-    args.padding_h = shape_.padding.h;
-    args.padding_w = shape_.padding.w;
-    args.dilation_h = shape_.dilation.h;
-    args.dilation_w = shape_.dilation.w;
     args.count_include_pad = shape_.count_include_pad;
     args.divisor_override = shape_.divisor_override;
     args.dtype = shape_.dtype;
@@ -104,31 +77,23 @@ class Problem {
   }
 
   void check(const Numbers& y) const {
-    int64_t at = 0;
-    for (int64_t plane = 0; plane < shape_.batch * shape_.channels; ++plane) {
-      for (int64_t oh = 0; oh < shape_.output().h; ++oh) {
-        for (int64_t ow = 0; ow < shape_.output().w; ++ow, ++at) {
-          const Expected expected = expect(plane, oh, ow);
-          ASSERT_TRUE(is_close(y, at, expected))
-              << describe(y, at, expected) << " in plane " << plane << ", pixel " << oh << ", " << ow;
-        }
-      }
-    }
-    ASSERT_EQ(at, y.size());
+    check_planes(y, shape_, shape_.batch * shape_.channels,
+                 [&](int64_t plane, Pair pixel, size_t) { return expect(plane, pixel); });
   }
 
  private:
-  Expected expect(int64_t plane, int64_t oh, int64_t ow) const {
+  Expected expect(int64_t plane, Pair output) const {
     double largest = -std::numeric_limits<double>::infinity();
     int64_t inside = 0, padded = 0;
     Sum sum;
-    for (int64_t kh = 0; kh < shape_.window.h; ++kh) {
-      for (int64_t kw = 0; kw < shape_.window.w; ++kw) {
-        const int64_t h = oh * shape_.stride.h - shape_.padding.h + kh * shape_.dilation.h;
-        const int64_t w = ow * shape_.stride.w - shape_.padding.w + kw * shape_.dilation.w;
+    for (Pair tap{0, 0}; tap.h < shape_.filter.h; ++tap.h) {
+      for (tap.w = 0; tap.w < shape_.filter.w; ++tap.w) {
+        const int64_t h = output.h * shape_.stride.h - shape_.padding.h + tap.h * shape_.dilation.h;
+        const int64_t w = output.w * shape_.stride.w - shape_.padding.w + tap.w * shape_.dilation.w;
         padded += h < shape_.image.h + shape_.padding.h && w < shape_.image.w + shape_.padding.w;
-        if (h < 0 || h >= shape_.image.h || w < 0 || w >= shape_.image.w) continue;
-        const double value = double(x_[static_cast<size_t>((plane * shape_.image.h + h) * shape_.image.w + w)]);
+        const auto pixel = pixel_of(shape_, output, tap);
+        if (!pixel) continue;
+        const double value = double(x_[static_cast<size_t>(plane * shape_.image.h * shape_.image.w + *pixel)]);
         if (!(value <= largest)) largest = std::isnan(largest) ? largest : value;
         sum.add(1.0, value);
         ++inside;
@@ -172,11 +137,11 @@ class Pool2dTest : public KernelTest<Pool2dArgs> {
   // Padding of at most half of a window; dilation for max only.
   static void random_windows(Shape& shape, Random& random, int64_t largest) {
     const auto pair = [&](int64_t high) { return Pair{random.integer(1, high), random.integer(1, high)}; };
-    shape.window = pair(largest);
+    shape.filter = pair(largest);
     shape.stride = pair(4);
     if (shape.mode == PoolMode::kMax && random.chance(0.5)) shape.dilation = pair(3);
-    shape.padding.h = random.integer(0, (shape.dilation.h * (shape.window.h - 1) + 1) / 2);
-    shape.padding.w = random.integer(0, (shape.dilation.w * (shape.window.w - 1) + 1) / 2);
+    shape.padding.h = random.integer(0, (shape.dilation.h * (shape.filter.h - 1) + 1) / 2);
+    shape.padding.w = random.integer(0, (shape.dilation.w * (shape.filter.w - 1) + 1) / 2);
   }
 
   int64_t num_checked_ = 0;
@@ -206,7 +171,7 @@ TEST_P(Pool2dTest, MapsOfEveryWidth) {
           Shape shape = random_options(random, seed);
           shape.mode = mode;
           shape.image = {5, width};
-          shape.window = {taps, taps};
+          shape.filter = {taps, taps};
           shape.stride = {stride, stride};
           shape.padding = {random.integer(0, 1), random.integer(0, 1)};
           check(shape);
@@ -228,7 +193,7 @@ TEST_P(Pool2dTest, LargePlanes) {
         Shape shape = random_options(random, seed);
         shape.mode = mode;
         shape.image = image;
-        shape.window = {3, 3};
+        shape.filter = {3, 3};
         shape.stride = {stride, stride};
         shape.padding = {1, 1};
         check(shape);
@@ -251,7 +216,7 @@ TEST_P(Pool2dTest, GlobalAverage) {
           shape.ceil_mode = false;
           shape.dtype = dtype;
           shape.image = {height, width};
-          shape.window = {std::max<int64_t>(height - less, 1), width};
+          shape.filter = {std::max<int64_t>(height - less, 1), width};
           shape.stride = {height, width};
           check(shape);
           if (HasFailure()) return;
@@ -295,7 +260,7 @@ TEST_P(Pool2dTest, AnySplitGivesTheSameBits) {
     random_windows(shape, random, 4);
     shape.channels = random.integer(1, 9);
     shape.image = random.chance(0.2) ? Pair{200, 150} : Pair{random.integer(1, 12), random.integer(1, 40)};
-    if (random.chance(0.2)) shape.window = shape.image, shape.padding = {0, 0}, shape.dilation = {1, 1};
+    if (random.chance(0.2)) shape.filter = shape.image, shape.padding = {0, 0}, shape.dilation = {1, 1};
     if (!shape.is_possible()) continue;
     const Case trace(shape);
     check_splits(Problem(shape), any_kernel(), random);
@@ -304,7 +269,7 @@ TEST_P(Pool2dTest, AnySplitGivesTheSameBits) {
 }
 
 TEST_P(Pool2dTest, NothingToComputeMeansNoTiles) {
-  for (const Shape& shape : {Shape{.batch = 0, .image = {3, 3}}, Shape{.image = {2, 2}, .window = {3, 3}}}) {
+  for (const Shape& shape : {Shape{.batch = 0, .image = {3, 3}}, Shape{.image = {2, 2}, .filter = {3, 3}}}) {
     Problem(shape).run_with(
         any_kernel(), [](const auto& kernel, const auto& args, int64_t) { EXPECT_EQ(kernel.num_tiles(args), 0); });
   }
