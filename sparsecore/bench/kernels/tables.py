@@ -29,7 +29,8 @@ One process per library, stopped while it is not its turn. Every round gives eac
 order: a first call, then calls for 20 ms, of which the median counts; times are medians over the rounds. Packing
 weights is not timed; packing and quantizing activations is, unless the note of a candidate in the JSON says
 otherwise. All processes run with glibc's MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set so
-that memory stays with the process: fresh pages for outputs would cost more than many layers.
+that memory stays with the process: fresh pages for outputs would cost more than many layers. Formats of ours write
+into memory that was planned before, as in a compiled model; so do ONNX Runtime and OpenVINO.
 
 Every output is compared with float64 first: float32 may be off by its roundings, int8 by what rounding weights and
 activations to 8 bits explains. What is further off is named below, is not timed and counts in no ratio.
