@@ -53,6 +53,7 @@ _STORED_CLASSES: dict[str, type[StoredLayer]] = {**CLASSES, "DepthwiseConv2d": D
 _STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
     compressed.DeltaLinear: compressed.SparseLinear,
     compressed.FragmentLinear: compressed.SparseLinear,
+    compressed.FragmentInt4Linear: compressed.SparseLinear,
     compressed.RowsInt8Linear: compressed.Int8Linear,
     compressed.FragmentInt8Linear: compressed.SparseInt8Linear,
     compressed.FragmentWeightOnlyLinear: compressed.SparseInt8Linear,

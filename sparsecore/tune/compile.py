@@ -58,7 +58,7 @@ def compile(
         model: any module; it stays as it is. The batch size, dimension 0 of every tensor, is free afterwards if the
             model allows it.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, of the shapes that matter.
-        max_error: allow int8 up to this relative error of the output; see ``convert()``.
+        max_error: allow integers up to this relative error of the output; see ``convert()``.
         policy: ``"measure"``, ``"model"`` or a dict of layer names to formats or kernels; see ``convert()``.
         exclude: names of layers to leave dense.
         cache: look measured times up on disk and keep them: in SPARSECORE_CACHE_DIR, or in a file of this path.

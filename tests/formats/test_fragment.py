@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
-from sparsecore.formats import CsrWeight, FragmentWeight
+from sparsecore.formats import CsrWeight, FragmentWeight, fragment
 from sparsecore.formats.fragment import TILE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.int8)
@@ -62,8 +62,23 @@ def test_int4_rounds_to_the_nearest_of_its_group() -> None:
     dense, got = weight.to_dense(), unpacked.to_dense()
     for begin in range(0, 200, TILE):
         group, rounded = dense[:, begin : begin + TILE], got[:, begin : begin + TILE]
-        scale = (group.abs().amax(1, keepdim=True) / 7).half().float()
+        largest = group.abs().amax(1, keepdim=True)
+        scale = rounded.abs().amax(1, keepdim=True) / 7
+        assert torch.equal(scale.half().float(), scale)
+        assert bool((scale * 7 <= largest).all())
+        assert bool((scale * 7 >= largest * (1 - 2**-10)).all()), "the next float16 above is too large"
         assert bool((rounded == (group / scale.clamp_min(1e-30)).round().clamp(-7, 7) * scale).all())
+
+
+@pytest.mark.parametrize("magnitude", [1e-8, 1e-6, 1e-3, 1.0, 4e5])
+def test_int4_rounded_again_stays_what_it_is(magnitude: float) -> None:
+    """Scales down to the smallest that float16 has, which are rounded coarsely."""
+    weight = random_csr(70, 200, 0.5, torch.float16).to(torch.float32)
+    values = weight.values * torch.rand(len(weight.values)) * magnitude / weight.values.abs().max()
+    packed = FragmentWeight.pack_int4(replace(weight, values=values))
+    again = FragmentWeight.pack_int4(packed.unpack())
+    for name, tensor in zip(fragment.TENSOR_NAMES, packed.tensors, strict=True):
+        assert torch.equal(getattr(again, name), tensor), name
 
 
 def test_refusals() -> None:
