@@ -119,3 +119,34 @@ def test_tampered_weights_are_refused() -> None:
                 replace(packed, **{name: tensor}).unpack()
     with pytest.raises(RuntimeError, match="16, 8 or 4 bits"):
         replace(packed, value_bits=5).unpack()
+
+
+@pytest.mark.parametrize(("N", "K"), [(2**12, 2**31 - 1), (4, 2**31), (4, -1)])
+def test_sizes_that_tiles_cannot_count(N: int, K: int) -> None:
+    row_ptr, none = torch.zeros(N + 1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    with pytest.raises(
+        RuntimeError, match=r"expected (K < 2\^31 and at most 2\^30 tiles|row_ptr \[N \+ 1\] and K >= 0)"
+    ):
+        raw.pack_fragment(row_ptr, none, none.half(), K, 16, None, 1)
+    packed = FragmentWeight.pack(CsrWeight.from_dense(torch.zeros(4, 4).half()))
+    for sizes in ([N, K], [K, N], [2**62, 2**62]):
+        with pytest.raises(RuntimeError, match=r"at most 2\^30 tiles"):
+            raw.unpack_fragment(list(packed.tensors), [*sizes, *packed.sizes[2:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_more_than_2_31_positions(bits: int) -> None:
+    """Entries in the first and the last column of the first and the last row; their bits are 270 MB."""
+    size = 46_400
+    assert size * size > 2**31
+    row_ptr = torch.full((size + 1,), 2, dtype=torch.int32)
+    row_ptr[0], row_ptr[-1] = 0, 4
+    columns = torch.tensor([0, size - 1, 0, size - 1], dtype=torch.int32)
+    values = torch.tensor([7.0, 14.0, 21.0, 28.0])
+    if bits == 8:
+        weight = CsrWeight(row_ptr, columns, values.to(torch.int8), (size, size), torch.ones(size))
+    else:
+        weight = CsrWeight(row_ptr, columns, values.half() if bits == 16 else values, (size, size))
+    packed = FragmentWeight.pack_int4(weight) if bits == 4 else FragmentWeight.pack(weight)
+    assert_equal(packed.unpack(), weight)
