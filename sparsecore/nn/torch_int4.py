@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats.int4 import int4_scales, round_to_int4
-from sparsecore.nn.dense import DenseLayer, activate
 
 # Columns that share a scale, and what PyTorch's kernels ask of N and K on any device.
 GROUP = 128
 MULTIPLE_OF_N, MULTIPLE_OF_K = 16, GROUP
 # Tiles of 16 columns that a thread of PyTorch's CUDA kernel reads at once.
 _INNER_TILES = 8
+# Columns that are unpacked at once.
+_UNPACKED_COLUMNS = 1024
 # PyTorch's operation by device: CPUs have another order of weights.
 _OPERATIONS = {"cuda": "_weight_int4pack_mm", "cpu": "_weight_int4pack_mm_for_cpu"}
 
@@ -40,11 +41,10 @@ class TorchInt4WeightLinear(nn.Module):
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, q: Tensor, scales: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+    def __init__(self, q: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         """Take int8 values in -7 .. 7 ``[N, K]`` and their scales ``[N, K / 128]`` bfloat16."""
         super().__init__()
         self.out_features, self.in_features = q.shape
-        self.activation = activation
         self.register_buffer("packed", _packed(q))
         self.register_buffer("scales", torch.stack((scales.T, torch.zeros_like(scales.T)), 2).contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -54,24 +54,41 @@ class TorchInt4WeightLinear(nn.Module):
         """Make the layer from its dense form, which stays as it is.
 
         Raises:
-            UnsupportedError: PyTorch's kernels do not take a weight of this size or dtype here.
+            UnsupportedError: PyTorch's kernels do not take a weight of this size or dtype here, or the layer has an
+                activation.
             FormatError: a weight is NaN or infinite.
         """
         weight = dense.weight.detach()
         _check(weight)
+        if getattr(dense, "activation", "none") != "none":
+            raise UnsupportedError(f"expected a layer without an activation, got one with {dense.activation}")
         groups = weight.float().unflatten(1, (-1, GROUP))
         scales = int4_scales(groups.abs().amax(2), weight.dtype)
         q = round_to_int4(groups, scales.unsqueeze(2)).flatten(1)
-        activation = dense.activation if isinstance(dense, DenseLayer) else "none"
-        return cls(q, scales, dense.bias, activation).train(dense.training)
+        return cls(q, scales, dense.bias).train(dense.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Do the layer on ``x [..., K]`` bfloat16."""
-        rows = x.reshape(-1, self.in_features)
-        multiply = getattr(torch.ops.aten, _OPERATIONS[self.packed.device.type])
-        y = cast(Tensor, multiply(rows, self.packed, GROUP, self.scales))
+        y = self._multiply(x.reshape(-1, self.in_features))
         y = y if self.bias is None else y + self.bias
-        return activate(y, self.activation).view(*x.shape[:-1], self.out_features)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def to_stored(self) -> nn.Linear:
+        """Return the dense layer that files hold, with the rounded weight."""
+        device, dtype = self.packed.device, self.scales.dtype
+        parts = []
+        for columns in torch.arange(self.in_features, device=device).split(_UNPACKED_COLUMNS):
+            one_hot = torch.zeros(len(columns), self.in_features, device=device, dtype=dtype)
+            parts.append(self._multiply(one_hot.scatter_(1, columns.unsqueeze(1), 1)))
+        dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        dense.weight = nn.Parameter(torch.cat(parts).T.contiguous())
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias)
+        return dense.train(self.training)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        multiply = getattr(torch.ops.aten, _OPERATIONS[self.packed.device.type])
+        return cast(Tensor, multiply(rows, self.packed, GROUP, self.scales))
 
     def _apply(self, fn: Any, recurse: bool = True) -> TorchInt4WeightLinear:
         device = fn(torch.empty(0)).device

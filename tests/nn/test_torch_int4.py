@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import sparsecore as sc
 from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.nn import DenseLinear, TorchInt4WeightLinear
 from sparsecore.nn.torch_int4 import GROUP
@@ -29,11 +31,11 @@ def test_the_product_is_that_of_the_rounded_weight(shape: tuple[int, int]) -> No
         dense.weight *= torch.rand(N, K) < 0.5
         dense.weight[3] = 0
         dense.weight[:, :GROUP] *= 100
-    layer = TorchInt4WeightLinear.from_dense(DenseLinear.from_dense(dense, "relu"))
+    layer = TorchInt4WeightLinear.from_dense(dense)
     x = torch.randn(2, 5, K).bfloat16()
     weight, bias = rounded(dense.weight.detach()), dense.bias.detach().double()
     assert torch.equal(weight == 0, rounded(weight.bfloat16()) == 0)
-    expected = torch.relu(x.double() @ weight.T + bias)
+    expected = x.double() @ weight.T + bias
     magnitude = x.double().abs() @ weight.abs().T + bias.abs()
     # A value of the weight, the product and the sum with the bias are each rounded to bfloat16.
     y = layer(x)
@@ -51,6 +53,17 @@ def test_every_value_of_a_weight_is_where_it_was() -> None:
     layer = TorchInt4WeightLinear.from_dense(dense)
     assert torch.equal(layer(torch.eye(256).bfloat16()).T, q)
     assert torch.equal(copy.deepcopy(layer)(torch.eye(256).bfloat16()).T, q)
+
+
+def test_files_hold_the_dense_weight(tmp_path: Path) -> None:
+    layer = TorchInt4WeightLinear.from_dense(nn.Linear(128, 16).bfloat16())
+    sc.save(nn.Sequential(layer), tmp_path / "int4.safetensors")
+    loaded = sc.load(tmp_path / "int4.safetensors", lambda: nn.Sequential(nn.Linear(128, 16).bfloat16()))[0]
+    assert type(loaded) is nn.Linear
+    weight = layer(torch.eye(128).bfloat16()).T - layer.bias[:, None]
+    torch.testing.assert_close(loaded.weight, weight, rtol=2**-6, atol=1e-3)
+    x = torch.randn(3, 128).bfloat16()
+    torch.testing.assert_close(loaded(x), layer(x), rtol=2**-6, atol=2**-6)
 
 
 def test_casts_leave_the_weight_and_moves_are_refused() -> None:
@@ -76,6 +89,8 @@ def test_other_weights_are_refused() -> None:
         TorchInt4WeightLinear.from_dense(nn.Linear(128, 16).half())
     with pytest.raises(UnsupportedError, match="no product with int4 weights on meta"):
         TorchInt4WeightLinear.from_dense(nn.Linear(128, 16, device="meta").bfloat16())
+    with pytest.raises(UnsupportedError, match="without an activation, got one with relu"):
+        TorchInt4WeightLinear.from_dense(DenseLinear.from_dense(nn.Linear(128, 16).bfloat16(), "relu"))
     for bad in (float("nan"), float("inf")):
         dense = nn.Linear(128, 16).bfloat16()
         dense.weight.data[2, 3] = bad

@@ -231,6 +231,10 @@ def test_2_4_is_timed_where_the_weight_fits(monkeypatch: pytest.MonkeyPatch) -> 
     assert (format_of(fast[0]), kernel_of(fast[0])) == ("2:4", "torch")
     assert weight_statistics(fast[0]) == weight_statistics(dense[0])
     assert fast[0].bias is not None
+    stored = fast[0].to_stored()
+    assert type(stored) is nn.Linear
+    assert torch.equal(stored.weight, dense[0].weight)
+    assert stored.bias is fast[0].bias
 
 
 def test_2_4_patterns() -> None:
