@@ -117,7 +117,7 @@ def write_as_it_is(model: nn.Module, path: str | os.PathLike[str], edits: Edits 
     made_of: dict[nn.Module, nn.Module] = {
         module: module.to_stored() for module in modules.values() if isinstance(module, _BY_PYTORCH)
     }
-    forms = {name: made_of[module] if module in made_of else module for name, module in modules.items()}
+    forms = modules | {name: made_of[module] for name, module in modules.items() if module in made_of}
     layers = {name: form for name, form in forms.items() if isinstance(form, StoredLayer)}
     plain = {name: form for name, form in forms.items() if form is not modules[name] and name not in layers}
     tensors = _outside(layers | plain, model.state_dict())

@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sparsecore._native import has_cuda_kernels
 from sparsecore.bench import probes
 from sparsecore.calls import ExampleInputs
 from sparsecore.errors import SparsecoreError, UnsupportedError, require_module
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
 from sparsecore.nn import CompressedModule, put_layer
+from sparsecore.ops.cuda import check_cuda
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.budget import Budget, Option, check_max_error, excessive, keep_within, layer_errors
 from sparsecore.tune.cache import TimeCache, Times
@@ -421,7 +421,11 @@ def _why_not_on(device: torch.device, layer: nn.Module) -> str:
         return f"on {device}: there are kernels for CPUs and CUDA"
     if operation_of(layer) != "linear":
         return CONVOLUTIONS_STAY
-    return "" if has_cuda_kernels() else f"on {device}: this build has no CUDA kernels"
+    try:
+        check_cuda(device, type(layer).__name__)
+    except UnsupportedError as error:
+        return str(error)
+    return ""
 
 
 def _predict(layer: nn.Module, calls: Sequence[Call], forms: Iterable[str]) -> Times:

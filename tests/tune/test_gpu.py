@@ -30,6 +30,7 @@ from sparsecore.nn import (
 from sparsecore.nn.base import CompressedModule
 from sparsecore.nn.int8_linear import WeightOnlyLinear
 from sparsecore.nn.semi_structured import is_2_4
+from sparsecore.ops import cuda as cuda_ops
 from sparsecore.tune import candidates, chooser, gpu, measure
 from sparsecore.tune.candidates import format_of, kernel_of, numeric_type, weight_statistics
 from sparsecore.tune.gpu import CONVOLUTIONS_STAY, relative_gpu_time
@@ -61,7 +62,7 @@ def as_if_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (candidates, chooser, measure):
         monkeypatch.setattr(module, "is_on_gpu", lambda layer: True)
     monkeypatch.setattr(chooser, "device_of", lambda layer: torch.device("cuda", 0))
-    monkeypatch.setattr(chooser, "has_cuda_kernels", lambda: True)
+    monkeypatch.setattr(chooser, "check_cuda", lambda device, what: None)
 
 
 def model(sparsity: float = 0.6) -> nn.Sequential:
@@ -259,10 +260,20 @@ def test_convolutions_stay_and_say_why() -> None:
 
 
 @pytest.mark.usefixtures("as_if_on_gpu")
-def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chooser, "has_cuda_kernels", lambda: False)
-    fast = sc.convert(model(), torch.randn(2, 128).bfloat16(), cache=False)
-    assert sc.explain(fast).rows[0].reason == "on cuda:0: this build has no CUDA kernels"
+@pytest.mark.parametrize(("has_kernels", "message"), [
+    (False, "expected a build with CUDA kernels for Linear on cuda:0"),
+    (True, "expected a GPU of compute capability 8.0 or later, got 7.5 (Old GPU)"),
+])  # fmt: skip
+def test_where_kernels_do_not_run_layers_stay(has_kernels: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chooser, "check_cuda", cuda_ops.check_cuda)
+    monkeypatch.setattr(cuda_ops, "has_cuda_kernels", lambda: has_kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    cuda_ops._check_capability.cache_clear()
+    fast = cast(nn.Sequential, sc.convert(model(), torch.randn(2, 128).bfloat16(), cache=False))
+    cuda_ops._check_capability.cache_clear()
+    assert type(fast[0]) is nn.Linear
+    assert message in sc.explain(fast).rows[0].reason
 
 
 @pytest.mark.usefixtures("as_if_on_gpu")
