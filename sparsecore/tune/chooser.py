@@ -327,7 +327,7 @@ class Chooser:
     def _row(self, layer: nn.Module, decision: _Decision) -> LayerChoice:
         chosen = decision.chosen
         if not chosen:
-            return replace(decision.row, reason=_joined(decision.row.reason, *_not_timed(decision)))
+            return replace(decision.row, reason=_joined(decision.row.reason, *_ruled_out(decision)))
         form, shape = decision.options[chosen].form, decision.row.shape
         row = unmeasured(decision.row.name, layer, self._reason(decision), shape, form)
         row = replace(row, error=decision.error_of(chosen))
@@ -357,7 +357,7 @@ class Chooser:
             why = f"cost model: {decision.times[decision.chosen]:.2f} of the dense time, not measured"
         if given_up := decision.given_up:
             why += f" without {' and '.join(given_up)}, which would exceed max_error"
-        return _joined(why, others, *_not_timed(decision), decision.note)
+        return _joined(why, others, *_ruled_out(decision), decision.note)
 
     def _why_not(self, name: str, layer: nn.Module, calls: Sequence[Call]) -> str:
         """Why a layer stays as it is without a choice; empty if it need not."""
@@ -403,10 +403,10 @@ def _given(form: nn.Module, layer: nn.Module, shape: Shape | None) -> nn.Module:
     return form
 
 
-def _not_timed(decision: _Decision) -> list[str]:
-    """What was ruled out by its error."""
+def _ruled_out(decision: _Decision) -> list[str]:
+    """Numeric types that nothing was timed in, and why."""
     kinds = sorted(decision.excessive)
-    return [f"{kind} not timed (error {percent(decision.errors[kind])}, alone exceeds max_error)" for kind in kinds]
+    return [f"{kind} ruled out (error {percent(decision.errors[kind])}, alone exceeds max_error)" for kind in kinds]
 
 
 def _joined(*parts: str) -> str:
