@@ -14,6 +14,7 @@ from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.int4 import int4_scales, round_to_int4
 
 TILE = 64
+UNIT = 16  # bytes that offsets of tiles count
 # In the order in which operations take them.
 TENSOR_NAMES = ("tile_ptr", "blob", "block_ptr", "row_block", "scale")
 # Blocks that share the work on a GPU: two for each of the 132 multiprocessors of an H100 or H200. Any number is right.
@@ -158,4 +159,4 @@ class FragmentWeight:
 
 def largest_tile_bytes(tile_ptr: Tensor) -> int:
     """Bytes of the largest tile, or of an empty one if that is more."""
-    return max(16 * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0, _MIN_TILE_BYTES)
+    return max(UNIT * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0, _MIN_TILE_BYTES)

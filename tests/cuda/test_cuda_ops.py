@@ -313,6 +313,20 @@ def test_streams_graphs_and_compile() -> None:
     torch.library.opcheck(raw.spmm_fragment.default, arguments)
 
 
+@pytest.mark.parametrize("name", ["fragment", "int4", "delta"])
+def test_opcheck(name: str) -> None:
+    csr = CsrWeight.from_dense(pruned(70, 130, torch.float16))
+    pack = {"fragment": FragmentWeight.pack, "int4": FragmentWeight.pack_int4, "delta": DeltaWeight.pack}[name]
+    weight = pack(csr).to("cuda")
+    multiply, expand = (
+        (raw.spmm_delta, raw.expand_delta) if name == "delta" else (raw.spmm_fragment, raw.expand_fragment)
+    )
+    x, arguments = torch.randn(4, 130).half().cuda(), (list(weight.tensors), weight.sizes)
+    bias, residual = torch.randn(70).cuda(), torch.randn(4, 70).half().cuda()
+    torch.library.opcheck(multiply.default, (x, *arguments, bias, residual, "relu"))
+    torch.library.opcheck(expand.default, (x, *arguments))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_the_second_device() -> None:
     weight = FragmentWeight.pack(CsrWeight.from_dense(pruned(64, 64, torch.float16)))

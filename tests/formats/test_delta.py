@@ -9,6 +9,7 @@ import torch
 from bits import assert_same_on_any_number_of_threads
 from csr_weights import assert_equal, random_csr, special_csr
 from torch import Tensor
+from torch.library import opcheck
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
@@ -136,3 +137,11 @@ def test_sizes_that_positions_cannot_count(N: int, K: int) -> None:
     tensors = DeltaWeight.pack(CsrWeight.from_dense(torch.zeros(4, 4).half())).tensors
     with pytest.raises(RuntimeError, match=r"expected a delta weight with N and K in \[0, 2\^31\)"):
         raw.unpack_delta(list(tensors), [N, K])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    csr = random_csr(30, 5000, 0.9, dtype)
+    opcheck(raw.pack_delta.default, (csr.row_ptr, csr.col_idx, csr.values, 5000, 3))
+    packed = DeltaWeight.pack(csr)
+    opcheck(raw.unpack_delta.default, (list(packed.tensors), packed.sizes))

@@ -9,6 +9,7 @@ import torch
 from bits import assert_same_on_any_number_of_threads
 from csr_weights import assert_equal, random_csr, special_csr
 from torch import Tensor
+from torch.library import opcheck
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
@@ -150,3 +151,12 @@ def test_more_than_2_31_positions(bits: int) -> None:
         weight = CsrWeight(row_ptr, columns, values.half() if bits == 16 else values, (size, size))
     packed = FragmentWeight.pack_int4(weight) if bits == 4 else FragmentWeight.pack(weight)
     assert_equal(packed.unpack(), weight)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_opcheck(bits: int) -> None:
+    csr = random_csr(70, 200, 0.5, torch.float16 if bits == 16 else torch.int8)
+    values, scales = (csr.values.clamp(-8, 7), torch.ones(70, 4).half()) if bits == 4 else (csr.values, None)
+    opcheck(raw.pack_fragment.default, (csr.row_ptr, csr.col_idx, values, 200, bits, scales, 3))
+    packed = FragmentWeight.pack_int4(csr.to(torch.float32)) if bits == 4 else FragmentWeight.pack(csr)
+    opcheck(raw.unpack_fragment.default, (list(packed.tensors), packed.sizes))
