@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from sparsecore.bench import probes
-from sparsecore.calls import ExampleInputs
-from sparsecore.errors import SparsecoreError, UnsupportedError, require_module
+from sparsecore.errors import SparsecoreError, UnsupportedError
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
 from sparsecore.nn import CompressedModule, put_layer
 from sparsecore.ops.cuda import check_cuda
 from sparsecore.quantize.sensitivity import ReferenceOutputs
-from sparsecore.tune.budget import Budget, Option, check_max_error, excessive, keep_within, layer_errors
-from sparsecore.tune.cache import TimeCache, Times
+from sparsecore.tune.budget import Budget, Option, excessive, keep_within, layer_errors
+from sparsecore.tune.cache import Times
 from sparsecore.tune.candidates import (
     HOLD_ZEROS,
     candidates,
@@ -38,6 +34,7 @@ from sparsecore.tune.cost import relative_time
 from sparsecore.tune.gpu import CONVOLUTIONS_STAY, device_of, is_on_gpu, relative_gpu_time
 from sparsecore.tune.makers import DENSE, Maker, Shape
 from sparsecore.tune.measure import make_forms, measure_layer
+from sparsecore.tune.settings import Settings
 
 # Another format must be this much faster than dense to be taken, and one of another numeric type than what the layer
 # would run as without: less is noise on a shared machine.
@@ -51,70 +48,6 @@ def choosable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 _FIXED = "fixed by the policy"
-Policy = Literal["measure", "model"] | Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to choose, checked.
-
-    Attributes:
-        is_measured: times are measured; else predicted.
-        fixed: layer name to the format or kernel that it runs on, whatever the times.
-        max_error: see convert().
-        excluded: names of layers that stay as they are.
-        cache: where times are looked up and kept; None measures all anew.
-        is_recorded: layers will run recorded, without the cost of a call from Python.
-    """
-
-    is_measured: bool
-    fixed: Mapping[str, str]
-    max_error: float | None
-    excluded: Set[str]
-    cache: TimeCache | None
-    is_recorded: bool = False
-
-
-def check_settings(
-    model: nn.Module,
-    example_inputs: ExampleInputs | None,
-    max_error: float | None,
-    policy: Policy | None,
-    exclude: Iterable[str],
-    cache: bool | str | os.PathLike[str],
-) -> Settings:
-    """Check what convert() and compile() have in common.
-
-    Raises:
-        TypeError: the model is not a module.
-        ValueError: see convert().
-        UnsupportedError: a tensor of the model has no values yet.
-    """
-    require_module(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise UnsupportedError(f"{name} has no values yet; initialise the model first")
-    names = dict(model.named_modules(remove_duplicate=False)).keys()
-    fixed = dict(policy) if isinstance(policy, Mapping) else {}
-    if unknown := fixed.keys() - names:
-        raise ValueError(f"policy: nothing in the model is called {sorted(unknown)}")
-    if fixed or policy is None:
-        policy = "model" if example_inputs is None else "measure"
-    if policy not in ("measure", "model"):
-        raise ValueError(f'expected policy "measure", "model" or {{layer: format or kernel}}, got {policy!r}')
-    if policy == "measure" and example_inputs is None:
-        raise ValueError('policy "measure" needs example_inputs to know the shapes; give them, or take "model"')
-    if max_error is not None:
-        max_error = check_max_error(max_error)
-        if example_inputs is None:
-            raise ValueError("max_error needs example_inputs to measure the error on; give them, or leave it out")
-    excluded = {exclude} if isinstance(exclude, str) else set(exclude)
-    if unknown := excluded - names:
-        raise ValueError(f"exclude: nothing in the model is called {sorted(unknown)}")
-    times = None
-    if cache is not False:
-        times = TimeCache() if cache is True else TimeCache(Path(cache))
-    return Settings(policy == "measure", fixed, max_error, excluded, times)
 
 
 @dataclass(frozen=True)

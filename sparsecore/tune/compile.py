@@ -21,9 +21,10 @@ from sparsecore.graph.requantize import pass_int8_on
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
-from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
+from sparsecore.tune.chooser import AllowedError, Chooser, choosable_layers
 from sparsecore.tune.convert import convert
 from sparsecore.tune.gpu import is_on_gpu
+from sparsecore.tune.settings import Policy, check_settings
 from sparsecore.tune.whole import faster_of, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.

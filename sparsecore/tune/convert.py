@@ -14,7 +14,8 @@ from sparsecore.graph.observe import unchanged_buffers
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
-from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
+from sparsecore.tune.chooser import AllowedError, Chooser, choosable_layers
+from sparsecore.tune.settings import Policy, check_settings
 
 
 def convert(
