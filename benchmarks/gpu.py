@@ -1,6 +1,7 @@
 """Checks and times every CUDA kernel on the GPU of this machine, beside what PyTorch has.
 
     python benchmarks/gpu.py --build --quick             # some minutes
+    python benchmarks/gpu.py --sanitize                  # accesses and races, by compute-sanitizer; no timing
     python benchmarks/gpu.py --out benchmarks/results    # GPU.json and a table; goes on where it stopped
 
 First every kernel is checked element by element against float64: fresh random inputs, surrounded by NaN, into memory
@@ -14,11 +15,12 @@ import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,12 +102,29 @@ def check_one(name: str, got: Tensor, x: Tensor, weight: Tensor) -> str | None:
     return f"{name}: {int(wrong.sum())} of {wrong.numel()} wrong, {first}"
 
 
-def check_kernels(seed: int) -> list[str]:
+SMALL_SHAPES = ((1, 1), (63, 65), (64, 64), (130, 1000), (1000, 130), (300, 2051))
+
+
+def sanitize(seed: int) -> None:
+    """The checks on small shapes under compute-sanitizer: accesses outside of arrays, races in shared memory."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if tool is None:
+        fail("expected compute-sanitizer on the PATH; it comes with the CUDA toolkit")
+    # An allocation of its own for each tensor, or what lies between tensors is seen as one array.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "1", sys.executable, __file__]
+        command += ["--check-only", "--small", "--seed", str(seed)]
+        if subprocess.run(command, env=environment).returncode != 0:
+            fail(f"compute-sanitizer's {check} found problems")
+        print(f"{check}: nothing found")
+
+
+def check_kernels(seed: int, shapes: Sequence[tuple[int, int]]) -> list[str]:
     """Every kernel on odd and even shapes at all densities; the problems found."""
     from sparsecore.formats import CsrWeight
 
     problems: list[str | None] = []
-    shapes = ((1, 1), (63, 65), (64, 64), (130, 1000), (1000, 130), (4096, 4096), (300, 2051))
     for number, (N, K) in enumerate(shapes):
         for sparsity in (0.0, 0.3, 0.5, 0.7, 0.9, 0.97, 1.0):
             torch.manual_seed(seed + number)
@@ -475,6 +494,10 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="build the libraries in place first")
     parser.add_argument("--quick", action="store_true", help="three shapes")
     parser.add_argument("--check-only", action="store_true", help="no timing")
+    parser.add_argument("--small", action="store_true", help="checks on small shapes alone")
+    parser.add_argument(
+        "--sanitize", action="store_true", help="these checks under compute-sanitizer, and nothing else"
+    )
     parser.add_argument("--minutes", type=float, default=30, help="stop timing after this long")
     parser.add_argument("--repeats", type=int, default=20, help="graph replays per candidate")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of inputs; printed")
@@ -491,7 +514,10 @@ def main() -> None:
     if not has_cuda_kernels():
         fail("expected a build with CUDA kernels; run with --build")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, commit {commit()}, seed {arguments.seed}")
-    problems = check_kernels(arguments.seed)
+    if arguments.sanitize:
+        sanitize(arguments.seed)
+        return
+    problems = check_kernels(arguments.seed, SMALL_SHAPES if arguments.small else (*SMALL_SHAPES, (4096, 4096)))
     if problems:
         fail("wrong results:\n" + "\n".join(problems[:20]))
     print("every kernel is right")

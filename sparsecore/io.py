@@ -53,11 +53,15 @@ _STORED_CLASSES: dict[str, type[StoredLayer]] = {**CLASSES, "DepthwiseConv2d": D
 _STORED_AS: dict[type[StoredLayer], type[StoredLayer]] = {
     compressed.DeltaLinear: compressed.SparseLinear,
     compressed.FragmentLinear: compressed.SparseLinear,
+    compressed.FragmentInt4Linear: compressed.SparseLinear,
     compressed.RowsInt8Linear: compressed.Int8Linear,
     compressed.FragmentInt8Linear: compressed.SparseInt8Linear,
     compressed.FragmentWeightOnlyLinear: compressed.SparseInt8Linear,
     compressed.DeltaWeightOnlyLinear: compressed.SparseInt8Linear,
 }
+
+# Layers whose kernels are PyTorch's, for GPUs: files hold another layer with the same weight.
+_BY_PYTORCH = (compressed.SemiStructuredLinear, compressed.TorchInt8Linear, compressed.TorchInt4WeightLinear)
 
 # Layers that are there while a model trains, and how the model becomes one that can be saved.
 _IN_TRAINING: dict[type[nn.Module], str] = {
@@ -110,8 +114,15 @@ def write_as_it_is(model: nn.Module, path: str | os.PathLike[str], edits: Edits 
     for name, module in modules.items():
         if name and isinstance(module, CompiledModule):
             raise UnsupportedError(f"expected a compiled model that is saved alone, got one inside another, {name}")
-    layers = {name: module for name, module in modules.items() if isinstance(module, StoredLayer)}
-    tensors = _outside(layers, model.state_dict())
+    made_of: dict[nn.Module, nn.Module] = {
+        module: module.to_stored() for module in modules.values() if isinstance(module, _BY_PYTORCH)
+    }
+    forms = modules | {name: made_of[module] for name, module in modules.items() if module in made_of}
+    layers = {name: form for name, form in forms.items() if isinstance(form, StoredLayer)}
+    plain = {name: form for name, form in forms.items() if form is not modules[name] and name not in layers}
+    tensors = _outside(layers | plain, model.state_dict())
+    for name, form in plain.items():
+        tensors |= {_join(name, leaf): tensor for leaf, tensor in form.state_dict().items()}
     for name, tensor in tensors.items():
         is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not is_dense or name.endswith("_extra_state"):

@@ -50,3 +50,42 @@ def test_int8_weights_for_gpus_have_fakes(format: str, dtype: torch.dtype) -> No
     y = linear_int8(x, weight, x_scale=0.5)
     assert (y.shape, y.dtype) == ((2, 3, 70), torch.float32 if dtype == torch.int8 else dtype)
     assert linear_int8(x, weight, x_scale=0.5, y_scale=0.5).dtype == torch.int8
+
+
+LARGE = (40_000, 65_536)  # more than 2^31 entries
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_fakes_of_large_weights(kind: type[GpuWeight]) -> None:
+    """As torch.compile() and torch.export see them: no memory."""
+    N, K = LARGE
+    assert N * K > 2**31
+    weight = packed(kind).to("meta")
+    multiply, expand = (
+        (raw.spmm_fragment, raw.expand_fragment) if kind is FragmentWeight else (raw.spmm_delta, raw.expand_delta)
+    )
+    sizes = [N, K, *weight.sizes[2:]]
+    x = torch.empty(70_000, K, dtype=torch.float16, device="meta")
+    assert multiply(x, list(weight.tensors), sizes, None, None, "none").shape == (70_000, N)
+    assert expand(x, list(weight.tensors), sizes).shape == LARGE
+
+
+def test_fakes_of_large_int8_weights() -> None:
+    N, K = LARGE
+    q = torch.empty(N, K, dtype=torch.int8, device="meta")
+    sizes = [N, K, 1, 1, 1, 1, 0]
+    scale, weight_sum = (torch.empty(N, dtype=dtype, device="meta") for dtype in (torch.float32, torch.int32))
+    x = torch.empty(70_000, K, dtype=torch.int8, device="meta")
+    settings = (None, None, 0.5, 0, None, "none", None, 0, "")
+    y = raw.linear_int8(x, [q], sizes, "rows", scale, weight_sum, *settings)
+    assert (y.shape, y.dtype) == ((70_000, N), torch.float32)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_sizes_of_zero_have_fakes(kind: type[GpuWeight]) -> None:
+    multiply = raw.spmm_fragment if kind is FragmentWeight else raw.spmm_delta
+    for N, K, M in ((0, 7, 3), (5, 0, 3), (5, 7, 0)):
+        weight = kind.pack(CsrWeight.from_dense(torch.ones(N, K).half()))
+        x = torch.empty(M, K, dtype=torch.float16, device="meta")
+        y = multiply(x, list(weight.to("meta").tensors), weight.sizes, None, None, "none")
+        assert y.shape == (M, N)

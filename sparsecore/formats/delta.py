@@ -16,6 +16,8 @@ from sparsecore.formats.csr import CsrWeight
 TENSOR_NAMES = ("quad_ptr", "codes", "values", "block_ptr", "scale")
 # Blocks that share the work on a GPU: four for each of the 132 multiprocessors of an H100 or H200. Any number is right.
 NUM_BLOCKS = 528
+# Columns of a panel, and codes that are read together.
+PANEL, QUAD = 4096, 4
 VALUE_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 
 

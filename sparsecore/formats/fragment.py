@@ -11,14 +11,15 @@ from torch import Tensor
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
 from sparsecore.formats.csr import CsrWeight
+from sparsecore.formats.int4 import int4_scales, round_to_int4
 
 TILE = 64
+UNIT = 16  # bytes that offsets of tiles count
 # In the order in which operations take them.
 TENSOR_NAMES = ("tile_ptr", "blob", "block_ptr", "row_block", "scale")
 # Blocks that share the work on a GPU: two for each of the 132 multiprocessors of an H100 or H200. Any number is right.
 NUM_BLOCKS = 264
 _FLOAT_TYPES = {torch.float16: 1, torch.bfloat16: 2}
-_INT4_MAX = 7
 _MIN_TILE_BYTES = 512
 
 
@@ -83,6 +84,7 @@ class FragmentWeight:
 
         Each row has a float16 scale for every 64 columns, a seventh of their largest absolute value; a value is
         rounded to the nearest of -7 .. 7 times its scale. What is stored stays stored, also where it rounds to zero.
+        What ``unpack()`` gives is packed to the same bytes again.
 
         Args:
             weight: float32, float16 or bfloat16 values, on the CPU.
@@ -98,11 +100,8 @@ class FragmentWeight:
         groups = -(-weight.shape[1] // TILE)
         group = rows * groups + weight.col_idx.long() // TILE
         largest = torch.zeros(weight.shape[0] * groups).scatter_reduce(0, group, values.abs(), "amax")
-        scales = (largest / _INT4_MAX).to(torch.float16)
-        if not bool(torch.isfinite(scales).all()):
-            raise FormatError("expected finite values below 458 000 to round to 4 bits; repair or scale the weight")
-        divisor = torch.where(scales == 0, torch.ones(()), scales.float())[group]
-        rounded = (values / divisor).round().clamp(-_INT4_MAX, _INT4_MAX).to(torch.int8)
+        scales = int4_scales(largest, torch.float16)
+        rounded = round_to_int4(values, scales[group])
         return cls._pack(weight, rounded, 4, scales.view(weight.shape[0], groups), torch.empty(0), num_blocks)
 
     @classmethod
@@ -160,4 +159,4 @@ class FragmentWeight:
 
 def largest_tile_bytes(tile_ptr: Tensor) -> int:
     """Bytes of the largest tile, or of an empty one if that is more."""
-    return max(16 * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0, _MIN_TILE_BYTES)
+    return max(UNIT * int(tile_ptr.diff().amax()) if tile_ptr.numel() > 1 else 0, _MIN_TILE_BYTES)

@@ -18,6 +18,7 @@ from sparsecore.nn.linear import (
     BlockLinear,
     CodebookLinear,
     DeltaLinear,
+    FragmentInt4Linear,
     FragmentLinear,
     JitLinear,
     PanelLinear,
@@ -25,6 +26,7 @@ from sparsecore.nn.linear import (
 )
 from sparsecore.nn.planes import BinaryConv2d, BinaryLinear, TernaryConv2d, TernaryLinear
 from sparsecore.nn.semi_structured import SemiStructuredLinear
+from sparsecore.nn.torch_int4 import TorchInt4WeightLinear
 from sparsecore.nn.torch_int8 import TorchInt8Linear, TorchInt8WeightLinear
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "DenseLayer",
     "DenseLinear",
     "DepthwiseConv2d",
+    "FragmentInt4Linear",
     "FragmentInt8Linear",
     "FragmentLinear",
     "FragmentWeightOnlyLinear",
@@ -60,6 +63,7 @@ __all__ = [
     "SparseLinear",
     "TernaryConv2d",
     "TernaryLinear",
+    "TorchInt4WeightLinear",
     "TorchInt8Linear",
     "TorchInt8WeightLinear",
     "leave_fast_path",

@@ -27,9 +27,12 @@ class GpuStorage(PackedStorage, CsrStorage):
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
         assert isinstance(weight, CsrWeight)
-        packed = self.packed_type.pack(weight.to("cpu"))
+        packed = self._pack_csr(weight.to("cpu"))
         self.settings = packed.settings
         return packed.to(weight.device).tensors
+
+    def _pack_csr(self, weight: CsrWeight) -> GpuWeight:
+        return self.packed_type.pack(weight)
 
     @property
     def packed_weight(self) -> GpuWeight:
@@ -68,6 +71,13 @@ class FragmentStorage(GpuStorage):
     packed_type: ClassVar[type[GpuWeight]] = FragmentWeight
     packed_names: ClassVar[tuple[str, ...]] = fragment.TENSOR_NAMES
     most_rows: ClassVar[int] = 128
+
+
+class FragmentInt4Storage(FragmentStorage):
+    """In the order of a GPU's tensor cores, rounded to 4 bits. Files and ``state_dict()`` hold the rounded values."""
+
+    def _pack_csr(self, weight: CsrWeight) -> GpuWeight:
+        return FragmentWeight.pack_int4(weight)
 
 
 class DeltaStorage(GpuStorage):

@@ -13,7 +13,7 @@ from sparsecore._native import raw
 from sparsecore.formats import CsrWeight
 from sparsecore.formats.panel import TILE_COLUMNS, fit_panel_cols, tile_floats
 from sparsecore.nn.base import CompressedModule, Layer, WeightFormat
-from sparsecore.nn.gpu_storage import DeltaStorage, FragmentStorage, GpuStorage
+from sparsecore.nn.gpu_storage import DeltaStorage, FragmentInt4Storage, FragmentStorage, GpuStorage
 from sparsecore.nn.storage import (
     BitmapStorage,
     BlockStorage,
@@ -178,6 +178,21 @@ class FragmentLinear(CsrLinear, FragmentStorage):
 
     Example:
         >>> layer = FragmentLinear.from_dense(nn.Linear(8, 4).half())
+        >>> layer.weight_format.shape
+        (4, 8)
+    """
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self._multiply(x, residual, self.activation)
+
+
+class FragmentInt4Linear(CsrLinear, FragmentInt4Storage):
+    """FragmentLinear with a weight that is rounded to 4 bits, which has a scale for each row and 64 columns.
+
+    Moved to a CPU, it becomes a SparseLinear with the rounded values; casts to other dtypes leave the weight as it is.
+
+    Example:
+        >>> layer = FragmentInt4Linear.from_dense(nn.Linear(8, 4))
         >>> layer.weight_format.shape
         (4, 8)
     """

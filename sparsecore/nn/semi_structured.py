@@ -56,3 +56,10 @@ class SemiStructuredLinear(nn.Linear):
         layer.bias = dense.bias
         layer.nnz = int(weight.count_nonzero())
         return layer.train(dense.training)
+
+    def to_stored(self) -> nn.Linear:
+        """Return the dense layer that files hold."""
+        dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dense.weight = nn.Parameter(self.weight.detach().to_dense())
+        dense.bias = self.bias
+        return dense.train(self.training)

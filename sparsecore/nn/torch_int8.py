@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsecore.errors import UnsupportedError
 from sparsecore.formats import Int8Weight
 from sparsecore.nn.dense import DenseLayer, activate
+from sparsecore.nn.int8_linear import Int8Linear
 
 # What torch._int_mm asks for on a GPU: more rows of x than this, and a multiple of N and K.
 INT_MM_ROWS, INT_MM_MULTIPLE = 16, 8
@@ -87,6 +88,10 @@ class TorchInt8Linear(nn.Module):
         y = torch._int_mm(rows, self.weight.T).float() * (x_scale * self.scale)
         y = y if self.bias is None else y + self.bias
         return activate(y, self.activation).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def to_stored(self) -> Int8Linear:
+        """Return the same weight in the layer that files hold, which runs anywhere."""
+        return Int8Linear(Int8Weight(self.weight, self.scale), self.bias, activation=self.activation)
 
 
 class TorchInt8WeightLinear(TorchInt8Linear):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsecore.formats import delta, fragment
 from sparsecore.formats.bitmap import BLOCK_ROWS, SLACK
 
 aten = torch.ops.aten
@@ -90,6 +91,60 @@ def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, T
     block_ptr, _, values = weight
     nnz = values.shape[0] - SLACK
     return block_ptr.new_empty([sizes[0] + 1]), block_ptr.new_empty([nnz]), values.new_empty([nnz])
+
+
+# --- for GPUs: their weights are packed on the CPU ---
+
+
+@torch.library.register_fake("sparsecore::pack_fragment")
+def _(
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    values: Tensor,
+    cols: int,
+    value_bits: int,
+    group_scales: Tensor | None,
+    num_blocks: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    units = torch.library.get_ctx().new_dynamic_size()
+    row_tiles = -(-(row_ptr.shape[0] - 1) // fragment.TILE)
+    return (
+        row_ptr.new_empty([row_tiles * -(-cols // fragment.TILE) + 1]),
+        row_ptr.new_empty([units * fragment.UNIT], dtype=torch.uint8),
+        row_ptr.new_empty([num_blocks + 1]),
+        row_ptr.new_empty([row_tiles]),
+    )
+
+
+@torch.library.register_fake("sparsecore::unpack_fragment")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N, K, value_bits, *_ = sizes
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    row_ptr = weight[0].new_empty([N + 1])
+    scales = [N, -(-K // fragment.TILE)] if value_bits == 4 else [0, 0]
+    return (
+        row_ptr,
+        row_ptr.new_empty([nnz]),
+        row_ptr.new_empty([nnz], dtype=torch.int16 if value_bits == 16 else torch.int8),
+        row_ptr.new_empty(scales, dtype=torch.float16),
+    )
+
+
+@torch.library.register_fake("sparsecore::pack_delta")
+def _(
+    row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int, num_blocks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    quads = torch.library.get_ctx().new_dynamic_size()
+    units = -(-cols // delta.PANEL) * (row_ptr.shape[0] - 1)
+    codes = row_ptr.new_empty([quads * delta.QUAD], dtype=torch.uint8)
+    return row_ptr.new_empty([units + 1]), codes, values.new_empty(codes.shape), row_ptr.new_empty([num_blocks + 1])
+
+
+@torch.library.register_fake("sparsecore::unpack_delta")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    row_ptr = weight[0].new_empty([sizes[0] + 1])
+    return row_ptr, row_ptr.new_empty([nnz]), weight[2].new_empty([nnz])
 
 
 # --- Huffman coding ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ class Budget:
     Attributes:
         max_error: the largest relative error of the model's output that was allowed.
         error: what it is on the example, as measured with all layers in their final forms.
-        num_given_up: layers that another numeric type makes faster, but that would exceed max_error.
+        num_given_up: layers that max_error keeps from a faster numeric type, or in their own one since the others'
+            errors, each alone, exceed it; those are not timed.
     """
 
     max_error: float
@@ -45,30 +46,34 @@ def check_max_error(max_error: object) -> float:
 
 
 def layer_errors(
-    model: nn.Module, batches: Iterable[Any], forms: Mapping[nn.Module, nn.Module]
-) -> dict[nn.Module, float]:
-    """Measure how far each layer's own output is off in another form, in one pass of the model as it is.
+    model: nn.Module, batches: Iterable[Any], forms: Mapping[nn.Module, Mapping[str, nn.Module]]
+) -> dict[nn.Module, dict[str, float]]:
+    """Measure how far each layer's own output is off in other forms, in one pass of the model as it is.
 
     Args:
         model: the model, which stays as it is and runs with its own layers.
         batches: what to run it on.
-        forms: layer to the other form.
+        forms: layer to its other forms by name.
 
     Returns:
-        ``||y_form - y|| / ||y||`` over all calls of each layer; nothing is kept but the sums.
+        ``||y_form - y|| / ||y||`` over all calls, by layer and name; nothing is kept but the sums.
     """
-    sums = {layer: [0.0, 0.0] for layer in forms}
+    sums = {layer: {name: [0.0, 0.0] for name in others} for layer, others in forms.items() if others}
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         expected = y.double()
-        sums[layer][0] += float((forms[layer](*inputs).double() - expected).square().sum())
-        sums[layer][1] += float(expected.square().sum())
+        square = float(expected.square().sum())
+        for name, pair in sums[layer].items():
+            pair[0] += float((forms[layer][name](*inputs).double() - expected).square().sum())
+            pair[1] += square
 
-    names = {name: layer for name, layer in model.named_modules() if layer in forms}
+    if not sums:
+        return {}
+    names = {name: layer for name, layer in model.named_modules() if layer in sums}
     with watching(names, see):
         for _ in run_batches(model, batches):
             pass
-    return {layer: _root_ratio(*pair) for layer, pair in sums.items()}
+    return {layer: {name: _root_ratio(*pair) for name, pair in pairs.items()} for layer, pairs in sums.items()}
 
 
 def _root_ratio(numerator: float, denominator: float) -> float:
@@ -78,53 +83,75 @@ def _root_ratio(numerator: float, denominator: float) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
+def excessive(errors: Mapping[str, float], error_alone: Callable[[str], float], max_error: float) -> frozenset[str]:
+    """Return the forms of a layer that exceed the budget even if no other layer changes.
+
+    One whose own output is within the budget is taken to fit. Of the others the most exact are tried first: with one
+    that exceeds it all that are less exact do.
+
+    Args:
+        errors: relative error of the layer's output by form.
+        error_alone: measures the model's output error with the layer in a form.
+        max_error: the budget.
+    """
+    forms = sorted((form for form in errors if errors[form] > max_error), key=lambda form: errors[form])
+    for at, form in enumerate(forms):
+        if error_alone(form) > max_error:
+            return frozenset(forms[at:])
+    return frozenset()
+
+
 @dataclass(frozen=True)
-class Trade:
-    """A layer that is faster in another numeric type.
+class Option:
+    """A form that a layer may get.
 
     Attributes:
-        layer: as it is in the model.
-        exact: its fastest form in its own numeric type.
-        faster: the form that is faster still.
-        saved: time, in any unit.
-        error: relative error of its output.
+        name: of the form.
+        form: the layer in it.
+        time: in any unit.
+        error: relative error of the layer's output; 0 in its own numeric type.
     """
 
-    layer: nn.Module
-    exact: nn.Module
-    faster: nn.Module
-    saved: float
+    name: str
+    form: nn.Module
+    time: float
     error: float
 
 
 def keep_within(
-    trades: list[Trade], error_with: Callable[[Mapping[nn.Module, nn.Module]], float], max_error: float
-) -> tuple[list[Trade], float]:
-    """Give up trades until the model's output error is within the budget.
+    options: Mapping[nn.Module, Sequence[Option]],
+    error_with: Callable[[Mapping[nn.Module, nn.Module]], float],
+    max_error: float,
+) -> tuple[dict[nn.Module, Option], float]:
+    """Choose the fastest options whose error together is within the budget.
 
-    The first to go are those that remove most error per time lost: the errors of layers add up in squares, as far as
-    they are independent. How many have to go is found by bisection, so that n trades take about log2(n) runs. What is
-    returned was measured: that giving up more leaves less error is no more than what guides the search.
+    All layers start with their fastest option. While the model's error is too large, layers go on to slower and more
+    exact ones; first where that removes most error per time lost: the errors of layers add up in squares, as far as
+    they are independent. How many such steps it takes is found by bisection, so that n steps take about log2(n) runs.
+    What is returned was measured: that more steps leave less error is no more than what guides the search.
 
     Args:
-        trades: all of them.
+        options: of each layer.
         error_with: measures the model's output error with these forms in place of their layers.
         max_error: the budget.
 
     Returns:
-        The trades to keep, and the measured error with them. Without any the error is rounding, whatever the budget.
+        The choice for each layer, and the measured error with it. With the most exact option everywhere the error is
+        rounding, whatever the budget.
     """
-    order = sorted(trades, key=lambda trade: -trade.error * trade.error / trade.saved)
+    fastest = {layer: _fastest_first(of_layer)[0] for layer, of_layer in options.items()}
+    steps = sorted((step for item in options.items() for step in _steps(*item)), key=lambda step: -step.gain)
 
-    def measure(num_given_up: int) -> float:
-        return error_with(
-            {trade.layer: trade.exact if i < num_given_up else trade.faster for i, trade in enumerate(order)}
-        )
+    def after(num_steps: int) -> dict[nn.Module, Option]:
+        return fastest | {step.layer: step.to for step in steps[:num_steps]}
+
+    def measure(num_steps: int) -> float:
+        return error_with({layer: option.form for layer, option in after(num_steps).items()})
 
     error = measure(0)
-    if error <= max_error or not order:
-        return order, error
-    too_few, enough, fitting = 0, len(order), None
+    if error <= max_error or not steps:
+        return fastest, error
+    too_few, enough, fitting = 0, len(steps), None
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         error = measure(middle)
@@ -132,4 +159,43 @@ def keep_within(
             enough, fitting = middle, error
         else:
             too_few = middle
-    return order[enough:], measure(enough) if fitting is None else fitting
+    return after(enough), measure(enough) if fitting is None else fitting
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer goes on to a slower and more exact option; gain: square of the error that goes, per time lost."""
+
+    layer: nn.Module
+    to: Option
+    gain: float
+
+
+def _steps(layer: nn.Module, options: Sequence[Option]) -> list[_Step]:
+    """From the fastest option of a layer to the most exact one, gains falling.
+
+    An option between two others that gains less than going past it at once shares the gain of that way.
+    """
+    front = _fastest_first(options)
+    steps: list[_Step] = []
+    at = 0
+    while at < len(front) - 1:
+        gains = {to: _gain(front[at], front[to]) for to in range(at + 1, len(front))}
+        best = max(gains, key=lambda to: gains[to])
+        gain = min(gains[best], steps[-1].gain) if steps else gains[best]  # rounding must not swap steps
+        steps += [_Step(layer, option, gain) for option in front[at + 1 : best + 1]]
+        at = best
+    return steps
+
+
+def _gain(before: Option, after: Option) -> float:
+    return (before.error * before.error - after.error * after.error) / (after.time - before.time)
+
+
+def _fastest_first(options: Sequence[Option]) -> list[Option]:
+    """Those to which no other is both as fast and as exact, the fastest and least exact first."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda option: (option.time, option.error)):
+        if not front or option.error < front[-1].error:
+            front.append(option)
+    return front

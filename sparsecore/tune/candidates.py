@@ -40,7 +40,7 @@ from sparsecore.nn import (
     TernaryLinear,
 )
 from sparsecore.nn.storage import QuantizedStorage
-from sparsecore.tune.gpu import GPU_CANDIDATES, GPU_FORMATS, GPU_INT8_CANDIDATES, is_on_gpu
+from sparsecore.tune.gpu import GPU_CANDIDATES, GPU_FORMATS, GPU_INTEGER_CANDIDATES, is_on_gpu
 from sparsecore.tune.makers import DENSE, Maker, Shape, dense_form, rows_of, same
 
 
@@ -130,7 +130,7 @@ def _by_dense(kind: type[CompressedModule]) -> Maker:
 # With more of them PyTorch's dense kernels win.
 MOST_DENSE_BLOCK_COLUMNS = 256
 # Formats that hold zeros like any weight; int8, where it is allowed, is worth timing without any.
-HOLD_ZEROS = frozenset({DENSE, "int8", "torch int8", "torch int8 weights", "depthwise"})
+HOLD_ZEROS = frozenset({DENSE, "int8", "torch int8", "torch int8 weights", "torch int4 weights", "depthwise"})
 
 
 def holds_zeros(layer: nn.Module, format_name: str) -> bool:
@@ -213,7 +213,15 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     BitmapInt8Linear: {DENSE: dense_form, "bitmap int8": same, "lookup int8": _lookup},
 }
 
-INT8_FORMATS = frozenset({"int8", "lookup int8", "bitmap int8", *GPU_INT8_CANDIDATES})
+# Format -> the numeric type that it computes in, for all but floats. Formats of a type give the same outputs up to
+# rounding: what the type adds to a layer's error is measured once.
+_INTEGER_TYPES: dict[str, str] = {
+    **dict.fromkeys(("int8", "lookup int8", "bitmap int8", "fragment int8", "torch int8"), "int8"),
+    **dict.fromkeys(("fragment int8 weights", "delta int8 weights"), "int8 weights"),
+    **{name: name for name in ("torch int8 weights", "fragment int4 weights", "torch int4 weights")},
+}
+INTEGER_FORMATS = frozenset(_INTEGER_TYPES)
+FLOAT = "float"
 
 # Dense class -> the int8 form of a float layer of it.
 _INT8: dict[type[nn.Module], type[CompressedModule]] = {
@@ -261,18 +269,20 @@ class WeightStatistics:
         return 1.0 - self.nnz / max(self.N * self.K, 1)
 
 
-def candidates(layer: nn.Module, with_int8: bool = False) -> Mapping[str, Maker]:
+def candidates(layer: nn.Module, with_integers: bool = False) -> Mapping[str, Maker]:
     """Format name to maker for a layer; empty for a class that has no other form.
 
     Args:
         layer: any module.
-        with_int8: give float layers the int8 formats too, with activations that are quantized dynamically.
+        with_integers: give float layers the formats of integers too, with activations that are quantized dynamically
+            or not at all.
     """
     if is_on_gpu(layer):
         makers = GPU_CANDIDATES.get(type(layer), {})
-        return makers | GPU_INT8_CANDIDATES if with_int8 and type(layer) is nn.Linear else makers
+        return makers | GPU_INTEGER_CANDIDATES if with_integers and type(layer) is nn.Linear else makers
     makers = CANDIDATES.get(type(layer), {})
-    return makers | _int8_candidates(layer) if with_int8 and makers and not is_int8(layer) else makers
+    is_float = numeric_type(format_of(layer)) == FLOAT
+    return makers | _int8_candidates(layer) if with_integers and makers and is_float else makers
 
 
 def _int8_candidates(layer: nn.Module) -> dict[str, Maker]:
@@ -286,7 +296,7 @@ def _int8_candidates(layer: nn.Module) -> dict[str, Maker]:
     def of_quantized(make: Maker) -> Maker:
         return lambda _, shape: make(quantized(), shape)
 
-    return {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INT8_FORMATS}
+    return {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INTEGER_FORMATS}
 
 
 def fixed_candidates(name: str, layer: nn.Module, wanted: str) -> dict[str, Maker]:
@@ -295,7 +305,7 @@ def fixed_candidates(name: str, layer: nn.Module, wanted: str) -> dict[str, Make
     Raises:
         ValueError: the layer has no such form.
     """
-    makers = candidates(layer, with_int8=True)
+    makers = candidates(layer, with_integers=True)
     if not makers:
         raise ValueError(f"policy: {name} is a {type(layer).__name__}, which has no other form")
     if wanted in makers:
@@ -323,14 +333,9 @@ def _with_kernel(name: str, layer: nn.Module, makers: Mapping[str, Maker], kerne
     )
 
 
-def is_int8(layer: nn.Module) -> bool:
-    """Whether a layer computes in int8."""
-    return format_of(layer) in INT8_FORMATS
-
-
-def is_exact(layer: nn.Module, format_name: str) -> bool:
-    """Whether a format computes in the layer's own numeric type; the outputs then differ by rounding alone."""
-    return is_int8(layer) == (format_name in INT8_FORMATS)
+def numeric_type(format_name: str) -> str:
+    """What a format computes in: ``float`` or a type of integers; within one type outputs differ by rounding alone."""
+    return _INTEGER_TYPES.get(format_name, FLOAT)
 
 
 def weight_statistics(layer: nn.Module) -> WeightStatistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,14 @@ from sparsecore.errors import UnsupportedError, require_module
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.nn import CompressedModule, DepthwiseConv2d
 from sparsecore.tune.budget import Budget
-from sparsecore.tune.candidates import INT8_FORMATS, format_of, kernel_of, operation_of, weight_statistics
+from sparsecore.tune.candidates import (
+    FLOAT,
+    format_of,
+    kernel_of,
+    numeric_type,
+    operation_of,
+    weight_statistics,
+)
 
 ATTRIBUTE = "_sparsecore_explanation"
 
@@ -166,14 +174,13 @@ class Explanation:
 
     def _budget_text(self, budget: Budget) -> str:
         """What became of the error budget."""
-        count = sum(row.format in INT8_FORMATS for row in self.rows)
-        text = (
-            f"output error {percent(budget.error)} of {percent(budget.max_error)} allowed, "
-            f"{count} of {len(self.rows)} layers in int8"
-        )
+        counts = Counter(numeric_type(row.format) for row in self.rows)
+        del counts[FLOAT]
+        parts = [f"{count} of {len(self.rows)} layers in {name}" for name, count in counts.items()]
+        text = f"output error {percent(budget.error)} of {percent(budget.max_error)} allowed, "
+        text += ", ".join(parts) or f"none of {len(self.rows)} layers in integers"
         given_up = budget.num_given_up
-        more = "more would" if count else "would"
-        return text + (f"; {given_up} {more} be faster but exceed it" if given_up else "")
+        return text + (f"; {given_up} held back by it" if given_up else "")
 
 
 def percent(error: float) -> str:

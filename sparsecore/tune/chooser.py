@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
 
-from sparsecore._native import has_cuda_kernels
 from sparsecore.bench import probes
-from sparsecore.calls import ExampleInputs
-from sparsecore.errors import SparsecoreError, UnsupportedError, require_module
+from sparsecore.errors import SparsecoreError, UnsupportedError
 from sparsecore.formats.check import FLOAT_DTYPES
 from sparsecore.graph import Call, Observation
 from sparsecore.nn import CompressedModule, put_layer
+from sparsecore.ops.cuda import check_cuda
 from sparsecore.quantize.sensitivity import ReferenceOutputs
-from sparsecore.tune.budget import Budget, Trade, check_max_error, keep_within, layer_errors
-from sparsecore.tune.cache import TimeCache, Times
+from sparsecore.tune.budget import Budget, Option, excessive, keep_within, layer_errors
+from sparsecore.tune.cache import Times
 from sparsecore.tune.candidates import (
     HOLD_ZEROS,
     candidates,
     fixed_candidates,
     holds_zeros,
-    is_exact,
+    numeric_type,
     operation_of,
     weight_statistics,
 )
 from sparsecore.tune.choice import Explanation, LayerChoice, percent, unmeasured
 from sparsecore.tune.cost import relative_time
 from sparsecore.tune.gpu import CONVOLUTIONS_STAY, device_of, is_on_gpu, relative_gpu_time
-from sparsecore.tune.makers import DENSE, Maker
+from sparsecore.tune.makers import DENSE, Maker, Shape
 from sparsecore.tune.measure import make_forms, measure_layer
+from sparsecore.tune.settings import Settings
 
 # Another format must be this much faster than dense to be taken, and one of another numeric type than what the layer
 # would run as without: less is noise on a shared machine.
@@ -49,70 +48,6 @@ def choosable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 _FIXED = "fixed by the policy"
-Policy = Literal["measure", "model"] | Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to choose, checked.
-
-    Attributes:
-        is_measured: times are measured; else predicted.
-        fixed: layer name to the format or kernel that it runs on, whatever the times.
-        max_error: see convert().
-        excluded: names of layers that stay as they are.
-        cache: where times are looked up and kept; None measures all anew.
-        is_recorded: layers will run recorded, without the cost of a call from Python.
-    """
-
-    is_measured: bool
-    fixed: Mapping[str, str]
-    max_error: float | None
-    excluded: Set[str]
-    cache: TimeCache | None
-    is_recorded: bool = False
-
-
-def check_settings(
-    model: nn.Module,
-    example_inputs: ExampleInputs | None,
-    max_error: float | None,
-    policy: Policy | None,
-    exclude: Iterable[str],
-    cache: bool | str | os.PathLike[str],
-) -> Settings:
-    """Check what convert() and compile() have in common.
-
-    Raises:
-        TypeError: the model is not a module.
-        ValueError: see convert().
-        UnsupportedError: a tensor of the model has no values yet.
-    """
-    require_module(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise UnsupportedError(f"{name} has no values yet; initialise the model first")
-    names = dict(model.named_modules(remove_duplicate=False)).keys()
-    fixed = dict(policy) if isinstance(policy, Mapping) else {}
-    if unknown := fixed.keys() - names:
-        raise ValueError(f"policy: nothing in the model is called {sorted(unknown)}")
-    if fixed or policy is None:
-        policy = "model" if example_inputs is None else "measure"
-    if policy not in ("measure", "model"):
-        raise ValueError(f'expected policy "measure", "model" or {{layer: format or kernel}}, got {policy!r}')
-    if policy == "measure" and example_inputs is None:
-        raise ValueError('policy "measure" needs example_inputs to know the shapes; give them, or take "model"')
-    if max_error is not None:
-        max_error = check_max_error(max_error)
-        if example_inputs is None:
-            raise ValueError("max_error needs example_inputs to measure the error on; give them, or leave it out")
-    excluded = {exclude} if isinstance(exclude, str) else set(exclude)
-    if unknown := excluded - names:
-        raise ValueError(f"exclude: nothing in the model is called {sorted(unknown)}")
-    times = None
-    if cache is not False:
-        times = TimeCache() if cache is True else TimeCache(Path(cache))
-    return Settings(policy == "measure", fixed, max_error, excluded, times)
 
 
 @dataclass(frozen=True)
@@ -125,39 +60,52 @@ class AllowedError:
 
 @dataclass
 class _Decision:
-    """What one layer can run as.
+    """What one layer can run as; filled step by step.
 
     Attributes:
         row: how the layer is described as it is.
         places: its names in the root.
         calls: in one pass of the model.
+        makers: the candidates; none if the layer stays as it is.
+        note: what else to know.
+        errors: relative error of the layer's output by numeric type, 0 in its own; those that were not measured are
+            not in it.
+        excessive: numeric types that exceed the budget with this layer alone.
         times: of every form in one pass: microseconds, or the predicted share of the dense time.
-        forms: the fastest exact form and, if there is a budget, the fastest of the others, which has an error.
-        exact: format of the first; empty if the layer stays as it is.
-        inexact: format of the second; empty if there is none.
-        error: relative error of the layer's output in that one.
-        chosen: one of both.
-        note: what else to know of the times.
+        options: what may be chosen, by format.
+        chosen: one of them; empty if the layer stays as it is.
     """
 
     row: LayerChoice
     places: Sequence[str]
     calls: Sequence[Call]
-    times: Times
-    forms: dict[str, nn.Module]
-    exact: str = ""
-    inexact: str = ""
-    error: float | None = None
-    chosen: str = ""
+    makers: Mapping[str, Maker] = field(default_factory=dict)
     note: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    excessive: Set[str] = frozenset()
+    times: Times = field(default_factory=dict)
+    options: dict[str, Option] = field(default_factory=dict)
+    chosen: str = ""
 
     @property
-    def is_faster_inexact(self) -> bool:
-        return bool(self.inexact) and self.times[self.inexact] < MARGIN * self.times[self.exact]
+    def own_type(self) -> str:
+        return numeric_type(self.row.format)
 
     @property
-    def is_given_up(self) -> bool:
-        return self.is_faster_inexact and self.chosen == self.exact
+    def given_up(self) -> list[str]:
+        """Formats that are faster than the chosen one, and less exact."""
+        limit = self.options[self.chosen].time
+        return [name for name, option in self.options.items() if option.time < limit]
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether the budget keeps the layer from another type."""
+        is_own = numeric_type(self.chosen or self.row.format) == self.own_type
+        return bool(self.chosen and self.given_up) or (is_own and bool(self.excessive))
+
+    def error_of(self, format_name: str) -> float | None:
+        """What a format adds to the output; None if that was not measured."""
+        return self.errors.get(numeric_type(format_name))
 
 
 class Chooser:
@@ -188,10 +136,12 @@ class Chooser:
         if missing := self.settings.fixed.keys() - found:
             raise ValueError(f"policy: {sorted(missing)} have no other form; expected some of {sorted(found)}")
         steps = len(places) + (self.error is not None)
-        decisions: dict[nn.Module, _Decision] = {}
-        for layer, names in places.items():
-            decisions[layer] = self._decide(layer, names)
-            progress(len(decisions) / steps)
+        decisions = {layer: self._open(layer, names) for layer, names in places.items()}
+        if self.error is not None:
+            self._measure_errors(decisions, self.error)
+        for done, (layer, decision) in enumerate(decisions.items(), start=1):
+            self._decide(layer, decision)
+            progress(done / steps)
         if self.cache is not None:
             self.cache.save()
         budget = self._fit(decisions, self.error) if self.error is not None else None
@@ -199,34 +149,55 @@ class Chooser:
         for layer, decision in decisions.items():
             if decision.chosen:
                 for place in decision.places:
-                    put_layer(self.root, place, decision.forms[decision.chosen])
+                    put_layer(self.root, place, decision.options[decision.chosen].form)
             rows.append(self._row(layer, decision))
         if self.error is not None:
             progress(1.0)
         return Explanation(tuple(rows), budget)
 
-    def _decide(self, layer: nn.Module, places: Sequence[str]) -> _Decision:
-        """Time or predict all forms of a layer, and keep those that may be chosen."""
+    def _open(self, layer: nn.Module, places: Sequence[str]) -> _Decision:
+        """Find what a layer could run as."""
         calls = self.seen.calls.get(layer, []) if self.seen is not None else []
         name, shape = user_name(places[0]), _shape_text(layer, calls)
-
-        def stays(reason: str) -> _Decision:
-            return _Decision(unmeasured(name, layer, reason, shape), places, calls, {}, {})
-
         if reason := self._why_not(name, layer, calls):
-            return stays(reason)
+            return _Decision(unmeasured(name, layer, reason, shape), places, calls)
         makers, note = self._makers(name, layer)
+        row = unmeasured(name, layer, note, shape)
+        decision = _Decision(row, places, calls, makers if len(makers) > 1 else {}, note)
+        decision.errors[decision.own_type] = 0.0
+        return decision
+
+    def _measure_errors(self, decisions: Mapping[nn.Module, _Decision], allowed: AllowedError) -> None:
+        """Measure what other numeric types add to the outputs of layers, and rule out those that cannot fit."""
+        forms = {}
+        for layer, decision in decisions.items():
+            if user_name(decision.places[0]) not in self.settings.fixed:
+                forms[layer] = _one_of_each_type(layer, decision)
+        for layer, errors in layer_errors(self.root[0], allowed.reference.batches, forms).items():
+            decisions[layer].errors |= errors
+            if self.is_measured:  # timing is what this saves
+                alone = partial(_error_alone, allowed.reference, layer, forms[layer])
+                decisions[layer].excessive = excessive(errors, alone, allowed.max_error)
+
+    def _decide(self, layer: nn.Module, decision: _Decision) -> None:
+        """Time or predict the forms of a layer, and keep those that may be chosen."""
+        name, beyond = decision.row.name, decision.excessive
+        makers = {f: make for f, make in decision.makers.items() if f == DENSE or numeric_type(f) not in beyond}
+        decision.makers = {}  # and the forms they hold
         if len(makers) < 2:
-            return stays(note)
+            return
         try:
-            forms = make_forms(layer, makers, calls)
+            forms = make_forms(layer, makers, decision.calls)
         except SparsecoreError as error:
-            return stays(str(error))
+            decision.row = replace(decision.row, reason=str(error))
+            return
         if self.is_measured:
-            times, is_noisy = measure_layer(layer, calls, forms, self.cache, is_recorded=self.settings.is_recorded)
-            note = "; ".join(filter(None, (note, "noisy, measured while the machine was busy" * is_noisy)))
+            recorded = self.settings.is_recorded
+            times, is_noisy = measure_layer(layer, decision.calls, forms, self.cache, is_recorded=recorded)
+            decision.note = _joined(decision.note, "noisy, measured while the machine was busy" * is_noisy)
         else:
-            times = _predict(layer, calls, forms)
+            times = _predict(layer, decision.calls, forms)
+        decision.times = times
         if name in self.settings.fixed:
             wanted = next(iter(forms.keys() - {DENSE}), "")
             if not wanted:
@@ -234,20 +205,37 @@ class Chooser:
                     f"policy: {name} cannot run as {self.settings.fixed[name]!r} with its weight and input; "
                     "fix another format or leave it out"
                 )
-            row = unmeasured(name, layer, "", shape)
-            return _Decision(row, places, calls, times, forms, wanted, chosen=wanted, note=_FIXED)
-        own = [form for form in forms if self.error is None or is_exact(layer, form)]
-        others = [form for form in forms if form not in own]
-        exact, inexact = self._fastest(times, own), self._fastest(times, others) if others else ""
-        kept = {form: forms[form] for form in (exact, inexact) if form}
-        row = unmeasured(name, layer, "", shape)
-        return _Decision(row, places, calls, times, kept, exact, inexact, chosen=exact, note=note)
+            decision.options = {wanted: Option(wanted, forms[wanted], times[wanted], 0.0)}
+        else:
+            decision.options = self._options(layer, decision, forms)
+        decision.chosen = min(decision.options, key=lambda name: decision.options[name].error)
+
+    def _options(self, layer: nn.Module, decision: _Decision, forms: Mapping[str, nn.Module]) -> dict[str, Option]:
+        """The fastest format of each numeric type, but for those that a more exact one is as fast as."""
+        formats: dict[str, list[str]] = {}
+        for name in forms:
+            # Without a budget an int8 layer may compute in float: nobody asks for the difference.
+            kind = numeric_type(name) if self.error is not None else decision.own_type
+            if kind not in decision.excessive:
+                formats.setdefault(kind, []).append(name)
+        unit = 1.0
+        if not self.is_measured:  # predicted times are shares of the dense time, which goes with its operations
+            unit = max(sum(flops_of(layer, call.shape, True) for call in decision.calls), 1)
+        options = {}
+        for kind, names in formats.items():
+            name = self._fastest(decision.times, names)
+            options[name] = Option(name, forms[name], unit * decision.times[name], decision.errors[kind])
+        return {
+            name: option
+            for name, option in options.items()
+            if not any(o.error < option.error and MARGIN * o.time <= option.time for o in options.values())
+        }
 
     def _makers(self, name: str, layer: nn.Module) -> tuple[Mapping[str, Maker], str]:
         """The candidates worth timing, and why others are not."""
         if name in self.settings.fixed:
             return fixed_candidates(name, layer, self.settings.fixed[name]), _FIXED
-        makers = candidates(layer, with_int8=self.error is not None)
+        makers = candidates(layer, with_integers=self.error is not None)
         if isinstance(layer, CompressedModule) or weight_statistics(layer).sparsity >= WORTH_TIMING:
             return makers, ""
         few = {name: make for name, make in makers.items() if holds_zeros(layer, name)}
@@ -259,37 +247,23 @@ class Chooser:
 
     def _fit(self, decisions: Mapping[nn.Module, _Decision], allowed: AllowedError) -> Budget:
         """Choose what is faster with an error, as far as the budget goes."""
-        forms = {layer: d.forms[d.inexact] for layer, d in decisions.items() if d.inexact}
-        for layer, error in layer_errors(self.root[0], allowed.reference.batches, forms).items():
-            decisions[layer].error = error
-        trades = [self._trade(layer, d) for layer, d in decisions.items() if d.is_faster_inexact]
-        exact = {layer: d.forms[d.exact] for layer, d in decisions.items() if d.exact}
 
         def error_with(forms: Mapping[nn.Module, nn.Module]) -> float:
-            changed = {layer: form for layer, form in {**exact, **forms}.items() if form is not layer}
-            return allowed.reference.error(changed)
+            return allowed.reference.error({layer: form for layer, form in forms.items() if form is not layer})
 
-        kept, error = keep_within(trades, error_with, allowed.max_error)
-        for trade in kept:
-            decisions[trade.layer].chosen = decisions[trade.layer].inexact
-        return Budget(allowed.max_error, error, sum(d.is_given_up for d in decisions.values()))
-
-    def _trade(self, layer: nn.Module, decision: _Decision) -> Trade:
-        saved = decision.times[decision.exact] - decision.times[decision.inexact]
-        if not self.is_measured:  # predicted times are shares of the dense time, which goes with its operations
-            saved *= max(sum(flops_of(layer, call.shape, True) for call in decision.calls), 1)
-        assert decision.error is not None
-        return Trade(layer, decision.forms[decision.exact], decision.forms[decision.inexact], saved, decision.error)
+        options = {layer: tuple(d.options.values()) for layer, d in decisions.items() if d.options}
+        chosen, error = keep_within(options, error_with, allowed.max_error)
+        for layer, option in chosen.items():
+            decisions[layer].chosen = option.name
+        return Budget(allowed.max_error, error, sum(d.is_held_back for d in decisions.values()))
 
     def _row(self, layer: nn.Module, decision: _Decision) -> LayerChoice:
         chosen = decision.chosen
         if not chosen:
-            return decision.row
-        error = 0.0 if is_exact(layer, chosen) else decision.error
-        row = unmeasured(
-            decision.row.name, layer, self._reason(layer, decision), decision.row.shape, decision.forms[chosen]
-        )
-        row = replace(row, error=error)
+            return replace(decision.row, reason=_joined(decision.row.reason, *_ruled_out(decision)))
+        form, shape = decision.options[chosen].form, decision.row.shape
+        row = unmeasured(decision.row.name, layer, self._reason(decision), shape, form)
+        row = replace(row, error=decision.error_of(chosen))
         if not self.is_measured:
             return row
         flops = sum(flops_of(layer, call.shape, chosen in HOLD_ZEROS) for call in decision.calls)
@@ -301,23 +275,22 @@ class Chooser:
             roofline=None if is_on_gpu(layer) else flops / (decision.times[chosen] * 1e3) / self.peak_gflops,
         )
 
-    def _reason(self, layer: nn.Module, decision: _Decision) -> str:
+    def _reason(self, decision: _Decision) -> str:
         """Why the chosen format, and the time and error of the others."""
 
         def cost(form: str) -> str:
-            time = decision.times[form]
+            time, error = decision.times[form], decision.error_of(form)
             text = f"{form} {time:.0f} us" if self.is_measured else f"{form} {time:.2f}"
-            error = None if is_exact(layer, form) else decision.error
-            return text if error is None else f"{text} (error {percent(error)})"
+            return f"{text} (error {percent(error)})" if error else text
 
         others = ", ".join(cost(form) for form in decision.times if form != decision.chosen)
         if self.is_measured:
             why = "fastest"
         else:
             why = f"cost model: {decision.times[decision.chosen]:.2f} of the dense time, not measured"
-        if decision.is_given_up:
-            why += f" without {decision.inexact}, which would exceed max_error"
-        return "; ".join(filter(None, (why, others, decision.note)))
+        if given_up := decision.given_up:
+            why += f" without {' and '.join(given_up)}, which would exceed max_error"
+        return _joined(why, others, *_ruled_out(decision), decision.note)
 
     def _why_not(self, name: str, layer: nn.Module, calls: Sequence[Call]) -> str:
         """Why a layer stays as it is without a choice; empty if it need not."""
@@ -339,6 +312,40 @@ class Chooser:
         return ""
 
 
+def _one_of_each_type(layer: nn.Module, decision: _Decision) -> dict[str, nn.Module]:
+    """A form of the layer in every numeric type but its own; its maker gives it back from then on."""
+    forms: dict[str, nn.Module] = {}
+    makers = dict(decision.makers)
+    for name, make in decision.makers.items():
+        kind = numeric_type(name)
+        if kind == decision.own_type or kind in forms:
+            continue
+        with suppress(SparsecoreError):  # _decide() says what is wrong
+            for form in make_forms(layer, {name: make}, decision.calls).values():
+                forms[kind] = form
+                makers[name] = partial(_given, form)
+    decision.makers = makers
+    return forms
+
+
+def _error_alone(reference: ReferenceOutputs, layer: nn.Module, forms: Mapping[str, nn.Module], kind: str) -> float:
+    return reference.error({layer: forms[kind]})
+
+
+def _given(form: nn.Module, layer: nn.Module, shape: Shape | None) -> nn.Module:
+    return form
+
+
+def _ruled_out(decision: _Decision) -> list[str]:
+    """Numeric types that nothing was timed in, and why."""
+    kinds = sorted(decision.excessive)
+    return [f"{kind} ruled out (error {percent(decision.errors[kind])}, alone exceeds max_error)" for kind in kinds]
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
 def _why_not_on(device: torch.device, layer: nn.Module) -> str:
     """Why a layer on a device stays as it is; empty if there are kernels for it."""
     if device.type == "cpu":
@@ -347,7 +354,11 @@ def _why_not_on(device: torch.device, layer: nn.Module) -> str:
         return f"on {device}: there are kernels for CPUs and CUDA"
     if operation_of(layer) != "linear":
         return CONVOLUTIONS_STAY
-    return "" if has_cuda_kernels() else f"on {device}: this build has no CUDA kernels"
+    try:
+        check_cuda(device, type(layer).__name__)
+    except UnsupportedError as error:
+        return str(error)
+    return ""
 
 
 def _predict(layer: nn.Module, calls: Sequence[Call], forms: Iterable[str]) -> Times:

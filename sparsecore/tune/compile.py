@@ -21,9 +21,10 @@ from sparsecore.graph.requantize import pass_int8_on
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
-from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
+from sparsecore.tune.chooser import AllowedError, Chooser, choosable_layers
 from sparsecore.tune.convert import convert
 from sparsecore.tune.gpu import is_on_gpu
+from sparsecore.tune.settings import Policy, check_settings
 from sparsecore.tune.whole import faster_of, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.
@@ -58,7 +59,7 @@ def compile(
         model: any module; it stays as it is. The batch size, dimension 0 of every tensor, is free afterwards if the
             model allows it.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, of the shapes that matter.
-        max_error: allow int8 up to this relative error of the output; see ``convert()``.
+        max_error: allow integers up to this relative error of the output; see ``convert()``.
         policy: ``"measure"``, ``"model"`` or a dict of layer names to formats or kernels; see ``convert()``.
         exclude: names of layers to leave dense.
         cache: look measured times up on disk and keep them: in SPARSECORE_CACHE_DIR, or in a file of this path.

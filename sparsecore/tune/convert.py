@@ -14,7 +14,8 @@ from sparsecore.graph.observe import unchanged_buffers
 from sparsecore.prune import fold_torch_pruning
 from sparsecore.quantize.sensitivity import ReferenceOutputs
 from sparsecore.tune.choice import ATTRIBUTE
-from sparsecore.tune.chooser import AllowedError, Chooser, Policy, check_settings, choosable_layers
+from sparsecore.tune.chooser import AllowedError, Chooser, choosable_layers
+from sparsecore.tune.settings import Policy, check_settings
 
 
 def convert(
@@ -31,17 +32,18 @@ def convert(
 
     Works layer by layer on any module: linear layers and 2-D convolutions with zeros become sparse where that is
     faster, BatchNorm is folded where one run shows that it can be. Dense is always a candidate. int8 layers, from
-    ``quantize()``, choose among dense int8, int8 without zeros, and float32. Float layers become int8 only within a
-    max_error, with activations that are scaled as they come.
+    ``quantize()``, choose among dense int8, int8 without zeros, and float32. Float layers become int8, or
+    on a GPU int4, only within a max_error; activations are scaled as they come or stay as they are.
 
     Args:
         model: any module; it stays as it is. Zeros made by torch.nn.utils.prune are read too.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of the model, of the shapes
             that matter. None folds nothing and decides by the cost model.
         max_error: largest relative error of the model's output on the example, such as 0.01:
-            ``||y_fast - y|| / ||y||``, of the worst if there are several outputs. Layers that int8 makes faster become
-            int8; while the measured error exceeds the budget, those go back that add most error for the time they
-            save. The result is float if none fits. None, the default, keeps every float layer float.
+            ``||y_fast - y|| / ||y||``, of the worst if there are several outputs. Layers get the numeric type in which
+            they are fastest; while the measured error exceeds the budget, those go on to a more exact one that add
+            most error for the time they save. A type that exceeds the budget with one layer alone is not timed for
+            it. The result is float if none fits. None, the default, keeps every float layer float.
         policy: ``"measure"`` times every layer, interleaved, on the shapes it has in the example; ``"model"``
             predicts from non-zeros and shapes without timing; a dict of layer names to formats or kernels fixes these
             layers. None measures if there is an example.

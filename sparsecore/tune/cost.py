@@ -6,7 +6,7 @@ import math
 
 from sparsecore import _C
 from sparsecore.formats.packed_int8 import FEW_ROWS
-from sparsecore.tune.candidates import INT8_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
+from sparsecore.tune.candidates import INTEGER_FORMATS, MOST_BITMAP_ROWS, WeightStatistics
 from sparsecore.tune.makers import DENSE
 
 # Shares of the FMA peak as measured (benchmarks/NOTES.md; of bitmaps predicted, and with their zeros), at many columns
@@ -50,7 +50,7 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
     if format_name in PLANES:
         return PLANES[format_name] * (1 + PLANES_ROWS / max(weight.N, 1))
     density = 1.0 - weight.sparsity
-    if format_name in INT8_FORMATS:
+    if format_name in INTEGER_FORMATS:
         return _relative_int8_time(format_name, density, columns)
     if format_name == "bitmap":
         if not 0 < columns <= MOST_BITMAP_ROWS:  # it multiplies with its zeros too

@@ -11,12 +11,14 @@ from sparsecore.errors import UnsupportedError
 from sparsecore.nn import (
     DeltaLinear,
     DeltaWeightOnlyLinear,
+    FragmentInt4Linear,
     FragmentInt8Linear,
     FragmentLinear,
     FragmentWeightOnlyLinear,
     RowsInt8Linear,
     SemiStructuredLinear,
     SparseLinear,
+    TorchInt4WeightLinear,
     TorchInt8Linear,
     TorchInt8WeightLinear,
 )
@@ -59,7 +61,8 @@ def _check_16_bits(layer: nn.Module) -> None:
 
 
 def _packed(
-    kind: type[FragmentLinear | DeltaLinear | FragmentWeightOnlyLinear | DeltaWeightOnlyLinear], most_rows: int
+    kind: type[FragmentLinear | FragmentInt4Linear | DeltaLinear | FragmentWeightOnlyLinear | DeltaWeightOnlyLinear],
+    most_rows: int,
 ) -> Maker:
     """For activations of 16 bits."""
 
@@ -90,10 +93,13 @@ def _torch_int8(layer: nn.Module, shape: Shape | None) -> nn.Module:
     return TorchInt8Linear.from_dense(layer)
 
 
-def _torch_int8_weights(layer: nn.Module, shape: Shape | None) -> nn.Module:
-    assert isinstance(layer, nn.Linear)
-    _check_rows(shape, MOST_INT8_ROWS)
-    return TorchInt8WeightLinear.from_dense(layer)
+def _torch_weights(kind: type[TorchInt8WeightLinear | TorchInt4WeightLinear]) -> Maker:
+    def make(layer: nn.Module, shape: Shape | None) -> nn.Module:
+        assert isinstance(layer, nn.Linear)
+        _check_rows(shape, MOST_INT8_ROWS)
+        return kind.from_dense(layer)
+
+    return make
 
 
 def _csr(layer: nn.Module, shape: Shape | None) -> nn.Module:
@@ -115,14 +121,16 @@ _LINEAR: dict[str, Maker] = {
     "2:4": _semi_structured,
 }
 
-# What a float layer can run as where an error is allowed: int8 activations, then int8 weights alone.
-GPU_INT8_CANDIDATES: dict[str, Maker] = {
+# What a float layer can run as where an error is allowed: int8 activations, then int8 and int4 weights alone.
+GPU_INTEGER_CANDIDATES: dict[str, Maker] = {
     "int8": _int8(RowsInt8Linear),
     "fragment int8": _int8(FragmentInt8Linear),
     "torch int8": _torch_int8,
     "fragment int8 weights": _packed(FragmentWeightOnlyLinear, FragmentLinear.most_rows),
     "delta int8 weights": _packed(DeltaWeightOnlyLinear, DeltaLinear.most_rows),
-    "torch int8 weights": _torch_int8_weights,
+    "torch int8 weights": _torch_weights(TorchInt8WeightLinear),
+    "fragment int4 weights": _packed(FragmentInt4Linear, FragmentLinear.most_rows),
+    "torch int4 weights": _torch_weights(TorchInt4WeightLinear),
 }
 
 # As tune.candidates.CANDIDATES, for layers on a GPU. Of convolutions there is the dense form alone.
@@ -130,6 +138,7 @@ GPU_CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
     nn.Linear: _LINEAR,
     nn.Conv2d: {DENSE: same},
     FragmentLinear: {DENSE: dense_form, "fragment": same},
+    FragmentInt4Linear: {DENSE: dense_form, "fragment int4 weights": same},
     DeltaLinear: {DENSE: dense_form, "delta": same},
     SparseLinear: {DENSE: dense_form, "csr": same},
     RowsInt8Linear: {DENSE: dense_form, "int8": same, "fragment int8": _from_int8},
@@ -149,20 +158,27 @@ GPU_FORMATS: dict[type[nn.Module], tuple[str, str]] = {
     FragmentWeightOnlyLinear: ("fragment int8 weights", "spmm_fragment"),
     DeltaWeightOnlyLinear: ("delta int8 weights", "spmm_delta"),
     TorchInt8WeightLinear: ("torch int8 weights", "torch"),
+    FragmentInt4Linear: ("fragment int4 weights", "spmm_fragment"),
+    TorchInt4WeightLinear: ("torch int4 weights", "torch"),
 }
 
 # Shares of the read bandwidth that kernels are expected to reach, of dense fp16's: predictions (NOTES-cuda.md).
 _READ_SHARE = 0.8
 _DELTA_SHARE = 0.6
 _GATHER_SHARE = 0.3
-# Bytes of a value, and what the decoder's instructions alone keep it from gaining more than, over dense.
+# Bytes of a value, of scales for each weight, and what the decoder's instructions alone keep it from gaining more
+# than, over dense.
 _FRAGMENTS = {
-    "fragment": (2, 2.15),
-    "fragment int8": (1, 3.5),
-    "fragment int8 weights": (1, 2.7),
+    "fragment": (2, 0.0, 2.15),
+    "fragment int8": (1, 0.0, 3.5),
+    "fragment int8 weights": (1, 0.0, 2.7),
+    "fragment int4 weights": (0.5, 2 / 64, 1.85),
 }
-# Dense int8 over dense float16, for so many rows of x in one reading of the weight.
+# Dense int8 over dense float16, for so many rows of x in one reading of the weight; int4 in PyTorch, with 4 bytes for
+# each 128 weights.
 _INT8_TIME = 1 / 1.7
+_INT4_TIME = (0.5 + 4 / 128) / 2 / _READ_SHARE
+_TOKENS_OF_INT4 = 16
 _TOKENS_OF_INT8 = 32
 # Rows of x up to which decoding, not products, takes its instructions; and those for one reading of a weight.
 _ROWS_OF_FRAGMENT = 32
@@ -190,9 +206,11 @@ def relative_gpu_time(format_name: str, density: float, rows: int) -> float:
         return max(_INT8_TIME, rows / _ARITHMETIC_ROWS) / arithmetic
     if format_name == "int8":
         return math.ceil(max(rows, 1) / _TOKENS_OF_INT8) * _INT8_TIME / arithmetic
+    if format_name == "torch int4 weights":
+        return math.ceil(max(rows, 1) / _TOKENS_OF_INT4) * _INT4_TIME / arithmetic
     if format_name in _FRAGMENTS:
-        value_bytes, most_gain = _FRAGMENTS[format_name]
-        bytes_read = 1 / 16 + value_bytes / 2 * density
+        value_bytes, scale_bytes, most_gain = _FRAGMENTS[format_name]
+        bytes_read = 1 / 16 + (value_bytes * density + scale_bytes) / 2
         return max(bytes_read / _READ_SHARE, 1 / (most_gain * _READ_SHARE)) * max(rows / _ROWS_OF_FRAGMENT, 1.0)
     readings = math.ceil(max(rows, 1) / _TOKENS_OF_DELTA)
     if format_name in ("delta", "delta int8 weights"):

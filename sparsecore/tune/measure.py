@@ -15,7 +15,7 @@ from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.graph import Call
 from sparsecore.graph.program import record_layer
 from sparsecore.tune.cache import TimeCache, Times
-from sparsecore.tune.candidates import INT8_FORMATS, operation_of, weight_statistics
+from sparsecore.tune.candidates import INTEGER_FORMATS, operation_of, weight_statistics
 from sparsecore.tune.gpu import device_of, is_on_gpu
 from sparsecore.tune.makers import DENSE, Maker
 
@@ -96,8 +96,8 @@ def measure_layer(
 
 
 def _covers(times: Times, forms: Mapping[str, nn.Module]) -> bool:
-    """Whether cached times are of these forms; those of int8 may be there from a conversion with an error budget."""
-    return forms.keys() <= times.keys() and times.keys() - forms.keys() <= INT8_FORMATS
+    """Whether cached times are of these forms; those of integers may be there from a conversion with a budget."""
+    return forms.keys() <= times.keys() and times.keys() - forms.keys() <= INTEGER_FORMATS
 
 
 def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tuple[Times, float]:
@@ -164,7 +164,7 @@ def make_forms(layer: nn.Module, makers: Mapping[str, Maker], calls: Sequence[Ca
         except UnsupportedError:
             if name == DENSE:
                 raise
-        except FormatError:  # a weight with NaN fits all but int8
-            if name not in INT8_FORMATS:
+        except FormatError:  # a weight with NaN fits all but integers
+            if name not in INTEGER_FORMATS:
                 raise
     return forms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -16,12 +17,14 @@ from sparsecore.nn import (
     BitmapInt8Linear,
     DeltaLinear,
     DeltaWeightOnlyLinear,
+    FragmentInt4Linear,
     FragmentLinear,
     FragmentWeightOnlyLinear,
     Int8Linear,
     PanelLinear,
     SparseInt8Linear,
     SparseLinear,
+    TorchInt4WeightLinear,
 )
 from sparsecore.nn.dense import activate
 from sparsecore.ops import ACTIVATIONS, linear_int8
@@ -126,6 +129,79 @@ def test_weight_only_layers(kind: type) -> None:
     x = torch.randn(5, 1000).half().cuda()
     expected = layer.to_dense_module().double().cpu()(x.double().cpu())
     torch.testing.assert_close(layer(x).double().cpu(), expected, atol=1e-2, rtol=2e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40, 200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_int4_layers(dtype: torch.dtype, rows: int) -> None:
+    dense = nn.Linear(1000, 70)
+    dense.weight.data = pruned(70, 1000, torch.float32)
+    dense = dense.to(dtype)
+    layer = FragmentInt4Linear.from_dense(dense).to("cuda")
+    x = torch.randn(rows, 1000).to(dtype).cuda()
+    expected = x.double().cpu() @ layer.weight.double().cpu().T + dense.bias.double()
+    step = 2 * HALF_STEP[dtype]  # of the weight that is expanded for many rows of x
+    torch.testing.assert_close(layer(x).double().cpu(), expected, atol=100 * step, rtol=step)
+    on_cpu = copy.deepcopy(layer).to("cpu")
+    assert type(on_cpu) is SparseLinear
+    assert torch.equal(on_cpu.weight, layer.weight.cpu())
+
+
+@pytest.mark.parametrize("shape", [(16, 128), (64, 1024)])
+def test_pytorch_s_int4_product_is_that_of_the_rounded_weight(shape: tuple[int, int]) -> None:
+    N, K = shape
+    dense = nn.Linear(K, N).bfloat16()
+    dense.weight.data = torch.randint(-7, 8, shape).bfloat16()
+    dense.weight.data[:, ::128] = 7  # so that scales are 1
+    layer = TorchInt4WeightLinear.from_dense(dense.cuda())
+    x = torch.randint(-3, 4, (5, K)).bfloat16().cuda()
+    expected = (x.double() @ dense.weight.double().T).bfloat16() + dense.bias
+    torch.testing.assert_close(layer(x), expected, atol=0.0, rtol=2**-6)
+    assert torch.equal(layer.to_stored().weight, dense.weight)
+    with pytest.raises(UnsupportedError, match="stay on cuda"):
+        layer.cpu()
+
+
+def test_convert_takes_integers_within_the_error() -> None:
+    dense = nn.Linear(4096, 1024).bfloat16().cuda()
+    with torch.no_grad():
+        dense.weight *= torch.rand(1024, 4096, device="cuda") >= 0.6
+    x = torch.randn(4, 4096).bfloat16().cuda()
+    for max_error in (1e-6, 0.02, 0.3):
+        fast = sc.compile(nn.Sequential(dense), x, max_error=max_error, cache=False)
+        error = float((fast(x) - dense(x)).double().norm() / dense(x).double().norm())
+        assert error <= max(max_error, 2**-7), "bfloat16 rounds what float formats give"
+        assert sc.explain(fast).budget.max_error == max_error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["csr", "fragment", "delta", "rows"])
+def test_weights_of_more_than_2_31_entries(name: str) -> None:
+    """Entries in the first and the last column of the first and the last row; expanded, they are 4.3 GB."""
+    N = K = 46_400
+    if name == "rows":
+        q = torch.zeros(N, K, dtype=torch.int8, device="cuda")
+        q[0, 0] = q[0, -1] = q[-1, 0] = q[-1, -1] = 2
+        weight = PackedInt8Weight.pack(Int8Weight(q, torch.ones(N, device="cuda")), "rows")
+        x = torch.ones(2, K, dtype=torch.int8, device="cuda")
+        y = linear_int8(x, weight, x_scale=1.0)
+    else:
+        row_ptr = torch.full((N + 1,), 2, dtype=torch.int32)
+        row_ptr[0], row_ptr[-1] = 0, 4
+        columns = torch.tensor([0, K - 1, 0, K - 1], dtype=torch.int32)
+        csr = CsrWeight(row_ptr, columns, torch.full((4,), 2.0).half(), (N, K))
+        x = torch.ones(2, K, dtype=torch.float16, device="cuda")
+        if name == "csr":
+            arrays = csr.to("cuda")
+            y = raw.spmm_csr(x, arrays.row_ptr, arrays.col_idx, arrays.values, None, None, "none", "rows", "")
+        else:
+            packed = (FragmentWeight if name == "fragment" else DeltaWeight).pack(csr).to("cuda")
+            y = spmm_packed(x, packed)
+            dense = expand_packed(x, packed)
+            assert dense[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [2.0] * 4
+            assert int(dense.count_nonzero()) == 4
+    assert y[:, [0, -1]].tolist() == [[4.0, 4.0]] * 2
+    assert int(y.count_nonzero()) == 4
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.97])
@@ -235,6 +311,20 @@ def test_streams_graphs_and_compile() -> None:
     assert torch.equal(compiled(x), y + 1)
     arguments = (x, list(weight.tensors), weight.sizes, None, None, "none")
     torch.library.opcheck(raw.spmm_fragment.default, arguments)
+
+
+@pytest.mark.parametrize("name", ["fragment", "int4", "delta"])
+def test_opcheck(name: str) -> None:
+    csr = CsrWeight.from_dense(pruned(70, 130, torch.float16))
+    pack = {"fragment": FragmentWeight.pack, "int4": FragmentWeight.pack_int4, "delta": DeltaWeight.pack}[name]
+    weight = pack(csr).to("cuda")
+    multiply, expand = (
+        (raw.spmm_delta, raw.expand_delta) if name == "delta" else (raw.spmm_fragment, raw.expand_fragment)
+    )
+    x, arguments = torch.randn(4, 130).half().cuda(), (list(weight.tensors), weight.sizes)
+    bias, residual = torch.randn(70).cuda(), torch.randn(4, 70).half().cuda()
+    torch.library.opcheck(multiply.default, (x, *arguments, bias, residual, "relu"))
+    torch.library.opcheck(expand.default, (x, *arguments))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

@@ -9,6 +9,7 @@ import torch
 from bits import assert_same_on_any_number_of_threads
 from csr_weights import assert_equal, random_csr, special_csr
 from torch import Tensor
+from torch.library import opcheck
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
@@ -113,3 +114,34 @@ def test_the_operation_has_a_fake() -> None:
     y = raw.spmm_delta(x, list(weight.tensors), weight.sizes, None, None, "none")
     assert y.shape == (2, 3, 70)
     assert y.dtype == torch.float16
+
+
+@pytest.mark.parametrize("shape", [(70_000, 70_000), (2, 2**31 - 1), (2**20, 4097)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_than_2_31_positions(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Entries in the first and the last column of the first and the last row."""
+    N, K = shape
+    row_ptr = torch.full((N + 1,), 2, dtype=torch.int32)
+    row_ptr[0], row_ptr[-1] = 0, 4
+    columns = torch.tensor([0, K - 1, 0, K - 1], dtype=torch.int32)
+    values = torch.tensor([1, 2, 3, 4]).to(dtype)
+    weight = CsrWeight(row_ptr, columns, values, shape, torch.ones(N) if dtype == torch.int8 else None)
+    assert_equal(DeltaWeight.pack(weight).unpack(), weight)
+
+
+@pytest.mark.parametrize(("N", "K"), [(8192, 2**31 - 1), (4, 2**31), (4, -1)])
+def test_sizes_that_positions_cannot_count(N: int, K: int) -> None:
+    row_ptr, none = torch.zeros(N + 1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"expected a delta weight with N and K in \[0, 2\^31\)"):
+        raw.pack_delta(row_ptr, none, none.half(), K, 1)
+    tensors = DeltaWeight.pack(CsrWeight.from_dense(torch.zeros(4, 4).half())).tensors
+    with pytest.raises(RuntimeError, match=r"expected a delta weight with N and K in \[0, 2\^31\)"):
+        raw.unpack_delta(list(tensors), [N, K])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    csr = random_csr(30, 5000, 0.9, dtype)
+    opcheck(raw.pack_delta.default, (csr.row_ptr, csr.col_idx, csr.values, 5000, 3))
+    packed = DeltaWeight.pack(csr)
+    opcheck(raw.unpack_delta.default, (list(packed.tensors), packed.sizes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from torch import nn
 import sparsecore as sc
 from sparsecore._native import raw
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.nn import BlockLinear, DeltaLinear, FragmentLinear, PanelLinear, SparseLinear
+from sparsecore.nn import BlockLinear, DeltaLinear, FragmentInt4Linear, FragmentLinear, PanelLinear, SparseLinear
 from sparsecore.ops import cuda as cuda_ops
 
+GpuLayer = FragmentLinear | DeltaLinear | FragmentInt4Linear
 CLASSES = [FragmentLinear, DeltaLinear]
 each_class = pytest.mark.parametrize("cls", CLASSES)
 NARROW = (torch.float16, torch.bfloat16)
@@ -53,24 +55,39 @@ def test_files_hold_csr(cls: type[FragmentLinear] | type[DeltaLinear], tmp_path:
     assert torch.equal(loaded.weight, dense.weight)
 
 
+def test_int4_holds_rounded_values(tmp_path: Path) -> None:
+    dense = pruned()
+    layer = FragmentInt4Linear.from_dense(dense, activation="relu")
+    error = float((layer.weight - dense.weight).norm() / dense.weight.norm())
+    assert 0 < error < 0.1
+    assert layer.count_nonzero() == int(layer.weight.count_nonzero()) <= int(dense.weight.count_nonzero())
+    other = FragmentInt4Linear.from_dense(pruned())
+    other.load_state_dict(layer.state_dict())
+    packed, again = layer.packed_weight, copy.deepcopy(other).packed_weight
+    assert all(torch.equal(a, b) for a, b in zip(packed.tensors, again.tensors, strict=True)), "rounded once"
+    sc.save(nn.Sequential(layer), tmp_path / "gpu.safetensors")
+    loaded = sc.load(tmp_path / "gpu.safetensors", lambda: nn.Sequential(nn.Linear(100, 70).half()))[0]
+    assert type(loaded) is SparseLinear
+    assert loaded.activation == "relu"
+    assert torch.equal(loaded.weight, layer.weight)
+
+
 @each_class
 def test_float32_is_refused(cls: type[FragmentLinear] | type[DeltaLinear]) -> None:
     with pytest.raises(FormatError, match="float16, bfloat16 or int8"):
         cls.from_dense(pruned(torch.float32))
 
 
-@each_class
+@pytest.mark.parametrize("cls", [*CLASSES, FragmentInt4Linear])
 @pytest.mark.parametrize("rows", [2, 1000])
-def test_the_cpu_is_refused(cls: type[FragmentLinear] | type[DeltaLinear], rows: int) -> None:
+def test_the_cpu_is_refused(cls: type[SparseLinear], rows: int) -> None:
     with pytest.raises(UnsupportedError, match="on a CUDA device, got cpu"):
         cls.from_dense(pruned())(torch.ones(rows, 100, dtype=torch.float16))
 
 
-@each_class
+@pytest.mark.parametrize("cls", [*CLASSES, FragmentInt4Linear])
 @pytest.mark.parametrize("rows", [0, 2, 1000])
-def test_operations_have_fakes(
-    cls: type[FragmentLinear] | type[DeltaLinear], rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_have_fakes(cls: type[GpuLayer], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_ops, "check_cuda", lambda device, what: None)
     layer = cls.from_dense(pruned(), activation="relu").to("meta")
     y = layer(torch.empty(3, rows, 100, dtype=torch.float16, device="meta"))
@@ -81,16 +98,21 @@ def test_operations_have_fakes(
 
 
 class _Moved:
-    """What a move to a GPU hands to a layer: a function that says where a tensor goes. Here tensors stay."""
+    """What a move to a GPU hands to a layer: a function that says where a tensor goes. Here tensors stay.
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
+    An empty tensor is the question where to, unless it is one of ``own``.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, own: Iterable[torch.Tensor] = ()) -> None:
         self.dtype = dtype
+        self.own = {id(tensor) for tensor in own}
         self.moved = 0
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         self.moved += 1
+        is_question = tensor.numel() == 0 and id(tensor) not in self.own
         tensor = tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
-        return tensor if tensor.numel() else _OnCuda(tensor.dtype)  # type: ignore[return-value]
+        return tensor if not is_question else _OnCuda(tensor.dtype)  # type: ignore[return-value]
 
 
 class _OnCuda:
@@ -141,6 +163,24 @@ def test_moving_with_another_dtype() -> None:
     assert torch.equal(layer.weight, dense.weight.half().bfloat16())
     assert layer.bias is not None
     assert layer.bias.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_moving_int4() -> None:
+    layer = FragmentInt4Linear.from_dense(pruned(), activation="relu")
+    packed, weight = layer.packed_weight, layer.weight
+    for dtype in (None, torch.float16, torch.bfloat16):
+        layer._apply(_Moved(dtype, layer.buffers()))
+        assert type(layer) is FragmentInt4Linear
+        assert all(torch.equal(a, b) for a, b in zip(layer.packed_weight.tensors, packed.tensors, strict=True))
+    assert layer.bias is not None
+    assert layer.bias.dtype == torch.bfloat16
+    layer.to("cpu")
+    assert type(layer) is SparseLinear
+    assert torch.equal(layer.weight, weight)
+    x = torch.randn(3, 100)
+    expected = torch.relu(x @ weight.T + layer.bias.float())
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

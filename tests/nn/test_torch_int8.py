@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import sparsecore as sc
 from sparsecore.errors import UnsupportedError
 from sparsecore.nn import DenseLinear, Int8Linear, TorchInt8Linear, TorchInt8WeightLinear
 from sparsecore.nn.torch_int8 import quantize_rows
@@ -60,3 +63,15 @@ def test_product_with_int8_weights() -> None:
 def test_refusals(kind: type[TorchInt8Linear], layer: nn.Linear, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         kind.from_dense(layer)
+
+
+@pytest.mark.parametrize("kind", [TorchInt8Linear, TorchInt8WeightLinear])
+def test_files_hold_int8(kind: type[TorchInt8Linear], tmp_path: Path) -> None:
+    layer = kind.from_dense(DenseLinear.from_dense(nn.Linear(64, 16).bfloat16(), "relu"))
+    sc.save(nn.Sequential(layer, layer), tmp_path / "int8.safetensors")
+    loaded = sc.load(tmp_path / "int8.safetensors", lambda: nn.Sequential(*[nn.Linear(64, 16).bfloat16()] * 2))
+    assert type(loaded[0]) is Int8Linear
+    assert loaded[0] is loaded[1]
+    assert loaded[0].activation == "relu"
+    assert torch.equal(loaded[0].weight, layer.weight.float() * layer.scale[:, None])
+    assert torch.equal(loaded[0].bias, layer.bias)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import sparsecore as sc
 from sparsecore.graph import fold_batchnorm
 from sparsecore.tune import measure
-from sparsecore.tune.budget import Trade, keep_within
-from sparsecore.tune.candidates import INT8_FORMATS
+from sparsecore.tune.budget import Option, excessive, keep_within
+from sparsecore.tune.candidates import INTEGER_FORMATS
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 NAMES = ("0", "3", "6", "8")
@@ -59,7 +59,7 @@ def error_of(fast: nn.Module, model: nn.Module, x: Any = X) -> float:
 
 
 def int8_names(fast: nn.Module) -> set[str]:
-    return {row.name for row in sc.explain(fast) if row.format in INT8_FORMATS}
+    return {row.name for row in sc.explain(fast) if row.format in INTEGER_FORMATS}
 
 
 @pytest.mark.parametrize("max_error", [1e-6, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 1000.0])
@@ -81,15 +81,22 @@ def test_tiny_budgets_give_float_and_huge_ones_the_fastest(fast_int8: dict[str, 
     tiny, huge, none = (sc.convert(model, X, max_error=e) for e in (1e-9, 1e9, None))
     assert {row.format for row in sc.explain(tiny)} == {row.format for row in sc.explain(none)} == {"csr"}
     assert torch.equal(tiny(X), none(X))
-    assert all("without lookup int8, which would exceed max_error" in row.reason for row in sc.explain(tiny))
-    assert "0 of 4 layers in int8; 4 would be faster but exceed it" in str(sc.explain(tiny))
+    for row in sc.explain(tiny):
+        assert "int8 ruled out (error 0." in row.reason
+        assert "alone exceeds max_error" in row.reason
+        assert "lookup" not in row.reason
+    assert "none of 4 layers in integers; 4 held back by it" in str(sc.explain(tiny))
     assert {row.format for row in sc.explain(huge)} == {"lookup int8"}
     assert sc.explain(none).budget is None
     whole = sc.explain(huge).budget.error
-    counts = [len(int8_names(sc.convert(model, X, max_error=share * whole))) for share in (0.1, 0.5, 0.9, 1.0)]
+    between = [sc.convert(model, X, max_error=share * whole) for share in (0.1, 0.5, 0.9, 1.0)]
+    counts = [len(int8_names(fast)) for fast in between]
     assert counts == sorted(counts)
     assert counts[-1] == 4
     assert any(0 < count < 4 for count in counts), "some budgets are in between"
+    given_up = [row for row in sc.explain(between[2]) if row.format == "csr"]
+    assert given_up, "each fits alone, not all together"
+    assert all("without lookup int8, which would exceed max_error" in row.reason for row in given_up)
 
 
 def test_int8_is_never_taken_where_it_is_slower(times: dict[str, float]) -> None:
@@ -104,7 +111,8 @@ def test_int8_is_never_taken_where_it_is_slower(times: dict[str, float]) -> None
 
 def test_explained_errors_equal_a_recomputation(fast_int8: dict[str, float]) -> None:
     model = net()
-    times_in_float = sc.explain(sc.convert(model, X, max_error=1e-9)).rows
+    whole = sc.explain(sc.convert(model, X, max_error=1e9)).budget.error
+    nearly_all = sc.explain(sc.convert(model, X, max_error=0.9 * whole)).rows
     fast = sc.convert(model, X, max_error=1e9)
     folded = fold_batchnorm(model, X)
     inputs: dict[str, Tensor] = {}
@@ -112,14 +120,17 @@ def test_explained_errors_equal_a_recomputation(fast_int8: dict[str, float]) -> 
         folded[int(name)].register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
     with torch.no_grad():
         folded(X)
-        for row, in_float in zip(sc.explain(fast), times_in_float, strict=True):
+        for row, again in zip(sc.explain(fast), nearly_all, strict=True):
             layer = folded[int(row.name)]
             kind = sc.nn.Int8Conv2d if isinstance(layer, nn.Conv2d) else sc.nn.Int8Linear
             expected = error_of(kind.from_dense(layer), layer, inputs[row.name])
             assert 0 < expected < 0.05
             assert row.error == pytest.approx(expected, rel=1e-5)
-            assert in_float.error == 0.0
-            assert f"lookup int8 20 us (error {expected:.3%})" in in_float.reason
+            if again.format == "csr":
+                assert again.error == 0.0
+                assert f"lookup int8 20 us (error {expected:.3%})" in again.reason
+            else:
+                assert again.error == row.error
 
 
 def test_layers_without_zeros_become_dense_int8(times: dict[str, float]) -> None:
@@ -208,6 +219,10 @@ def test_quantized_models_choose_as_without_a_budget(times: dict[str, float]) ->
     assert error_of(fast, model) <= 0.1
     strict = sc.convert(model, X, max_error=1e-6, cache=False)
     assert {row.format for row in sc.explain(strict)} == {"lookup int8"}
+    for row in sc.explain(strict):
+        assert row.dense_us == 5.0, "timed to compare with"
+        assert "float ruled out (error " in row.reason
+        assert "without dense" not in row.reason
     assert sc.explain(strict).budget.error == 0.0
 
 
@@ -295,39 +310,104 @@ def test_the_table_fits_100_columns_and_json(fast_int8: dict[str, float], tmp_pa
     assert {row.error for row in sc.explain(loaded)} == {None}, "not measured there"
 
 
-def trades_of(errors: Iterable[float], saved: Iterable[float]) -> list[Trade]:
-    """Trades of 1x1 layers, told apart by identity."""
-    return [
-        Trade(nn.Identity(), nn.Identity(), nn.Identity(), time, error)
-        for error, time in zip(errors, saved, strict=True)
+Options = dict[nn.Module, list[Option]]
+
+
+def options_of(errors: Iterable[float], saved: Iterable[float]) -> Options:
+    """Layers that are exact in 1000, or faster with an error."""
+    pairs = list(zip(errors, saved, strict=True))
+    forms = [
+        [Option("own", nn.Identity(), 1000.0, 0.0), Option("fast", nn.Identity(), 1000.0 - time, error)]
+        for error, time in pairs
     ]
+    return {nn.Identity(): form for form in forms}
 
 
 class Sums:
     """A model whose error is the root of the sum of the squares of its layers' errors."""
 
-    def __init__(self, trades: list[Trade]) -> None:
-        self.trades, self.runs = trades, 0
+    def __init__(self, options: Options) -> None:
+        self.errors = {option.form: option.error for of_layer in options.values() for option in of_layer}
+        self.runs = 0
 
     def __call__(self, forms: Mapping[nn.Module, nn.Module]) -> float:
         self.runs += 1
-        return math.hypot(*(t.error for t in self.trades if forms[t.layer] is t.faster))
+        return math.hypot(*(self.errors[form] for form in forms.values()))
 
 
 @pytest.mark.parametrize("max_error", [1e-9, 0.01, 0.05, 0.1, 0.2, 1.0])
 def test_bisection_takes_few_runs_and_gives_up_no_more_than_needed(max_error: float) -> None:
     random = torch.rand(2, 100, generator=torch.Generator().manual_seed(0)).tolist()
-    trades = trades_of((0.03 * e for e in random[0]), (1 + 100 * t for t in random[1]))
-    error_with = Sums(trades)
-    kept, error = keep_within(trades, error_with, max_error)
+    options = options_of((0.03 * e for e in random[0]), (1 + 100 * t for t in random[1]))
+    error_with = Sums(options)
+    chosen, error = keep_within(options, error_with, max_error)
     assert error <= max_error
-    assert error == pytest.approx(math.hypot(*(t.error for t in kept)))
+    assert error == pytest.approx(math.hypot(*(option.error for option in chosen.values())))
     assert error_with.runs <= 9
-    order = sorted(trades, key=lambda t: -(t.error**2) / t.saved)
+    fast = [of_layer[1] for of_layer in options.values()]
+    order = sorted(fast, key=lambda option: -(option.error**2) / (1000.0 - option.time))
+    kept = [option for option in order if option in chosen.values()]
     assert kept == order[len(order) - len(kept) :], "those that add most error for their time went"
-    if len(kept) < len(trades):
+    if len(kept) < len(options):
         one_more = order[len(order) - len(kept) - 1 :]
-        assert math.hypot(*(t.error for t in one_more)) > max_error
+        assert math.hypot(*(option.error for option in one_more)) > max_error
+
+
+def random_options(seed: int, layers: int) -> Options:
+    """Up to five forms for each layer, some of them as fast, as exact or worse in both; the last one is exact."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def some() -> list[Option]:
+        count = int(torch.randint(0, 5, (), generator=draw))
+        times = torch.randint(1, 8, (count,), generator=draw).tolist()
+        errors = (torch.randint(1, 8, (count,), generator=draw) / 10).tolist()
+        worst = [math.inf] if count and seed % 5 == 0 else []
+        errors[: len(worst)] = worst
+        forms = [Option(f"{i}", nn.Identity(), t, e) for i, (t, e) in enumerate(zip(times, errors, strict=True))]
+        return [*forms, Option("own", nn.Identity(), 8.0, 0.0)]
+
+    return {nn.Identity(): some() for _ in range(layers)}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_layer_gets_the_fastest_of_its_forms_that_fits(seed: int) -> None:
+    options = random_options(seed, layers=1)
+    ((layer, forms),) = options.items()
+    for max_error in (0.05, *(option.error for option in forms), 0.35, 0.75):
+        chosen, error = keep_within(options, Sums(options), max_error)
+        fitting = [option for option in forms if option.error <= max_error]
+        assert chosen[layer].time == min(option.time for option in fitting)
+        assert error == chosen[layer].error <= max_error
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_several_forms_of_many_layers(seed: int) -> None:
+    options = random_options(seed, layers=30)
+    order: list[float] = []
+    for max_error in (0.01, 0.1, 0.5, 1.0, 2.0, 4.0, math.inf):
+        error_with = Sums(options)
+        chosen, error = keep_within(options, error_with, max_error)
+        assert error == error_with({layer: option.form for layer, option in chosen.items()}) <= max_error
+        for layer, option in chosen.items():
+            others = [o for o in options[layer] if o.time <= option.time and o.error <= option.error]
+            assert {(o.time, o.error) for o in others} == {(option.time, option.error)}, "none is better in both"
+        order.append(sum(option.time for option in chosen.values()))
+    assert order == sorted(order, reverse=True), "more error allowed never costs time"
+
+
+def test_forms_that_cannot_fit_are_found_in_few_runs() -> None:
+    errors = {"a": 0.3, "b": 0.001, "c": 0.2, "d": 0.02}
+    alone = {"a": 0.1, "b": 1.0, "c": 0.02, "d": 0.005}
+    runs: list[str] = []
+
+    def error_alone(form: str) -> float:
+        runs.append(form)
+        return alone[form]
+
+    assert excessive(errors, error_alone, 0.01) == {"a", "c"}
+    assert runs == ["d", "c"], "b is within the budget by itself, and a is less exact than c"
+    assert excessive(errors, error_alone, 0.5) == set()
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("policy", ["measure", "model"])
@@ -339,8 +419,13 @@ def test_layers_without_entries(policy: Any) -> None:
     torch.testing.assert_close(sc.convert(model, x, policy=policy, max_error=0.1)(x), model(x))
 
 
-def test_nothing_to_trade_and_nothing_that_fits() -> None:
-    assert keep_within([], lambda forms: 0.5, 0.1) == ([], 0.5)
-    trades = trades_of([1.0, math.inf], [1.0, 1.0])
-    assert keep_within(trades, lambda forms: 0.5, 0.1) == ([], 0.5), "the float error is told as it is"
-    assert keep_within(trades[:1], Sums(trades[:1]), 2.0) == (trades[:1], 1.0)
+def test_nothing_to_choose_and_nothing_that_fits() -> None:
+    assert keep_within({}, lambda forms: 0.5, 0.1) == ({}, 0.5)
+    options = options_of([1.0, math.inf], [1.0, 1.0])
+    chosen, error = keep_within(options, lambda forms: 0.5, 0.1)
+    assert {option.name for option in chosen.values()} == {"own"}
+    assert error == 0.5, "the float error is told as it is"
+    one = options_of([1.0], [1.0])
+    chosen, error = keep_within(one, Sums(one), 2.0)
+    assert [option.name for option in chosen.values()] == ["fast"]
+    assert error == 1.0

@@ -202,24 +202,39 @@ void check_alignment(const void* pointer, uintptr_t bytes) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(pointer) % bytes, 0u) << "misaligned for a GPU";
 }
 
-void run_grid(Grid grid, int threads, int64_t shared_bytes, uint32_t seed, const std::function<void()>& kernel) {
+namespace {
+
+void run_block_at(Grid grid, Grid at, int threads, int64_t shared_bytes, test::Random& random,
+                  const std::function<void()>& kernel) {
   ASSERT_EQ(threads % kLanes, 0);
+  test::Buffer<uint8_t> shared(shared_bytes, test::Guard::kAfter, 128);
+  std::memset(shared.data(), kPoison, size_t(shared_bytes));
+  Block state;
+  state.fibers.resize(size_t(threads));
+  state.warps.resize(size_t(threads / kLanes));
+  state.shared = shared.data();
+  state.x = at.x;
+  state.y = at.y;
+  state.grid = grid;
+  state.kernel = &kernel;
+  run_block(state, random);
+}
+
+}  // namespace
+
+void run_one_block(Grid grid, Grid at, int threads, int64_t shared_bytes, uint32_t seed,
+                   const std::function<void()>& kernel) {
+  test::Random random(seed);
+  run_block_at(grid, at, threads, shared_bytes, random, kernel);
+}
+
+void run_grid(Grid grid, int threads, int64_t shared_bytes, uint32_t seed, const std::function<void()>& kernel) {
   test::Random random(seed);
   std::vector<int64_t> order(static_cast<size_t>(grid.x * grid.y));
   for (size_t i = 0; i < order.size(); ++i) order[i] = int64_t(i);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[size_t(random.integer(0, int64_t(i) - 1))]);
   for (const int64_t number : order) {
-    test::Buffer<uint8_t> shared(shared_bytes, test::Guard::kAfter, 128);
-    std::memset(shared.data(), kPoison, size_t(shared_bytes));
-    Block state;
-    state.fibers.resize(size_t(threads));
-    state.warps.resize(size_t(threads / kLanes));
-    state.shared = shared.data();
-    state.x = number % grid.x;
-    state.y = number / grid.x;
-    state.grid = grid;
-    state.kernel = &kernel;
-    run_block(state, random);
+    run_block_at(grid, {number % grid.x, number / grid.x}, threads, shared_bytes, random, kernel);
   }
 }
 

@@ -62,6 +62,9 @@ void wait_barrier(uint64_t* barrier, uint32_t parity);
 
 // Runs kernel() for every thread of every block; blocks come in random order.
 void run_grid(Grid grid, int threads, int64_t shared_bytes, uint32_t seed, const std::function<void()>& kernel);
+// The same for one block of a grid that has too many for a test.
+void run_one_block(Grid grid, Grid at, int threads, int64_t shared_bytes, uint32_t seed,
+                   const std::function<void()>& kernel);
 
 // --- the rest of device.h ---
 
