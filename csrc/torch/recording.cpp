@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 
 #include "torch/numbered.h"
@@ -98,9 +99,9 @@ Address Recording::address_of(const void* pointer) {
   return {Address::kFixed, 0, 0, const_cast<void*>(pointer)};
 }
 
-void Recording::replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals) const {
-  check(0 <= begin && begin <= end && end <= static_cast<int64_t>(steps_.size()), "expected steps inside of [0, ",
-        steps_.size(), "], got [", begin, ", ", end, "]");
+void Recording::replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals, double* times) const {
+  check(0 <= begin && begin <= end && end <= num_steps(), "expected steps inside of [0, ", num_steps(), "], got [",
+        begin, ", ", end, "]");
   Memory memory;
   memory.externals.reserve(externals.size());
   for (const Tensor& tensor : externals) {
@@ -108,7 +109,15 @@ void Recording::replay(int64_t begin, int64_t end, const std::vector<Tensor>& ex
     memory.externals.push_back({static_cast<char*>(tensor.mutable_data_ptr()), bytes_of(tensor)});
   }
   if (scratch_bytes_ > 0) memory.scratch = static_cast<char*>(call_scratch(scratch_bytes_));
-  for (int64_t i = begin; i < end; ++i) steps_[static_cast<size_t>(i)]->run(memory);
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start = Clock::now();
+  for (int64_t i = begin; i < end; ++i) {
+    steps_[static_cast<size_t>(i)]->run(memory);
+    if (times == nullptr) continue;
+    const Clock::time_point stop = Clock::now();
+    times[i] += std::chrono::duration<double, std::micro>(stop - start).count();
+    start = stop;
+  }
 }
 
 namespace {
@@ -125,6 +134,14 @@ int64_t record_end(int64_t recording) { return recordings().find(recording)->end
 void replay(int64_t recording, int64_t begin, int64_t end, const std::vector<Tensor>& externals) {
   recordings().find(recording)->replay(begin, end, externals);
 }
+void replay_timed(int64_t recording, int64_t begin, int64_t end, const std::vector<Tensor>& externals,
+                  const Tensor& times) {
+  const std::shared_ptr<Recording> found = recordings().find(recording);
+  check_external(times);
+  check(times.scalar_type() == ScalarType::Double && times.numel() == found->num_steps(), "expected times [",
+        found->num_steps(), "] float64");
+  found->replay(begin, end, externals, times.mutable_data_ptr<double>());
+}
 
 }  // namespace
 
@@ -134,6 +151,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def("record_begin(int recording, Tensor out, Tensor[] externals) -> ()");
   m.def("record_end(int recording) -> int");
   m.def("replay(int recording, int begin, int end, Tensor[] externals) -> ()");
+  m.def("replay_timed(int recording, int begin, int end, Tensor[] externals, Tensor times) -> ()");
 }
 
 // Without a tensor among the arguments there is nothing to dispatch on.
@@ -143,6 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CompositeExplicitAutograd, m) {
   m.impl("record_begin", TORCH_BOX(&record_begin));
   m.impl("record_end", TORCH_BOX(&record_end));
   m.impl("replay", TORCH_BOX(&replay));
+  m.impl("replay_timed", TORCH_BOX(&replay_timed));
 }
 
 }  // namespace sparsecore::torch_binding

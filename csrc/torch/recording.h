@@ -5,6 +5,7 @@
 //   some operation                            and every kernel that they run is also kept as a step
 //   record_end(recording)                     -> number of steps, or -1 if one cannot be kept
 //   replay(recording, begin, end, externals)  runs steps [begin, end) on other externals of the same sizes
+//   replay_timed(..., times)                  the same, and adds the microseconds of each step to times[step]
 //
 // A pointer of a step lies in the recording's buffer, which stays, or in an external tensor, which comes anew with
 // every replay. Weights are kept alive by the recording; they were validated when it was made.
@@ -173,7 +174,10 @@ class [[gnu::visibility("hidden")]] Recording {
 
   // --- afterwards ---
 
-  void replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals) const;
+  // times: null, or of each step, to which its microseconds are added.
+  void replay(int64_t begin, int64_t end, const std::vector<Tensor>& externals, double* times = nullptr) const;
+
+  int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
 
  private:
   // Refuses what is neither the recording's own nor in an external.

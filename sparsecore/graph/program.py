@@ -279,10 +279,11 @@ class _Profiler(fx.Interpreter):
         if n.op not in ("call_function", "call_module"):
             result = super().run_node(n)
         elif n.target is _replay:
-            _, begin, end, _ = n.args
-            recording, *_, externals = self.fetch_args_kwargs_from_env(n)[0]
-            for i in range(begin, end):  # type: ignore[arg-type]
-                self._time(self.steps[i], partial(_replay, recording, i, i + 1, externals))
+            recording, begin, end, externals = self.fetch_args_kwargs_from_env(n)[0]
+            times_us = torch.zeros(len(self.steps), dtype=torch.float64)
+            raw.replay_timed(recording, begin, end, externals, times_us)
+            for i in range(begin, end):
+                self._add(self.steps[i], float(times_us[i]))
             result = None
         else:
             result = self._time(n.name, partial(super().run_node, n))
@@ -294,8 +295,11 @@ class _Profiler(fx.Interpreter):
     def _time(self, name: str, call: Callable[[], Any]) -> Any:
         start = time.perf_counter_ns()
         result = call()
-        self.done[name] = self.done.get(name, 0.0) + (time.perf_counter_ns() - start) / 1e3
+        self._add(name, (time.perf_counter_ns() - start) / 1e3)
         return result
+
+    def _add(self, name: str, time_us: float) -> None:
+        self.done[name] = self.done.get(name, 0.0) + time_us
 
 
 class _Observer(fx.Interpreter):

@@ -160,7 +160,7 @@ class JitStorage(PackedStorage, CsrStorage):
         return self.program.arguments[:3]
 
     def _unpack_stored(self) -> Sequence[Tensor]:
-        return self._packed()
+        return [tensor.clone() for tensor in self._packed()]  # the code would not follow a change
 
     def _arguments(self) -> tuple[Any, ...]:
         return *self._packed(), self.program.number, self._wide_bias()

@@ -44,7 +44,7 @@ def output_gradients(
     grad_bias = None
     if bias is not None and ctx.needs_input_grad[ctx.bias_index]:
         summed = [dim for dim in range(grad.dim()) if dim != feature_dim % grad.dim()]
-        grad_bias = grad.sum(summed, dtype=bias.dtype)
+        grad_bias = grad.sum(summed, dtype=bias.dtype) if summed else grad.to(bias.dtype)  # sum([]) sums over all
     return grad, grad_bias, grad if ctx.has_residual else None
 
 

@@ -40,7 +40,8 @@ class LayerChoice:
         format: what `tune.candidates.format_of` says.
         kernel: the kernel that runs it on this machine.
         time_us: time of all its calls in one pass of the model (lower quartile); None if not measured.
-        dense_us: the same for the dense layer.
+        alone_us: the same, timed by itself, as the formats were compared; None if not measured.
+        dense_us: of the dense layer by itself.
         roofline: operations on stored entries over time, as a share of the float32 FMA peak of the same run;
             None on a GPU.
         error: relative error that the format adds to the layer's output on the example, ``||y - y_own|| / ||y_own||``;
@@ -56,6 +57,7 @@ class LayerChoice:
     format: str
     kernel: str
     time_us: float | None
+    alone_us: float | None
     dense_us: float | None
     roofline: float | None
     error: float | None
@@ -64,10 +66,10 @@ class LayerChoice:
 
     @property
     def speedup(self) -> float | None:
-        """Time of the dense layer over time."""
-        if self.time_us is None or self.dense_us is None:
+        """Time of the dense layer over that of the format, both timed by themselves."""
+        if self.alone_us is None or self.dense_us is None:
             return None
-        return self.dense_us / self.time_us
+        return self.dense_us / self.alone_us
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the speed-up, ready for JSON or a data frame."""
@@ -75,7 +77,7 @@ class LayerChoice:
 
 
 # Names and formats to the left, numbers to the right.
-_COLUMNS = ("layer", "op", "format", "zeros", "us", "dense us", "speed-up", "of peak", "error")
+_COLUMNS = ("layer", "op", "format", "zeros", "us", "alone us", "dense us", "speed-up", "of peak", "error")
 _LEFT = {"layer", "op", "format"}
 _DETAILS = ("shape", "kernel", "why")
 _WIDTH = 100
@@ -154,9 +156,9 @@ class Explanation:
     def prediction_error(self) -> float | None:
         """Median factor between predicted and measured times of layers that are not dense; None without any."""
         factors = [
-            max(row.predicted_us / row.time_us, row.time_us / row.predicted_us)
+            max(row.predicted_us / row.alone_us, row.alone_us / row.predicted_us)
             for row in self.rows
-            if row.predicted_us and row.time_us and row.format != "dense"
+            if row.predicted_us and row.alone_us and row.format != "dense"
         ]
         return statistics.median(factors) if factors else None
 
@@ -198,6 +200,7 @@ def _cells(row: LayerChoice) -> Sequence[str]:
         row.format,
         f"{row.sparsity:.1%}",
         number(row.time_us, "{:.0f}"),
+        number(row.alone_us, "{:.0f}"),
         number(row.dense_us, "{:.0f}"),
         number(row.speedup, "{:.2f}x"),
         number(row.roofline, "{:.0%}"),
@@ -265,6 +268,7 @@ def unmeasured(name: str, layer: nn.Module, reason: str, shape: str = "", form: 
         format=format_of(form),
         kernel=kernel_of(form),
         time_us=None,
+        alone_us=None,
         dense_us=None,
         roofline=None,
         error=None,

@@ -33,7 +33,7 @@ from sparsecore.tune.choice import Explanation, LayerChoice, percent, unmeasured
 from sparsecore.tune.cost import relative_time
 from sparsecore.tune.gpu import CONVOLUTIONS_STAY, device_of, is_on_gpu, relative_gpu_time
 from sparsecore.tune.makers import DENSE, Maker, Shape
-from sparsecore.tune.measure import make_forms, measure_layer
+from sparsecore.tune.measure import bytes_of_others, make_forms, measure_layer
 from sparsecore.tune.settings import Settings
 
 # Another format must be this much faster than dense to be taken, and one of another numeric type than what the layer
@@ -123,6 +123,7 @@ class Chooser:
         self.settings = settings
         self.is_measured = settings.is_measured
         self.cache = settings.cache
+        self.other_bytes = bytes_of_others(root)
         self.error = error
         self.owners = Counter(id(p) for m in root.modules() for p in m.parameters(recurse=False))
         self.peak_gflops = probes.fma_gflops(torch.get_num_threads(), 0.05) if self.is_measured else 0.0
@@ -160,6 +161,7 @@ class Chooser:
         calls = self.seen.calls.get(layer, []) if self.seen is not None else []
         name, shape = user_name(places[0]), _shape_text(layer, calls)
         if reason := self._why_not(name, layer, calls):
+            self._check_free(name, reason)
             return _Decision(unmeasured(name, layer, reason, shape), places, calls)
         makers, note = self._makers(name, layer)
         row = unmeasured(name, layer, note, shape)
@@ -189,26 +191,36 @@ class Chooser:
         try:
             forms = make_forms(layer, makers, decision.calls)
         except SparsecoreError as error:
+            self._check_free(name, str(error))
             decision.row = replace(decision.row, reason=str(error))
             return
+        if name in self.settings.fixed and len(forms) < 2:
+            self._check_free(name, _why_not_made(layer, makers, decision.calls))
         if self.is_measured:
-            recorded = self.settings.is_recorded
-            times, is_noisy = measure_layer(layer, decision.calls, forms, self.cache, is_recorded=recorded)
+            times, is_noisy = self._measure(layer, decision, forms)
             decision.note = _joined(decision.note, "noisy, measured while the machine was busy" * is_noisy)
         else:
             times = _predict(layer, decision.calls, forms)
         decision.times = times
         if name in self.settings.fixed:
-            wanted = next(iter(forms.keys() - {DENSE}), "")
-            if not wanted:
-                raise ValueError(
-                    f"policy: {name} cannot run as {self.settings.fixed[name]!r} with its weight and input; "
-                    "fix another format or leave it out"
-                )
+            wanted = next(iter(forms.keys() - {DENSE}))
             decision.options = {wanted: Option(wanted, forms[wanted], times[wanted], 0.0)}
         else:
             decision.options = self._options(layer, decision, forms)
         decision.chosen = min(decision.options, key=lambda name: decision.options[name].error)
+
+    def _measure(self, layer: nn.Module, decision: _Decision, forms: dict[str, nn.Module]) -> tuple[Times, bool]:
+        recorded, others = self.settings.is_recorded, self.other_bytes
+        try:
+            return measure_layer(layer, decision.calls, forms, self.cache, is_recorded=recorded, other_bytes=others)
+        except RuntimeError as error:  # a kernel of another operation
+            self._check_free(decision.row.name, str(error).partition("\n")[0])
+            raise
+
+    def _check_free(self, name: str, reason: str) -> None:
+        """Raise ValueError if a layer that cannot have another form was given one."""
+        if self.settings.fixed.get(name, DENSE) != DENSE:
+            raise ValueError(f"policy: {name} cannot run as {self.settings.fixed[name]!r}: {reason}")
 
     def _options(self, layer: nn.Module, decision: _Decision, forms: Mapping[str, nn.Module]) -> dict[str, Option]:
         """The fastest format of each numeric type, but for those that a more exact one is as fast as."""
@@ -270,6 +282,7 @@ class Chooser:
         return replace(
             row,
             time_us=decision.times[chosen],
+            alone_us=decision.times[chosen],
             dense_us=decision.times[DENSE],
             predicted_us=decision.times[DENSE] * _predict(layer, decision.calls, [chosen])[chosen],
             roofline=None if is_on_gpu(layer) else flops / (decision.times[chosen] * 1e3) / self.peak_gflops,
@@ -400,3 +413,14 @@ def _shape_text(layer: nn.Module, calls: Sequence[Call]) -> str:
     weight = weight_statistics(layer)
     inputs = ", ".join("x".join(map(str, shape)) for shape in dict.fromkeys(c.shape for c in calls))
     return f"{weight.N}x{weight.K}" + (f" on {inputs}" if inputs else "")
+
+
+def _why_not_made(layer: nn.Module, makers: Mapping[str, Maker], calls: Sequence[Call]) -> str:
+    """What keeps a layer from all forms but the dense one."""
+    for name, make in makers.items():
+        try:
+            if name != DENSE:
+                make(layer, calls[0].shape if calls else None)
+        except SparsecoreError as error:
+            return str(error)
+    return "its weight and input do not fit"

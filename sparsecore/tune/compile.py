@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +26,13 @@ from sparsecore.tune.choice import ATTRIBUTE
 from sparsecore.tune.chooser import AllowedError, Chooser, choosable_layers
 from sparsecore.tune.convert import convert
 from sparsecore.tune.gpu import is_on_gpu
-from sparsecore.tune.settings import Policy, check_settings
+from sparsecore.tune.settings import Policy, Settings, check_settings
 from sparsecore.tune.whole import faster_of, with_pass_times
 
 # Fused outputs differ from the model's by rounding; more than this of their norm is another model.
 MOST_CAPTURE_ERROR = 1e-3
+# torch.export traces for the whole process, and layers that are timed side by side slow each other down.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def compile(
@@ -69,7 +73,7 @@ def compile(
         A CompiledModule, called like the model; ``explain()`` shows the choices.
 
     Raises:
-        ValueError: as ``convert()``.
+        ValueError: as ``convert()``; or the model is compiled already.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -78,11 +82,24 @@ def compile(
         torch.Size([4, 8, 14, 14])
     """
     options = {"max_error": max_error, "policy": policy, "exclude": exclude, "cache": cache}
+    if isinstance(model, CompiledModule):
+        raise ValueError("expected a model, got one that compile() made; compile the original again")
     settings = replace(check_settings(model, example_inputs, max_error, policy, exclude, cache), is_recorded=True)
     progress = progress or (lambda share: None)
     if is_on_gpu(model):
         reason = "converted layer by layer: a model on a GPU stays a torch module, which torch.compile() can fuse"
         return _with_note(convert(model, example_inputs, **options, progress=progress), reason)  # type: ignore[arg-type]
+    with _ONE_AT_A_TIME:
+        return _compile(model, example_inputs, settings, options, progress)
+
+
+def _compile(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    settings: Settings,
+    options: Mapping[str, Any],
+    progress: Callable[[float], None],
+) -> nn.Module:
     if isinstance(example_inputs, Mapping):  # any mapping, such as a tokenizer's, is then one that pytree knows
         example_inputs = dict(example_inputs)
     given, example_inputs = example_inputs, cloned(example_inputs)
@@ -92,8 +109,8 @@ def compile(
         prepared = _prepare(copied, example_inputs)
     except UnsupportedError as error:
         reason = f"converted layer by layer, since it cannot be captured: {error}"
-        warnings.warn(f"the model is {reason}", stacklevel=2)
-        return _with_note(convert(model, given, **options, progress=progress), reason)  # type: ignore[arg-type]
+        warnings.warn(f"the model is {reason}", stacklevel=3)
+        return _with_note(convert(model, given, **options, progress=progress), reason)
     captured, inputs = prepared.own, tuple(_tensors(example_inputs))
     layers = choosable_layers(captured.module)
     seen = observe(captured.module, inputs, layers)

@@ -24,8 +24,8 @@ from sparsecore.tune.makers import DENSE, Maker
 MIN_TIME_S = 0.15
 # Of a GPU's own time; filling its cache between the calls takes several times as long.
 MIN_GPU_TIME_S = 0.02
-# As much as other layers read in a pass of a large model.
-EVICTED_BYTES = 32 << 20
+# Of what other layers read in a pass, as much as leaves nothing of a layer in any cache.
+MOST_OTHER_BYTES = 32 << 20
 # Quartiles further apart than this share of the median come from something else on the machine.
 MAX_SPREAD = 0.5
 
@@ -67,6 +67,7 @@ def measure_layer(
     cache: TimeCache | None,
     *,
     is_recorded: bool = False,
+    other_bytes: int = MOST_OTHER_BYTES,
 ) -> tuple[Times, bool]:
     """Time every form of a layer on random inputs of the observed shapes.
 
@@ -76,6 +77,7 @@ def measure_layer(
         forms: format name to module, in eval mode.
         cache: where times are looked up and put, unless they are noisy; None always measures.
         is_recorded: time operations of ours as a program replays them, without their call from Python.
+        other_bytes: what the rest of the model reads before the layer runs again.
 
     Returns:
         Format name to microseconds of all calls together, and whether a time is too noisy to be kept.
@@ -84,9 +86,11 @@ def measure_layer(
     is_noisy = False
     for call, count in Counter(calls).items():
         key = layer_key(layer, call) + " recorded" * is_recorded
+        if not is_on_gpu(layer):
+            key += f" after={other_bytes >> 20}MB"
         times = cache.get(key) if cache is not None else None
         if times is None or not _covers(times, forms):
-            times, spread = _measure(forms, call, is_recorded)
+            times, spread = _measure(forms, call, is_recorded, other_bytes)
             is_noisy |= spread > MAX_SPREAD
             if cache is not None and spread <= MAX_SPREAD:
                 cache.put(key, times)
@@ -100,7 +104,13 @@ def _covers(times: Times, forms: Mapping[str, nn.Module]) -> bool:
     return forms.keys() <= times.keys() and times.keys() - forms.keys() <= INTEGER_FORMATS
 
 
-def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tuple[Times, float]:
+def bytes_of_others(model: nn.Module) -> int:
+    """What a pass of a model reads beside any one layer, about: a power of two up to MOST_OTHER_BYTES."""
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return min(1 << max(held - 1, 0).bit_length(), MOST_OTHER_BYTES)
+
+
+def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool, other_bytes: int) -> tuple[Times, float]:
     """Time per form, and the largest spread among them."""
     dense = next(iter(forms.values()))
     inputs = [torch.randn(call.shape, generator=torch.Generator().manual_seed(0)).to(device_of(dense), call.dtype)]
@@ -112,7 +122,7 @@ def _measure(forms: dict[str, nn.Module], call: Call, is_recorded: bool) -> tupl
         if is_on_gpu(dense):
             timings = _interleave_on_gpu(runs, device_clock(dense))
         else:
-            timings = interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs))
+            timings = interleave(runs, min_time_s=MIN_TIME_S, before=_Neighbours(inputs, other_bytes))
     # The lower quartile: what else runs on the machine only ever adds time.
     times = {name: timing.q25_us for name, timing in timings.items()}
     return times, max(timing.spread for timing in timings.values())
@@ -136,8 +146,8 @@ class _Neighbours:
     165 (Zen 4).
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        self.others = torch.zeros(EVICTED_BYTES // 4)
+    def __init__(self, inputs: Sequence[Tensor], other_bytes: int) -> None:
+        self.others = torch.zeros(other_bytes // 4)
         self.inputs = inputs
         self.values = [x.clone() for x in inputs]
 

@@ -60,6 +60,9 @@ def check_settings(
             raise UnsupportedError(f"{name} has no values yet; initialise the model first")
     names = dict(model.named_modules(remove_duplicate=False)).keys()
     fixed = dict(policy) if isinstance(policy, Mapping) else {}
+    for key, value in fixed.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise ValueError(f"expected policy as {{layer: format or kernel}}, names both, got {{{key!r}: {value!r}}}")
     if unknown := fixed.keys() - names:
         raise ValueError(f"policy: nothing in the model is called {sorted(unknown)}")
     if fixed or policy is None:

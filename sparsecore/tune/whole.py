@@ -50,7 +50,7 @@ def faster_of(
         f"{times['chosen']:.0f} us with each layer's fastest format"
     )
     rows = tuple(
-        replace(row, format=DENSE, kernel="torch", time_us=None, roofline=None, error=0.0, reason=reason)
+        replace(row, format=DENSE, kernel="torch", time_us=None, alone_us=None, roofline=None, error=0.0, reason=reason)
         for row in explanation
     )
     return other, replace(explanation, rows=rows)
@@ -73,9 +73,8 @@ def with_pass_times(compiled: CompiledModule, inputs: Sequence[Tensor], explanat
 
 
 def _in_pass(row: LayerChoice, time_us: float) -> LayerChoice:
-    """The row with the layer's time in a pass; the one that it was chosen by goes to the reason."""
+    """The row with the layer's time in a pass."""
     if row.time_us is None:
         return replace(row, time_us=time_us)
-    reason = row.reason.replace("fastest", f"fastest alone with {row.time_us:.0f} us", 1)
     roofline = None if row.roofline is None else row.roofline * row.time_us / time_us
-    return replace(row, time_us=time_us, roofline=roofline, reason=reason)
+    return replace(row, time_us=time_us, roofline=roofline)

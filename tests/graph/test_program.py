@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, assert_same, image, sparse_
+from networks import NETWORKS, Residual, assert_same, image, sparse_
 from torch import Tensor, nn
 
 import sparsecore as sc
@@ -87,6 +87,14 @@ def test_recordings_are_freed() -> None:
     gc.collect()
     with pytest.raises(RuntimeError, match="expected the number of a recording"):
         raw.replay(number, 0, 0, [])
+
+
+def test_times_of_steps_are_of_that_recording() -> None:
+    program = Program(sparse_graph(sparse_(Residual()), image(1)), [image(1)])
+    with pytest.raises(RuntimeError, match=r"expected times \[\d+\] float64"):
+        raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(1000, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"expected times \[\d+\] float64"):
+        raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(len(program._steps)))
 
 
 def test_profile_names_every_node() -> None:

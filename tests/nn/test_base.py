@@ -315,6 +315,16 @@ def test_gradients_reach_input_and_bias(cls: type[CompressedModule]) -> None:
     assert torch.allclose(compressed.bias.grad, layer.bias.grad, atol=1e-3)
 
 
+@pytest.mark.parametrize("cls", [cls for cls in FLOAT if cls.dense_type is nn.Linear])
+def test_gradients_reach_input_and_bias_without_a_batch(cls: type[CompressedModule]) -> None:
+    layer = dense(cls)
+    compressed = cls.from_dense(layer)
+    x = torch.randn(layer.in_features, requires_grad=True)
+    compressed(x).square().sum().backward()
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, layer.bias])
+    torch.testing.assert_close([x.grad, compressed.bias.grad], list(expected))
+
+
 @pytest.mark.parametrize("cls", INT8)
 def test_int8_has_no_gradient(cls: type[CompressedModule]) -> None:
     layer = cls.from_dense(dense(cls))

@@ -42,6 +42,15 @@ def test_outputs_and_state_are_those_of_csr(kind: Any, csr_kind: Any, dense: nn.
 
 
 @each_case
+def test_a_state_is_a_copy(kind: Any, csr_kind: Any, dense: nn.Module, x: Tensor) -> None:
+    layer = kind.from_dense(pruned(dense))
+    expected, state = layer(x), layer.state_dict()
+    state["values"].mul_(2)  # as an average of weights does
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer.state_dict()["values"] * 2, state["values"])
+
+
+@each_case
 def test_loading_other_weights_generates_other_code(kind: Any, csr_kind: Any, dense: nn.Module, x: Tensor) -> None:
     layer, other = kind.from_dense(pruned(dense)), kind.from_dense(pruned(dense))
     layer.load_state_dict(other.state_dict())

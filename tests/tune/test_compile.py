@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,13 @@ def test_policy_fixes_layers() -> None:
         compiled(model, image(1), policy={"conv9": "csr"})
     with pytest.raises(ValueError, match="conv1 cannot run as 'best'; expected one of"):
         compiled(model, image(1), policy={"conv1": "best"})
-    with pytest.raises(ValueError, match="conv1 cannot run as '4x1' with its weight"):
+    with pytest.raises(ValueError, match=r"conv1 cannot run as '4x1': expected .*blocks"):
         compiled(model, image(1), policy={"conv1": "4x1"})
+    with pytest.raises(ValueError, match="conv1 cannot run as 'csr': float64"):
+        sc.convert(model.double(), image(1).double(), policy={"conv1": "csr"})
+    model.float()
+    with pytest.raises(ValueError, match=r"expected policy as \{layer: format or kernel\}, names both"):
+        compiled(model, image(1), policy={"conv1": ["csr"]})
     with pytest.raises(ValueError, match=r"\['bn1'\] have no other form; expected some of \['conv1'"):
         compiled(model, image(1), policy={"bn1": "csr"})
 
@@ -448,3 +454,19 @@ def test_shapes_without_numbers() -> None:
     with torch.no_grad():
         traced = torch.jit.trace(fast, x)
         assert_same(traced(x), fast(x))
+
+
+def test_a_compiled_model_is_not_compiled_again() -> None:
+    fast = compiled(Residual(), image(1))
+    with pytest.raises(ValueError, match="compile the original again"):
+        compiled(fast, image(1))
+
+
+def test_several_threads_compile_at_once() -> None:
+    models = [sparse_(Residual(), 0.9) for _ in range(4)]
+    with ThreadPoolExecutor(len(models)) as pool:
+        fast = list(pool.map(lambda model: compiled(model, image(2)), models))
+    assert all(isinstance(one, CompiledModule) for one in fast), "none was left uncaptured"
+    with torch.no_grad():
+        for one, model in zip(fast, models, strict=True):
+            assert_same(one(image(2)), model(image(2)), 1e-4)

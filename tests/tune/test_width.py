@@ -48,7 +48,7 @@ def test_the_fastest_wins_and_of_equals_the_most():
 def test_the_fastest_dense_form_counts(layer, shape, forms, monkeypatch):
     seen = []
 
-    def timed(candidates, call, is_recorded):
+    def timed(candidates, call, is_recorded, other_bytes):
         seen.append((set(candidates), call.shape, is_recorded))
         return {name: 10.0 + number for number, name in enumerate(candidates)}, 0.0
 
@@ -62,7 +62,7 @@ def test_the_fastest_dense_form_counts(layer, shape, forms, monkeypatch):
 
 
 def test_other_sizes_have_other_keys(monkeypatch):
-    monkeypatch.setattr(measure, "_measure", lambda forms, call, _: (dict.fromkeys(forms, float(call.shape[1])), 0.0))
+    monkeypatch.setattr(measure, "_measure", lambda forms, call, *_: (dict.fromkeys(forms, float(call.shape[1])), 0.0))
     cache = TimeCache()
     times = [dense_time_us(nn.Linear(width, 8), [Call((4, width), torch.float32)], cache) for width in (8, 16, 8)]
     assert times == [8.0, 16.0, 8.0]
