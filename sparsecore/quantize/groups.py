@@ -19,7 +19,7 @@ GROUP_SIZE = 256
 #: How a group's scale is chosen.
 GROUP_SCALES = ("minmax", "mse")
 # Shares of absmax that are tried. A group of normal numbers has its least error at 4 bits from 0.7 on.
-_SHARES = tuple(1 - step / 32 for step in range(17))
+_SHARES = tuple(1 - step / 16 for step in range(9))
 _CHUNK = 2**22  # numbers at once, so that memory does not grow with the weight
 
 
@@ -48,7 +48,7 @@ def quantize_groups(matrix: Tensor, group_size: int, *, bits: int = 4, scales: s
         matrix: ``[N, K]`` float32, finite.
         group_size: columns of a group.
         bits: of the integers.
-        scales: ``"minmax"`` takes absmax / 7; ``"mse"`` of 17 shares of it, from all to half, the one with the
+        scales: ``"minmax"`` takes absmax / 7; ``"mse"`` of 9 shares of it, from all to half, the one with the
             least squared error.
 
     Returns:
