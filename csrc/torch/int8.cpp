@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "sparsecore/ops.h"
@@ -216,6 +217,8 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
   const Pair pad = pair_of(padding, "padding", 0), spread = pair_of(dilation, "dilation", 1);
   Tensor y = x_any;
   call.with_format([&]<class Args, class View>(std::span<const Kernel<Args>> kernels, const Groups<View>& groups) {
+    check(!std::is_same_v<View, LookupInt4View>,
+          "expected int8 values in a convolution; 4-bit ones are for linear layers");
     const View& view = groups.first;
     QuantizeArgs input;
     input.images = x_any.size(0);

@@ -472,7 +472,7 @@ class CsrInt8Storage(QuantizedStorage):
         return cls._rebuild(module, weight.quantize(), **options)
 
 
-class LookupStorage(CsrInt8Storage):
+class FewRowsStorage(QuantizedStorage):
     """Packed for table lookup.
 
     Args:
@@ -480,9 +480,19 @@ class LookupStorage(CsrInt8Storage):
     """
 
     keywords: ClassVar[tuple[str, ...]] = ("few_rows",)
+    few_rows: bool
+
+    def __init__(
+        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
+    ) -> None:
+        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
+        super().__init__(weight, bias, **options)
+
+
+class LookupStorage(FewRowsStorage, CsrInt8Storage):
+    """int8 values, packed for table lookup."""
 
     packing: ClassVar[str] = "lookup"
-    few_rows: bool
     packed_names: ClassVar[tuple[str, ...]] = (
         "entry_ptr",
         "step_ptr",
@@ -494,29 +504,17 @@ class LookupStorage(CsrInt8Storage):
         "weight_sum",
     )
 
-    def __init__(
-        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
-    ) -> None:
-        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
-        super().__init__(weight, bias, **options)
-
     def _packing_settings(self) -> dict[str, Any]:
         return {**super()._packing_settings(), "few_rows": self.few_rows}
 
 
-class Int4Storage(QuantizedStorage):
-    """Integers of 4 bits without the zeros, with a scale per row and group of columns, packed for table lookup.
-
-    Args:
-        few_rows: pack for few rows of activations, up to 4: fewer bytes, more work for each row.
-    """
+class Int4Storage(FewRowsStorage):
+    """Integers of 4 bits without the zeros, with a scale per row and group of columns, packed for table lookup."""
 
     weight_type: ClassVar[type[WeightFormat]] = Int4Weight
     buffer_names: ClassVar[tuple[str, ...]] = ("nonzero", "values", "scale", "group_size")
-    keywords: ClassVar[tuple[str, ...]] = ("few_rows",)
     compression_keywords: ClassVar[tuple[str, ...]] = ("group_size", "scales")
     packing: ClassVar[str] = PackedInt4Weight.format
-    few_rows: bool
     packed_names: ClassVar[tuple[str, ...]] = (
         "entry_ptr",
         "step_ptr",
@@ -527,12 +525,6 @@ class Int4Storage(QuantizedStorage):
         "group_scale",
         "group_sum",
     )
-
-    def __init__(
-        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
-    ) -> None:
-        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
-        super().__init__(weight, bias, **options)
 
     @classmethod
     def _compress(cls, weight: Tensor, **options: Any) -> Int4Weight:

@@ -216,3 +216,10 @@ def test_wrong_weights_to_pack(arguments_of_pack: tuple[Any, ...], message: str)
 def test_a_kernel_that_does_not_fit_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"expected a kernel .*lookup_u8s4_scalar.*got 'lookup_u8s8_scalar'"):
         ops.linear_int8(torch.ones(1, 300), make_packed(), kernel="lookup_u8s8_scalar")
+
+
+def test_convolutions_have_int8_values() -> None:
+    packed = PackedInt4Weight.pack(random_int4(4, 48, 16))
+    settings: tuple[Any, ...] = ([1, 3], [1, 1], [0, 0], [1, 1], "none", None, 0, "")
+    with pytest.raises(RuntimeError, match="4-bit ones are for linear layers"):
+        raw.conv2d_int8(torch.randn(1, 16, 5, 5), *arguments(packed), None, None, None, 0, None, *settings)

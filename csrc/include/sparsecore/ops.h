@@ -180,7 +180,8 @@ using BitmapInt8Args = Int8ProductOf<BitmapInt8View>;
 using LookupInt8Args = Int8ProductOf<LookupView>;
 // Values of 4 bits have a scale per group of columns instead: exact int32 sums of each group of a row, and over these
 // sum = fma(float(acc_i32), group_scale[n, group], sum) from 0 in order of the columns; then
-//   v = activation(fma(sum, x_scale[image], bias[n]) + residual). weight_scale and weight_sum are not read.
+//   v = activation(fma(sum, x_scale[image], bias[n]) + residual).
+// weight_scale, weight_sum and x.segment_offset are not read: the one segment starts where a position does.
 using LookupInt4Args = Int8ProductOf<LookupInt4View>;
 std::span<const Kernel<GemmInt8Args>> gemm_int8_kernels();
 std::span<const Kernel<BitmapInt8Args>> bitmap_int8_kernels();
