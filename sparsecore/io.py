@@ -40,6 +40,7 @@ CLASSES: dict[str, type[CompressedModule]] = {
     "SparseConv2d": compressed.SparseConv2d,
     "Int8Linear": compressed.Int8Linear,
     "Int8Conv2d": compressed.Int8Conv2d,
+    "SparseInt4Linear": compressed.SparseInt4Linear,
     "SparseInt8Linear": compressed.SparseInt8Linear,
     "SparseInt8Conv2d": compressed.SparseInt8Conv2d,
     "TernaryConv2d": compressed.TernaryConv2d,

@@ -56,6 +56,9 @@ def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
         bits, gap_bits, count = (int(size) for size in sizes)
         shape = entry["config"]["weight_shape"]
         return from_entries(codebook, fields(codes, bits, count), fields(gaps, gap_bits, count), shape)
+    if f"{layer}.group_size" in header:
+        names = ("nonzero", "values", "scale", "group_size")
+        return of_groups(*(array(header, data, f"{layer}.{name}") for name in names), entry["config"]["weight_shape"])
     names = ("row_ptr", "col_idx", "values", "q", "scale", "nonzero", "sign", "positive_scale", "negative_scale")
     tensors = {name: array(header, data, f"{layer}.{name}") for name in names if f"{layer}.{name}" in header}
     if "sign" in tensors:
@@ -68,6 +71,21 @@ def dense(header: dict[str, Any], data: bytes, layer: str) -> NDArray[Any]:
     for n in range(len(weight)):
         for i in range(row_ptr[n], row_ptr[n + 1]):
             weight[n, tensors["col_idx"][i]] = scale[n] * np.float32(tensors["values"][i])
+    return weight
+
+
+def of_groups(
+    nonzero: NDArray[Any], values: NDArray[Any], scale: NDArray[Any], group_size: NDArray[Any], shape: list[int]
+) -> NDArray[np.float32]:
+    weight = np.zeros(shape, np.float32)
+    i = 0
+    for n in range(shape[0]):
+        for k in range(shape[1]):
+            if nonzero[n, k // 8] >> k % 8 & 1:
+                half = int(values[i // 2]) >> 4 * (i % 2) & 15
+                weight[n, k] = scale[n, k // int(group_size[0])] * np.float32(half - 16 if half > 7 else half)
+                i += 1
+    assert len(values) == (i + 1) // 2
     return weight
 
 
@@ -186,7 +204,7 @@ def test_a_reader_made_from_the_text_reads_every_class(name: str, tmp_path: Path
     np.testing.assert_array_equal(dense(header, data, "0"), expected)
     np.testing.assert_array_equal(dense(header, data, "2"), expected)
     np.testing.assert_array_equal(array(header, data, "0.bias"), compressed.bias.detach().numpy())
-    if "Int8" not in name:
+    if "Int8" not in name and "Int4" not in name:
         np.testing.assert_array_equal(expected, layer.weight.detach().flatten(1).numpy())
     offsets = sorted(entry["data_offsets"] for key, entry in header.items() if key != "__metadata__")
     assert [begin for begin, _ in offsets] == [0, *(end for _, end in offsets[:-1])]  # no gaps

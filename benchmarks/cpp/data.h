@@ -303,6 +303,46 @@ struct PackedInt8<LookupView> {
   PackedInt8(const PackedInt8&) = delete;
 };
 
+template <>
+struct PackedInt8<LookupInt4View> {
+  LookupInt4View view;
+  double flops;
+  std::vector<int32_t> entry_ptr, step_ptr;
+  std::vector<uint8_t> entry_table, entry_steps, slots;
+  std::vector<float> group_scale;
+  std::vector<int16_t> group_sum;
+
+  PackedInt8(LookupInt4View shape, double sparsity) : view(shape) {
+    const Csr<int8_t> csr(shape.rows, shape.cols, sparsity);
+    const Range blocks{0, view.num_blocks()};
+    std::vector<int8_t> dense(static_cast<size_t>(shape.rows * shape.cols));
+    unpack_csr(csr.view, {0, shape.rows}, dense.data());
+    for (int8_t& value : dense) value = static_cast<int8_t>(value == 0 ? 0 : value > 0 ? 3 : -3);
+    const int64_t groups = blocks.end * view.groups();
+    entry_ptr.resize(static_cast<size_t>(groups) + 1);
+    step_ptr.resize(static_cast<size_t>(blocks.end) + 1);
+    count_lookup_int4(dense.data(), shape, blocks, entry_ptr.data(), step_ptr.data());
+    view.num_entries = running_sum(entry_ptr.data(), groups);
+    view.num_steps = running_sum(step_ptr.data(), blocks.end);
+    entry_table.resize(static_cast<size_t>(view.num_entries));
+    entry_steps.resize(entry_table.size());
+    slots.resize(static_cast<size_t>(view.num_steps * view.quad_bytes()));
+    fill_lookup_int4(dense.data(), shape, blocks,
+                     {entry_ptr.data(), step_ptr.data(), entry_table.data(), entry_steps.data(), slots.data()});
+    group_scale.assign(static_cast<size_t>(groups * view.lanes), 0.01f);
+    group_sum.assign(group_scale.size(), int16_t(1));
+    flops = csr.flops(1);
+    view.entry_ptr = entry_ptr.data();
+    view.step_ptr = step_ptr.data();
+    view.entry_table = entry_table.data();
+    view.entry_steps = entry_steps.data();
+    view.slots = slots.data();
+    view.group_scale = group_scale.data();
+    view.group_sum = group_sum.data();
+  }
+  PackedInt8(const PackedInt8&) = delete;
+};
+
 // Bytes of activations as the bindings lay them out.
 struct QuantizedRows {
   int64_t ld;

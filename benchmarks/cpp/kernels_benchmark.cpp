@@ -214,8 +214,9 @@ Weight shape_for(const Kernel<Int8ProductOf<Weight>>& kernel, Linear layer) {
     args.weight.lanes = packing.lanes;
     if constexpr (requires { args.weight.table; }) {
       args.weight.table = packing.table;
-      args.weight.has_safe_pairs = packing.has_safe_pairs;
     }
+    if constexpr (requires { args.weight.has_safe_pairs; }) args.weight.has_safe_pairs = packing.has_safe_pairs;
+    if constexpr (requires { args.weight.group_cols; }) args.weight.group_cols = 256;
     if (kernel.supports(args)) break;
   }
   return args.weight;
@@ -397,6 +398,7 @@ void add_all() {
   });
   add_int8("bitmap_int8", bitmap_int8_kernels());
   add_int8("lookup_int8", lookup_int8_kernels());
+  add_int8("lookup_int4", lookup_int4_kernels());
   for_enabled(pool2d_kernels(), [](const Kernel<Pool2dArgs>& row) {
     const std::string prefix = std::string("pool2d/") + row.name;
     add(prefix + "/max3x3/64@112", pool2d, row, PoolMode::kMax, 64, 112, 3);

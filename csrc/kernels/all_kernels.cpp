@@ -34,6 +34,7 @@ std::span<const KernelInfo> all_kernels() {
     append(result, "gemm_int8", gemm_int8_kernels());
     append(result, "bitmap_int8", bitmap_int8_kernels());
     append(result, "lookup_int8", lookup_int8_kernels());
+    append(result, "lookup_int4", lookup_int4_kernels());
     append(result, "quantize", quantize_kernels());
     append(result, "probe", probes());
     return result;

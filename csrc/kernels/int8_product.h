@@ -7,7 +7,9 @@
 //   kWidens: it reads the activations of a tile widened to int16, quads side by side, with `offset` to match;
 //   supports(weight); num_offsets(weight); fill_offsets(args, offset): where pieces of K lie, from a position's start;
 //   accumulate<NB, T>(weight, block, x, offset, acc, ld): writes them to acc[position * ld + lane of the NB blocks];
-//   put_in_order(place, sums), if it has a fast way: see below.
+//   put_in_order(place, sums), if it has a fast way: see below;
+//   kHasScaledSums, if its sums are floats that have their scale and no zero point: accumulate(weight, zero point in
+//   multiplied bytes, block, x, acc, ld) then.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +38,45 @@ struct Places {
 };
 
 // What a Product has computed, acc[position * ld + lane], and what its zero point adds to that.
-struct Sums {
+struct IntegerSums {
   const int32_t* acc;
   int64_t ld;
   const int32_t* zero;
+
+  template <class S>
+  SPARSECORE_INLINE typename S::F32 load(int64_t i, int64_t lane) const {
+    return S::from_difference(acc + i * ld + lane, zero + lane);
+  }
+  template <class S, class Args>
+  static SPARSECORE_INLINE typename S::F32 scale(const Args& args, int64_t row, int n) {
+    return S::load_n(args.weight_scale + row, n);
+  }
+};
+
+// The same with a scale for each group of columns in it.
+struct ScaledSums {
+  const float* acc;
+  int64_t ld;
+
+  template <class S>
+  SPARSECORE_INLINE typename S::F32 load(int64_t i, int64_t lane) const {
+    return S::load(acc + i * ld + lane);
+  }
+  template <class S, class Args>
+  static SPARSECORE_INLINE typename S::F32 scale(const Args&, int64_t, int) {
+    return S::set1(1.0f);
+  }
+};
+
+template <class Product>
+concept HasScaledSums = requires { Product::kHasScaledSums; };
+template <class Product>
+struct SumOf {
+  using Type = int32_t;
+};
+template <HasScaledSums Product>
+struct SumOf<Product> {
+  using Type = float;
 };
 
 inline void locate(const ActivationsU8& x, int64_t first, Places& places) {
@@ -78,16 +115,15 @@ SPARSECORE_INLINE void finish(typename S::F32 (&v)[V], Activation activation, co
 }
 
 // Calls write(v, position, row, n) with the sums of kTogether or 1 positions x n rows, scaled and with their bias.
-template <class S, class Args, class Write>
+template <class S, class Args, class Sums, class Write>
 SPARSECORE_INLINE void scale_sums(const Args& args, const Places& places, Range rows, const Sums& sums, Write write) {
   for (int64_t row = rows.begin; row < rows.end; row += S::kLanes) {
     const int n = static_cast<int>(smaller(S::kLanes, rows.end - row));
     const int64_t lane = row - rows.begin;
-    const auto scale = S::load_n(args.weight_scale + row, n);
+    const auto scale = sums.template scale<S>(args, row, n);
     const auto bias = args.epilogue.bias == nullptr ? S::zero() : S::load_n(args.epilogue.bias + row, n);
     const auto scaled = [&](int i) SPARSECORE_LAMBDA_INLINE {
-      const auto sum = S::from_difference(sums.acc + i * sums.ld + lane, sums.zero + lane);
-      return S::fma(sum, S::mul(S::set1(places.scale[i]), scale), bias);
+      return S::fma(sums.template load<S>(i, lane), S::mul(S::set1(places.scale[i]), scale), bias);
     };
     int i = 0;
     for (; i + kTogether <= places.count; i += kTogether) {
@@ -101,7 +137,7 @@ SPARSECORE_INLINE void scale_sums(const Args& args, const Places& places, Range 
   }
 }
 
-template <class S, class T, class Args>
+template <class S, class T, class Args, class Sums>
 void emit_rows(const Args& args, const Places& places, Range rows, const Sums& sums) {
   scale_sums<S>(args, places, rows, sums,
                 [&]<int V>(typename S::F32(&v)[V], int i, int64_t row, int n) SPARSECORE_LAMBDA_INLINE {
@@ -110,7 +146,7 @@ void emit_rows(const Args& args, const Places& places, Range rows, const Sums& s
                 });
 }
 
-template <class S, class Args>
+template <class S, class Args, class Sums>
 void emit_int8(const Args& args, const Places& places, Range rows, const Sums& sums) {
   const ToBytes<S> to_bytes(args.y_inverse_scale, args.y_zero_point, 0);
   scale_sums<S>(args, places, rows, sums,
@@ -128,7 +164,7 @@ void emit_int8(const Args& args, const Places& places, Range rows, const Sums& s
 }
 
 // Transposed through a buffer. Positions of a tile may lie in several images.
-template <class S, class T, class Args>
+template <class S, class T, class Args, class Sums>
 void emit_columns(const Args& args, const Places& places, Range rows, const Sums& sums) {
   alignas(64) float by_position[kTilePositions * kMaxTileRows], by_row[kMaxTileRows * kTilePositions];
   scale_sums<S>(args, places, rows, sums,
@@ -164,7 +200,7 @@ void emit_columns(const Args& args, const Places& places, Range rows, const Sums
   }
 }
 
-template <class S, class Args>
+template <class S, class Args, class Sums>
 void emit(const Args& args, const Places& places, Range rows, const Sums& sums) {
   if (args.is_int8) return emit_int8<S>(args, places, rows, sums);
   with_dtype(args.dtype, [&](auto type) {
@@ -178,12 +214,12 @@ void emit(const Args& args, const Places& places, Range rows, const Sums& sums) 
 }
 
 // sums[r] = sums[place[r]] for the rows of a window.
-template <class Product>
-void put_in_order(const int32_t* place, int32_t* sums) {
-  if constexpr (requires { Product::put_in_order(place, sums); }) {
-    Product::put_in_order(place, sums);
+template <class Product, class Sum>
+void put_in_order(const int32_t* place, Sum* sums) {
+  if constexpr (requires { Product::put_in_order(place, static_cast<int32_t*>(nullptr)); }) {
+    Product::put_in_order(place, reinterpret_cast<int32_t*>(sums));  // by vectors, which may alias anything
   } else {
-    int32_t stored[kLookupWindow];
+    Sum stored[kLookupWindow];
     for (int64_t r = 0; r < kLookupWindow; ++r) stored[r] = sums[r];
     for (int64_t r = 0; r < kLookupWindow; ++r) sums[r] = stored[place[r]];
   }
@@ -192,6 +228,7 @@ void put_in_order(const int32_t* place, int32_t* sums) {
 template <class S, class Product>
 struct Int8Kernel {
   using Args = typename Product::Args;
+  using Sum = typename SumOf<Product>::Type;
   static bool supports(const Args& args) { return Product::supports(args.weight); }
   static int64_t num_tiles(const Args& args) { return divide_up(args.x.positions(), kTilePositions); }
   static int64_t scratch_bytes(const Args& args) {
@@ -270,10 +307,11 @@ struct Int8Kernel {
   static void run_blocks(const Args& args, int64_t block, const Places& places, const int64_t* offset) {
     const int64_t lanes = args.weight.lanes, ld = NB * lanes;
     const Range rows{block * lanes, smaller((block + NB) * lanes, args.weight.rows)};
-    alignas(64) int32_t acc[kTilePositions * kMaxTileRows], zero[kMaxTileRows] = {};
+    alignas(64) Sum acc[kTilePositions * kMaxTileRows];
+    alignas(64) int32_t zero[kMaxTileRows] = {};
     zero_sums(args, rows, zero);
     accumulate_all<NB>(args, block, places, offset, acc, ld);
-    emit<S>(args, places, rows, {acc, ld, zero});
+    emit<S>(args, places, rows, sums_at(acc, ld, zero));
   }
 
   // Blocks of one window, whose rows are put in order on the way to y.
@@ -282,7 +320,9 @@ struct Int8Kernel {
     const int64_t lanes = args.weight.lanes, window = blocks.begin / args.weight.window_blocks();
     const int64_t first_block = window * args.weight.window_blocks();
     const Range rows{window * ld, smaller((window + 1) * ld, args.weight.rows)};
-    alignas(64) int32_t acc[kTilePositions * ld], zero[ld] = {}, place[ld] = {};
+    // A single row is emitted from where it is by loads of whole vectors.
+    alignas(64) Sum acc[kTilePositions * ld + S::kLanes];
+    alignas(64) int32_t zero[ld + S::kLanes] = {}, place[ld] = {};
     zero_sums(args, rows, zero);
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
       accumulate_all<1>(args, block, places, offset, acc + (block - first_block) * lanes, ld);
@@ -291,7 +331,7 @@ struct Int8Kernel {
     for (int i = 0; i < places.count; ++i) put_in_order<Product>(place, acc + i * ld);
     const auto emit_part = [&](int64_t at, int64_t count) {
       const Range part{rows.begin + at, rows.begin + at + count};
-      emit<S>(args, places, part, {acc + at, ld, zero + at});
+      emit<S>(args, places, part, sums_at(acc + at, ld, zero + at));
     };
     if (blocks.begin == first_block && divide_up(rows.size(), lanes) == blocks.size()) {
       for (int64_t at = 0; at < rows.size(); at += kMaxTileRows) {
@@ -305,32 +345,52 @@ struct Int8Kernel {
     }
   }
 
+  static auto sums_at(const Sum* acc, int64_t ld, const int32_t* zero) {
+    if constexpr (HasScaledSums<Product>) {
+      return ScaledSums{acc, ld};
+    } else {
+      return IntegerSums{acc, ld, zero};
+    }
+  }
+
   // What the zero point of the activations adds to the sums of the rows.
   static void zero_sums(const Args& args, Range rows, int32_t* zero) {
+    if constexpr (HasScaledSums<Product>) return;
     for (int64_t i = 0; i < rows.size(); ++i) {
       const uint32_t sum = static_cast<uint32_t>(args.weight_sum[rows.begin + i]);
       zero[i] = static_cast<int32_t>(static_cast<uint32_t>(args.x.zero_point - Product::kByteOffset) * sum);
     }
   }
 
+  template <int NB, int T>
+  static SPARSECORE_INLINE void accumulate(const Args& args, int64_t block, const uint8_t* const* x,
+                                           const int64_t* offset, Sum* acc, int64_t ld) {
+    if constexpr (HasScaledSums<Product>) {
+      const int32_t zero_point = args.x.zero_point - Product::kByteOffset;
+      Product::template accumulate<NB, T>(args.weight, zero_point, block, x, acc, ld);
+    } else {
+      Product::template accumulate<NB, T>(args.weight, block, x, offset, acc, ld);
+    }
+  }
+
   // NB blocks, all positions of a tile.
   template <int NB>
-  static void accumulate_all(const Args& args, int64_t block, const Places& places, const int64_t* offset, int32_t* acc,
+  static void accumulate_all(const Args& args, int64_t block, const Places& places, const int64_t* offset, Sum* acc,
                              int64_t ld) {
     int i = 0;
     for (; i + Product::kPositions <= places.count; i += Product::kPositions) {
-      Product::template accumulate<NB, Product::kPositions>(args.weight, block, places.x + i, offset, acc + i * ld, ld);
+      accumulate<NB, Product::kPositions>(args, block, places.x + i, offset, acc + i * ld, ld);
     }
     accumulate_rest<NB, Product::kPositions / 2>(args, block, places, offset, acc, ld, i);
   }
 
   // The last positions, in halves of what is left.
   template <int NB, int T>
-  static void accumulate_rest(const Args& args, int64_t block, const Places& places, const int64_t* offset,
-                              int32_t* acc, int64_t ld, int i) {
+  static void accumulate_rest(const Args& args, int64_t block, const Places& places, const int64_t* offset, Sum* acc,
+                              int64_t ld, int i) {
     if constexpr (T > 0) {
       if (i + T <= places.count) {
-        Product::template accumulate<NB, T>(args.weight, block, places.x + i, offset, acc + i * ld, ld);
+        accumulate<NB, T>(args, block, places.x + i, offset, acc + i * ld, ld);
         i += T;
       }
       accumulate_rest<NB, T / 2>(args, block, places, offset, acc, ld, i);

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "pack/row_places.h"
 #include "sparsecore/pack.h"
 
 namespace sparsecore {
@@ -159,15 +160,7 @@ void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense) {
 }
 
 const char* validate_lookup(const LookupView& weight, Range blocks) {
-  if (weight.row_place != nullptr && blocks.size() > 0) {
-    if (weight.lanes > kLookupWindow || kLookupWindow % weight.lanes != 0) return "windows are not whole blocks";
-    const int64_t first_window = blocks.begin / weight.window_blocks();
-    const int64_t last_window = (blocks.end - 1) / weight.window_blocks();
-    const int64_t last_row = std::min((last_window + 1) * kLookupWindow, weight.rows);
-    for (int64_t row = first_window * kLookupWindow; row < last_row; ++row) {
-      if (weight.row_place[row] >= kLookupWindow) return "a row is not in its window";
-    }
-  }
+  if (const char* text = validate_row_places(weight, blocks)) return text;
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     const int64_t first = weight.entry_ptr[block], last = weight.entry_ptr[block + 1];
     const int64_t first_step = weight.step_ptr[block], last_step = weight.step_ptr[block + 1];

@@ -37,6 +37,12 @@ struct DotNeon {
     return vreinterpretq_s8_u8(vqtbl1q_u8(table, vreinterpretq_u8_s8(columns)));
   }
 
+  // Products in int16; no pair of them is added before it is int32. Machines with a dot product have a better one.
+  static SPARSECORE_INLINE Sum multiply_add(Sum sum, Bytes a, Weights w) {
+    const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(w)), high = vmull_high_s8(a, w);
+    return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+  }
+
   using Mask = uint16_t;
   static SPARSECORE_INLINE Mask load_mask(const uint8_t* p) {
     Mask mask;

@@ -1,171 +1,21 @@
-// torch.ops.sparsecore.linear_int8 and conv2d_int8: quantize the activations, then multiply; and packing to the lookup
-// format.
+// torch.ops.sparsecore.linear_int8 and conv2d_int8: quantize the activations, then multiply.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <optional>
 #include <string>
-#include <tuple>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include "sparsecore/ops.h"
-#include "sparsecore/pack.h"
 #include "torch/checks.h"
 #include "torch/conv2d.h"
 #include "torch/int8.h"
+#include "torch/int8_weights.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 
 namespace sparsecore::torch_binding {
 namespace {
-
-// --- weights ---
-
-// All groups of rows of a packed weight, one after another, each in whole blocks; `first` is the view of the first.
-template <class View>
-struct Groups {
-  View first;
-  int64_t count = 1;
-};
-
-constexpr int64_t kMaxLanes = 16, kMaxTable = 256;
-
-// N, K, segments, lanes, table, groups and has_safe_pairs of a packed weight, as Python holds them.
-template <class View>
-Groups<View> shape_of_weight(const std::vector<int64_t>& sizes) {
-  check(sizes.size() == 7, "expected sizes [N, K, segments, lanes, table, groups, has_safe_pairs], got ", sizes.size(),
-        " numbers");
-  Groups<View> weight;
-  weight.count = sizes[5];
-  weight.first.cols = sizes[1];
-  weight.first.segments = sizes[2];
-  weight.first.lanes = sizes[3];
-  const bool is_possible = sizes[0] >= 0 && sizes[0] <= std::numeric_limits<int32_t>::max() && sizes[1] >= 0 &&
-                           sizes[2] >= 1 && sizes[1] % sizes[2] == 0 && sizes[3] >= 1 && sizes[3] <= kMaxLanes &&
-                           sizes[4] >= 1 && sizes[4] <= kMaxTable && sizes[5] >= 1 && sizes[0] % sizes[5] == 0;
-  check(is_possible, "expected possible sizes of an int8 weight; pack it again");
-  check(sizes[1] <= kMaxInt8K, "expected K <= ", kMaxInt8K, " so that int32 sums are exact, got ", sizes[1]);
-  weight.first.rows = sizes[0] / sizes[5];
-  if constexpr (requires { weight.first.table; }) {
-    weight.first.table = sizes[4];
-    weight.first.has_safe_pairs = sizes[6] != 0;
-  }
-  return weight;
-}
-
-const Tensor& packed_tensor(const std::vector<Tensor>& tensors, size_t index, ScalarType dtype, int64_t numel) {
-  const Tensor& tensor = tensors[index];
-  check_tensor(tensor, "a packed tensor", dtype, 1);
-  check(tensor.numel() == numel, "expected ", numel, " numbers in packed tensor ", index, ", got ", tensor.numel(),
-        "; pack the weight again");
-  return tensor;
-}
-
-void check_count(const std::vector<Tensor>& tensors, size_t count) {
-  check(tensors.size() == count, "expected ", count, " packed tensors, got ", tensors.size());
-}
-
-template <class View>
-Groups<View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes);
-
-template <>
-Groups<Int8View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
-  auto weight = shape_of_weight<Int8View>(sizes);
-  check_count(tensors, 1);
-  const int64_t bytes = weight.count * weight.first.num_blocks() * weight.first.block_bytes();
-  weight.first.values = packed_tensor(tensors, 0, ScalarType::Char, bytes).const_data_ptr<int8_t>();
-  return weight;
-}
-
-template <>
-Groups<BitmapInt8View> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
-  auto weight = shape_of_weight<BitmapInt8View>(sizes);
-  check_count(tensors, 3);
-  BitmapInt8View& view = weight.first;
-  check(view.lanes % 2 == 0, "expected an even number of lanes, got ", view.lanes);
-  const int64_t blocks = weight.count * view.num_blocks();
-  view.masks = packed_tensor(tensors, 0, ScalarType::Byte, blocks * view.block_bytes() / 8).const_data_ptr<uint8_t>();
-  view.value_ptr = packed_tensor(tensors, 1, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
-  check_tensor(tensors[2], "values", ScalarType::Char, 1);
-  view.nnz = tensors[2].numel() - kReadBeyond;
-  check(view.nnz >= 0, "expected values with ", kReadBeyond, " bytes after them; pack the weight again");
-  view.values = tensors[2].const_data_ptr<int8_t>();
-  return weight;
-}
-
-template <>
-Groups<LookupView> packed_weight(const std::vector<Tensor>& tensors, const std::vector<int64_t>& sizes) {
-  auto weight = shape_of_weight<LookupView>(sizes);
-  check_count(tensors, 6);
-  LookupView& view = weight.first;
-  const int64_t blocks = weight.count * view.num_blocks();
-  view.entry_ptr = packed_tensor(tensors, 0, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
-  view.step_ptr = packed_tensor(tensors, 1, ScalarType::Int, blocks + 1).const_data_ptr<int32_t>();
-  view.num_entries = tensors[2].numel();
-  view.entry_group =
-      static_cast<const uint16_t*>(packed_tensor(tensors, 2, ScalarType::Short, view.num_entries).const_data_ptr());
-  view.entry_steps = packed_tensor(tensors, 3, ScalarType::Byte, view.num_entries).const_data_ptr<uint8_t>();
-  check_tensor(tensors[4], "slots", ScalarType::Byte, 1);
-  view.num_steps = tensors[4].numel() / (2 * view.quad_bytes());
-  view.slots = tensors[4].const_data_ptr<uint8_t>();
-  check_tensor(tensors[5], "row_place", ScalarType::Byte, 1);
-  if (tensors[5].numel() > 0) {
-    view.row_place = packed_tensor(tensors, 5, ScalarType::Byte, weight.count * view.rows).const_data_ptr<uint8_t>();
-  }
-  return weight;
-}
-
-Int8View group_of(Int8View view, int64_t group) {
-  view.values += group * view.num_blocks() * view.block_bytes();
-  return view;
-}
-BitmapInt8View group_of(BitmapInt8View view, int64_t group) {
-  view.masks += group * view.num_blocks() * view.block_bytes() / 8;
-  view.value_ptr += group * view.num_blocks();
-  return view;
-}
-LookupView group_of(LookupView view, int64_t group) {
-  view.entry_ptr += group * view.num_blocks();
-  view.step_ptr += group * view.num_blocks();
-  if (view.row_place != nullptr) view.row_place += group * view.rows;
-  return view;
-}
-
-// What run_kernel() splits and validates, and what a position costs in float multiply-adds (int8 dot products do about
-// eight in the time of one; lookups and expansions take longer).
-struct Int8Rows {
-  static constexpr const char* kFormat = "int8";
-  Int8View weight;
-  int64_t rows = weight.num_blocks();
-  const int32_t* row_ptr = nullptr;
-  const char* validate(Range) const { return nullptr; }
-  int64_t work() const { return rows * weight.block_bytes() / 8; }
-};
-struct BitmapInt8Rows {
-  static constexpr const char* kFormat = "bitmap";
-  BitmapInt8View weight;
-  int64_t rows = weight.num_blocks();
-  const int32_t* row_ptr = nullptr;
-  const char* validate(Range blocks) const {
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-      if (weight.value_ptr[block] < 0 || weight.value_ptr[block] > weight.nnz) return "value_ptr is out of range";
-    }
-    return nullptr;
-  }
-  int64_t work() const { return rows * weight.block_bytes() / 6; }
-};
-struct LookupRows {
-  static constexpr const char* kFormat = "lookup";
-  LookupView weight;
-  int64_t rows = weight.num_blocks();
-  const int32_t* row_ptr = weight.step_ptr;
-  const char* validate(Range blocks) const { return validate_lookup(weight, blocks); }
-  int64_t work() const { return weight.num_steps * weight.quad_bytes() / 6; }
-};
-Int8Rows rows_of(const Int8View& view) { return {view}; }
-BitmapInt8Rows rows_of(const BitmapInt8View& view) { return {view}; }
-LookupRows rows_of(const LookupView& view) { return {view}; }
 
 // --- activations ---
 
@@ -252,19 +102,38 @@ struct Call {
     if (format == "int8") return function(gemm_int8_kernels(), packed_weight<Int8View>(weight, sizes));
     if (format == "bitmap") return function(bitmap_int8_kernels(), packed_weight<BitmapInt8View>(weight, sizes));
     if (format == "lookup") return function(lookup_int8_kernels(), packed_weight<LookupView>(weight, sizes));
-    fail("expected a format of int8, bitmap, lookup, got '", format, "'; move the layer with .to('cpu')");
+    if (format == "lookup4") return function(lookup_int4_kernels(), packed_weight<LookupInt4View>(weight, sizes));
+    fail("expected a format of int8, bitmap, lookup, lookup4, got '", format, "'; move the layer with .to('cpu')");
+  }
+
+  template <class Args, class View>
+  void set_scales(Groups<View>& groups, Args& args) const {
+    const int64_t N = groups.first.rows * groups.count;
+    args.weight_scale = row_vector(scale, "scale", N);
+    check_tensor(weight_sum, "weight_sum", ScalarType::Int, 1);
+    check(weight_sum.numel() == N, "expected weight_sum [", N, "], got ", weight_sum.numel());
+    args.weight_sum = weight_sum.const_data_ptr<int32_t>();
+  }
+  // Those of groups of columns, in the order of the packed weight.
+  template <class Args>
+  void set_scales(Groups<LookupInt4View>& groups, Args&) const {
+    LookupInt4View& view = groups.first;
+    const int64_t count = view.num_blocks() * view.groups() * view.lanes;
+    check_tensor(scale, "scale", ScalarType::Float, 1);
+    check_tensor(weight_sum, "weight_sum", ScalarType::Short, 1);
+    check(scale.numel() == count && weight_sum.numel() == count, "expected scale and weight_sum of ", count,
+          " numbers, got ", scale.numel(), " and ", weight_sum.numel(), "; pack the weight again");
+    view.group_scale = scale.const_data_ptr<float>();
+    view.group_sum = static_cast<const int16_t*>(weight_sum.const_data_ptr());
   }
 
   // Runs all groups. group_columns: bytes of x between the groups' channels; group_outputs: numbers of y between
   // their rows.
   template <class Args, class View>
-  void run(std::span<const Kernel<Args>> kernels, const Groups<View>& groups, Args args, int64_t group_columns,
+  void run(std::span<const Kernel<Args>> kernels, Groups<View> groups, Args args, int64_t group_columns,
            int64_t group_outputs) const {
     const int64_t rows = groups.first.rows, N = rows * groups.count;
-    args.weight_scale = row_vector(scale, "scale", N);
-    check_tensor(weight_sum, "weight_sum", ScalarType::Int, 1);
-    check(weight_sum.numel() == N, "expected weight_sum [", N, "], got ", weight_sum.numel());
-    args.weight_sum = weight_sum.const_data_ptr<int32_t>();
+    set_scales(groups, args);
     args.epilogue = make_epilogue(bias, activation, N);
     const int64_t number_bytes = args.is_int8 ? 1 : args.dtype == Dtype::kFloat32 ? 4 : 2;
     const auto offset = [&](auto*& pointer, int64_t bytes) {
@@ -275,8 +144,8 @@ struct Call {
       args.weight = group_of(groups.first, g);
       const auto blocks = rows_of(args.weight);
       run_kernel(choose_kernel(kernels, kernel, args), args, blocks, blocks.work() * args.x.positions());
-      args.weight_scale += rows;
-      args.weight_sum += rows;
+      if (args.weight_scale != nullptr) args.weight_scale += rows;
+      if (args.weight_sum != nullptr) args.weight_sum += rows;
       if (args.epilogue.bias != nullptr) args.epilogue.bias += rows;
       args.x.x += group_columns;
       offset(args.y, group_outputs * number_bytes);
@@ -348,6 +217,8 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
   const Pair pad = pair_of(padding, "padding", 0), spread = pair_of(dilation, "dilation", 1);
   Tensor y = x_any;
   call.with_format([&]<class Args, class View>(std::span<const Kernel<Args>> kernels, const Groups<View>& groups) {
+    check(!std::is_same_v<View, LookupInt4View>,
+          "expected int8 values in a convolution; 4-bit ones are for linear layers");
     const View& view = groups.first;
     QuantizeArgs input;
     input.images = x_any.size(0);
@@ -415,46 +286,6 @@ Tensor conv2d_int8(const Tensor& x_any, const std::vector<Tensor>& weight, const
   return y;
 }
 
-// --- packing ---
-
-// int8 [N, K], one group -> the tensors of the lookup format for the best kernel of this machine, or for lanes, table
-// and pairs given.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_lookup(const Tensor& weight, int64_t segments, int64_t lanes,
-                                                               int64_t table, bool has_safe_pairs) {
-  check_tensor(weight, "weight", ScalarType::Char, 2);
-  LookupView shape =
-      shape_of_weight<LookupView>({weight.size(0), weight.size(1), segments, lanes, table, 1, has_safe_pairs}).first;
-  const int64_t blocks = shape.num_blocks(), work = shape.lanes * shape.cols;
-  const int8_t* dense = weight.const_data_ptr<int8_t>();
-  const Tensor entry_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
-  const Tensor step_ptr = new_tensor(weight, {blocks + 1}, ScalarType::Int);
-  int32_t *entries = entry_ptr.mutable_data_ptr<int32_t>(), *steps = step_ptr.mutable_data_ptr<int32_t>();
-  entries[0] = steps[0] = 0;
-  for_parts(blocks, work, [&](Range part) { count_lookup(dense, shape, part, entries, steps); });
-  const int64_t num_entries = running_sum(entries, blocks), num_steps = running_sum(steps, blocks);
-  check(num_steps <= std::numeric_limits<int32_t>::max() && num_entries <= std::numeric_limits<int32_t>::max(),
-        "expected fewer than 2^31 steps; split the layer");
-  const Tensor entry_group = new_tensor(weight, {num_entries}, ScalarType::Short);
-  const Tensor entry_steps = new_tensor(weight, {num_entries}, ScalarType::Byte);
-  const Tensor slots = new_tensor(weight, {num_steps * 2 * shape.quad_bytes()}, ScalarType::Byte);
-  const LookupArrays out{entries, steps, static_cast<uint16_t*>(entry_group.mutable_data_ptr()),
-                         entry_steps.mutable_data_ptr<uint8_t>(), slots.mutable_data_ptr<uint8_t>()};
-  for_parts(blocks, work, [&](Range part) { fill_lookup(dense, shape, part, out); });
-  return {entry_ptr, step_ptr, entry_group, entry_steps, slots};
-}
-
-Tensor unpack_lookup_tensors(const std::vector<Tensor>& weight, const std::vector<int64_t>& sizes) {
-  const LookupView view = packed_weight<LookupView>(weight, sizes).first;
-  check(sizes[5] == 1, "expected one group");
-  if (const char* text = validate_lookup(view, {0, view.num_blocks()})) {
-    fail("invalid lookup weight: ", text, "; pack it again");
-  }
-  const Tensor dense = new_tensor(weight[0], {view.rows, view.cols}, ScalarType::Char);
-  int8_t* values = dense.mutable_data_ptr<int8_t>();
-  for_parts(view.num_blocks(), view.lanes * view.cols, [&](Range part) { unpack_lookup(view, part, values); });
-  return dense;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
@@ -466,17 +297,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
       "conv2d_int8(Tensor x, Tensor[] weight, int[] sizes, str format, Tensor scale, Tensor weight_sum, Tensor? bias, "
       "Tensor? residual, float? x_scale, int x_zero_point, Tensor? x_channel_inverse, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation, str activation, float? y_scale, int y_zero_point, str kernel_name) -> Tensor");
-  m.def(
-      "pack_lookup(Tensor weight, int segments, int lanes, int table, bool has_safe_pairs) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("unpack_lookup(Tensor[] weight, int[] sizes) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsecore, CPU, m) {
   m.impl("linear_int8", TORCH_BOX(&linear_int8));
   m.impl("conv2d_int8", TORCH_BOX(&conv2d_int8));
-  m.impl("pack_lookup", TORCH_BOX(&pack_lookup));
-  m.impl("unpack_lookup", TORCH_BOX(&unpack_lookup_tensors));
 }
 
 }  // namespace sparsecore::torch_binding

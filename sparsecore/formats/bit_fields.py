@@ -1,9 +1,13 @@
-"""Small numbers packed side by side: fields of 1 to 8 bits, the lowest bit of the first one first."""
+"""Small numbers packed side by side: fields of 1 to 8 bits, and rows of bits; the lowest bit of the first one first."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sparsecore.errors import FormatError
+from sparsecore.formats.check import check_tensor
 
 
 def num_field_bytes(count: int, bits: int) -> int:
@@ -49,3 +53,27 @@ def unpack_fields(packed: Tensor, bits: int, count: int) -> Tensor:
     words = (groups << (8 * torch.arange(bits, device=packed.device))).sum(1)
     numbers = (words[:, None] >> (bits * torch.arange(8, device=packed.device))) & (2**bits - 1)
     return numbers.to(torch.uint8).flatten()[:count].clone()
+
+
+def pack_row_bits(bits: Tensor) -> Tensor:
+    """Pack bool ``[N, K]`` to uint8 ``[N, ceil(K / 8)]``, column 0 in the lowest bit."""
+    packed = np.packbits(bits.cpu().numpy(), axis=1, bitorder="little")
+    return torch.from_numpy(packed).to(bits.device)
+
+
+def unpack_row_bits(packed: Tensor, cols: int) -> Tensor:
+    """Return bool ``[N, cols]``, the inverse of ``pack_row_bits()``."""
+    bits = np.unpackbits(packed.cpu().numpy(), axis=1, count=cols, bitorder="little")
+    return torch.from_numpy(bits).to(packed.device).bool()
+
+
+def check_row_bits(name: str, packed: object, shape: tuple[int, int]) -> Tensor:
+    """Return rows of bits of a matrix of that shape; those past K must be 0.
+
+    Raises:
+        FormatError: it is something else.
+    """
+    checked = check_tensor(name, packed, (torch.uint8,), (shape[0], -(-shape[1] // 8)))
+    if shape[1] % 8 and bool((checked[:, -1] >> shape[1] % 8).any()):
+        raise FormatError(f"expected no bits of {name} past column {shape[1]}; make it with from_dense()")
+    return checked

@@ -19,6 +19,7 @@ from sparsecore.formats.csr import CsrWeight
 from sparsecore.formats.delta import DeltaWeight
 from sparsecore.formats.fragment import FragmentWeight, largest_tile_bytes
 from sparsecore.formats.int8 import Int8Weight
+from sparsecore.formats.row_order import from_places, row_order, row_places
 
 READ_BEYOND = 256  # bytes that kernels may read after the values of a bitmap: kReadBeyond in csrc's ops.h
 
@@ -41,6 +42,7 @@ class Shape:
         groups: of rows, each with its own channels.
         has_safe_pairs: pairs of lookup values never saturate in int16.
         tile_bytes: of the largest tile of the fragment format; 0 for others.
+        group_size: columns with a scale of their own, of 4-bit weights; 0 for others.
     """
 
     N: int
@@ -52,10 +54,13 @@ class Shape:
     groups: int
     has_safe_pairs: bool = False
     tile_bytes: int = 0
+    group_size: int = 0
 
     @property
     def sizes(self) -> list[int]:
         """As the operations take it; those of a fragment weight as a FragmentWeight has them."""
+        if self.group_size:
+            return [self.N, self.K, self.lanes, self.table, self.group_size]
         if self.tile_bytes:
             return [self.N, self.K, 8, self.tile_bytes, 0]
         return [self.N, self.K, self.segments, self.lanes, self.table, self.groups, int(self.has_safe_pairs)]
@@ -210,63 +215,17 @@ def _unpack_bitmap(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
 
 # --- lookup: entry_ptr, step_ptr, entry_group, entry_steps, slots, row_place ---
 
-# Rows that change places among each other: kLookupWindow in csrc's views.h. Of all rows together would save a few
-# percent more; 64 would lose ten.
-WINDOW = 128
-# Putting outputs back in order takes about as long as this share of the steps of K = 768.
-WORTH_ORDERING = 0.9
-
 
 def _pack_lookup(q: Tensor, shape: Shape) -> list[Tensor]:
     settings = (shape.segments, shape.lanes, shape.table, shape.has_safe_pairs)
     rows = q.chunk(shape.groups)
-    order = _row_order(q, shape)
+    order = row_order(q, shape)
     if order is not None:
         rows = q[order].chunk(shape.groups)
     parts = [raw.pack_lookup(part.contiguous(), *settings) for part in rows]
     entry_ptr, step_ptr, *rest = zip(*parts, strict=True)
-    row_place = torch.empty(0, dtype=torch.uint8) if order is None else _places(order, shape)
+    row_place = torch.empty(0, dtype=torch.uint8) if order is None else row_places(order, shape)
     return [_joined(entry_ptr), _joined(step_ptr), *map(torch.cat, rest), row_place]
-
-
-def _row_order(q: Tensor, shape: Shape) -> Tensor | None:
-    """Rows with as many non-zeros next to each other, inside of windows; None if that saves too few steps."""
-    if q.numel() == 0:
-        return None
-    nnz = q.count_nonzero(1)
-    rows = shape.N // shape.groups
-    row = torch.arange(shape.N)
-    window = row // rows * rows + row % rows // WINDOW
-    order = row[torch.argsort(-nnz, stable=True)]
-    order = order[torch.argsort(window[order], stable=True)]
-    is_better = _num_steps(q[order], shape) <= WORTH_ORDERING * _num_steps(q, shape)
-    return order if is_better else None
-
-
-def _num_steps(q: Tensor, shape: Shape) -> int:
-    """Steps that the rows take in this order, but for what safe pairs leave empty."""
-    columns = -(-(shape.K // shape.segments) // shape.table) * shape.table
-    kept = torch.nn.functional.pad((q != 0).view(shape.N, shape.segments, -1), (0, columns - shape.K // shape.segments))
-    counts = kept.view(shape.groups, shape.N // shape.groups, -1, shape.table).sum(3)
-    counts = torch.nn.functional.pad(counts, (0, 0, 0, -counts.shape[1] % shape.lanes))
-    fullest = counts.unflatten(1, (-1, shape.lanes)).amax(2)
-    return int(((fullest + 3) // 4).sum())
-
-
-def _places(order: Tensor, shape: Shape) -> Tensor:
-    """Where in its window each row is stored."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(shape.N)
-    return (place % (shape.N // shape.groups) % WINDOW).to(torch.uint8)
-
-
-def _from_places(q: Tensor, row_place: Tensor, shape: Shape) -> Tensor:
-    """Rows of the weight from those that are stored."""
-    if len(row_place) == 0:
-        return q
-    rows = shape.N // shape.groups
-    row = torch.arange(shape.N)
-    return q[row - row % rows % WINDOW + row_place]
 
 
 def _joined(pointers: Sequence[Tensor]) -> Tensor:
@@ -281,7 +240,7 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
     *stored, row_place = tensors
     none = row_place[:0]
     if shape.groups == 1:
-        return _from_places(raw.unpack_lookup([*stored, none], shape.sizes), row_place, shape)
+        return from_places(raw.unpack_lookup([*stored, none], shape.sizes), row_place, shape)
     entry_ptr, step_ptr, entry_group, entry_steps, slots = stored
     rows = shape.N // shape.groups
     blocks = shape.blocks // shape.groups
@@ -294,7 +253,7 @@ def _unpack_lookup(tensors: Sequence[Tensor], shape: Shape) -> Tensor:
         slot_range = slice(*(8 * shape.lanes * int(step) for step in (steps[0], steps[-1])))
         part = [entries - entries[0], steps - steps[0], entry_group[entry_range], entry_steps[entry_range]]
         parts.append(raw.unpack_lookup([*part, slots[slot_range], none], sizes))
-    return _from_places(torch.cat(parts), row_place, shape)
+    return from_places(torch.cat(parts), row_place, shape)
 
 
 # --- for GPUs: rows (as they are), fragment, delta: the arrays of FragmentWeight and DeltaWeight without the scale ---

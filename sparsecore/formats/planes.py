@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparsecore.errors import FormatError
+from sparsecore.formats.bit_fields import check_row_bits, pack_row_bits, unpack_row_bits
 from sparsecore.formats.check import (
     FLOAT_DTYPES,
     as_matrix,
     check_same_device,
     check_scale,
     check_shape,
-    check_tensor,
 )
 
 # Rows of a block and columns of a word: as in csrc's views.h.
@@ -48,7 +47,7 @@ class BinaryWeight:
 
     def __post_init__(self) -> None:
         shape = check_shape(self.shape)
-        sign, scale = _check_bits("sign", self.sign, shape), check_scale(self.scale, shape[0])
+        sign, scale = check_row_bits("sign", self.sign, shape), check_scale(self.scale, shape[0])
         check_same_device({"sign": sign, "scale": scale})
         for name, checked in (("sign", sign), ("scale", scale), ("shape", shape)):
             object.__setattr__(self, name, checked)
@@ -80,12 +79,12 @@ class BinaryWeight:
                 f"expected rows of +s and -s, got other numbers in row {int(good.int().argmin())}; "
                 "train the weight with BinaryConnect first, or take TernaryWeight for zeros"
             )
-        return cls(_pack_bits(matrix < 0), scale, (matrix.shape[0], matrix.shape[1]))
+        return cls(pack_row_bits(matrix < 0), scale, (matrix.shape[0], matrix.shape[1]))
 
     def to_dense(self) -> Tensor:
         """Return the float32 matrix ``[N, K]``."""
         scale = self.scale[:, None]
-        return torch.where(_unpack_bits(self.sign, self.shape[1]), -scale, scale)
+        return torch.where(unpack_row_bits(self.sign, self.shape[1]), -scale, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +121,8 @@ class TernaryWeight:
     def __post_init__(self) -> None:
         shape = check_shape(self.shape)
         tensors = {
-            "nonzero": _check_bits("nonzero", self.nonzero, shape),
-            "sign": _check_bits("sign", self.sign, shape),
+            "nonzero": check_row_bits("nonzero", self.nonzero, shape),
+            "sign": check_row_bits("sign", self.sign, shape),
             "positive_scale": check_scale(self.positive_scale, shape[0]),
             "negative_scale": check_scale(self.negative_scale, shape[0]),
         }
@@ -167,12 +166,12 @@ class TernaryWeight:
                 f"expected rows of -a, 0 and +b, got other numbers in row {int(good.int().argmin())}; "
                 "train the weight to be ternary first"
             )
-        return cls(_pack_bits(positive | negative), _pack_bits(negative), positive_scale, negative_scale, shape)
+        return cls(pack_row_bits(positive | negative), pack_row_bits(negative), positive_scale, negative_scale, shape)
 
     def to_dense(self) -> Tensor:
         """Return the float32 matrix ``[N, K]``."""
-        negative = _unpack_bits(self.sign, self.shape[1])
-        positive = _unpack_bits(self.nonzero, self.shape[1]) & ~negative
+        negative = unpack_row_bits(self.sign, self.shape[1])
+        positive = unpack_row_bits(self.nonzero, self.shape[1]) & ~negative
         return _ternary(positive, negative, self.positive_scale, self.negative_scale)
 
 
@@ -234,24 +233,6 @@ class PlanesWeight:
     def nbytes(self) -> int:
         """Bytes in memory of both arrays together."""
         return self.words.nbytes + self.scale.nbytes
-
-
-def _pack_bits(bits: Tensor) -> Tensor:
-    """bool ``[N, K]`` to uint8 ``[N, ceil(K / 8)]``, column 0 in the lowest bit."""
-    packed = np.packbits(bits.cpu().numpy(), axis=1, bitorder="little")
-    return torch.from_numpy(packed).to(bits.device)
-
-
-def _unpack_bits(packed: Tensor, cols: int) -> Tensor:
-    bits = np.unpackbits(packed.cpu().numpy(), axis=1, count=cols, bitorder="little")
-    return torch.from_numpy(bits).to(packed.device).bool()
-
-
-def _check_bits(name: str, packed: object, shape: tuple[int, int]) -> Tensor:
-    checked = check_tensor(name, packed, (torch.uint8,), (shape[0], -(-shape[1] // 8)))
-    if shape[1] % 8 and bool((checked[:, -1] >> shape[1] % 8).any()):
-        raise FormatError(f"expected no bits of {name} past column {shape[1]}; make it with from_dense()")
-    return checked
 
 
 def _one_scale(matrix: Tensor, where: Tensor) -> Tensor:

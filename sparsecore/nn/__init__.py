@@ -11,6 +11,7 @@ from sparsecore.nn.int8_linear import (
     FragmentWeightOnlyLinear,
     Int8Linear,
     RowsInt8Linear,
+    SparseInt4Linear,
     SparseInt8Linear,
 )
 from sparsecore.nn.linear import (
@@ -58,6 +59,7 @@ __all__ = [
     "RowsInt8Linear",
     "SemiStructuredLinear",
     "SparseConv2d",
+    "SparseInt4Linear",
     "SparseInt8Conv2d",
     "SparseInt8Linear",
     "SparseLinear",

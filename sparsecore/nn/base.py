@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from sparsecore.errors import FormatError, UnsupportedError
-from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int8Weight, TernaryWeight
+from sparsecore.formats import BinaryWeight, CodebookWeight, CsrWeight, Int4Weight, Int8Weight, TernaryWeight
 from sparsecore.formats.check import FLOAT_DTYPES, check_shape, check_tensor
 from sparsecore.nn.dense import DenseLayer
 from sparsecore.ops.cuda import check_cuda
 from sparsecore.ops.shared import check_activation
 
-WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int8Weight | TernaryWeight
+WeightFormat: TypeAlias = BinaryWeight | CodebookWeight | CsrWeight | Int4Weight | Int8Weight | TernaryWeight
 Layer = TypeVar("Layer", bound="CompressedModule")
 
 
@@ -47,6 +47,7 @@ class CompressedModule(nn.Module):
     runs_on_cuda: ClassVar[bool] = False
     takes_16_bits: ClassVar[bool] = False  # its operations take bfloat16 and float16 activations
     keywords: ClassVar[tuple[str, ...]] = ("activation", "kernel")
+    compression_keywords: ClassVar[tuple[str, ...]] = ()  # options of from_dense() that _compress() takes
     dense_type: ClassVar[type[nn.Module]]
     bias: nn.Parameter | None
 
@@ -86,7 +87,7 @@ class CompressedModule(nn.Module):
 
     @classmethod
     def _compress(cls, weight: Tensor) -> WeightFormat:
-        """Pack a dense weight."""
+        """Pack a dense weight; further arguments are those of compression_keywords."""
         raise NotImplementedError
 
     @classmethod
@@ -128,7 +129,10 @@ class CompressedModule(nn.Module):
         if not isinstance(dense, cls.dense_type):
             wanted = cls.dense_type.__name__
             raise UnsupportedError(f"expected a torch.nn.{wanted}, got {type(dense).__name__}")
-        weight = cls._compress(cls._weight_of(dense, options))
+        compression = {name: options[name] for name in cls.compression_keywords if name in options}
+        options = {name: value for name, value in options.items() if name not in compression}
+        compress: Any = cls._compress
+        weight = compress(cls._weight_of(dense, options), **compression)
         if isinstance(dense, DenseLayer):
             options = {"activation": dense.activation} | options
         return cls.with_weight(dense, weight, **options)

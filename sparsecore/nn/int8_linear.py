@@ -13,7 +13,7 @@ from sparsecore.formats import DeltaWeight, FragmentWeight, delta, fragment
 from sparsecore.nn.base import Layer, WeightFormat, widen
 from sparsecore.nn.gpu_storage import DeltaInt8Storage, FragmentInt8Storage, RowsInt8Storage
 from sparsecore.nn.linear import LinearGeometry
-from sparsecore.nn.storage import BitmapInt8Storage, Int8Storage, LookupStorage, QuantizedStorage
+from sparsecore.nn.storage import BitmapInt8Storage, Int4Storage, Int8Storage, LookupStorage, QuantizedStorage
 from sparsecore.ops.cuda import GpuWeight, check_cuda, spmm_packed
 
 
@@ -92,6 +92,22 @@ class BitmapInt8Linear(QuantizedLinear, BitmapInt8Storage):
         >>> torch.equal(BitmapInt8Linear.from_int8(int8)(x), int8(x))
         True
     """
+
+
+class SparseInt4Linear(QuantizedLinear, Int4Storage):
+    """A linear layer with a 4-bit weight without its zeros, and a scale per row and group of columns, for CPUs.
+
+    Activations are quantized to int8 on the way in. About half the bytes of SparseInt8Linear, for a few rows of
+    activations; ``from_dense()`` takes ``group_size`` and ``scales`` as Int4Weight.from_dense() does.
+
+    Example:
+        >>> import torch
+        >>> layer = SparseInt4Linear.from_dense(nn.Linear(8, 4), group_size=16)
+        >>> layer(torch.randn(2, 8)).shape, layer.weight_format.group_size
+        (torch.Size([2, 4]), 16)
+    """
+
+    runs_on_cuda: ClassVar[bool] = False
 
 
 class GpuQuantizedLinear(QuantizedLinear):

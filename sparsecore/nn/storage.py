@@ -15,9 +15,11 @@ from sparsecore.formats import (
     BlockCsrWeight,
     CodebookWeight,
     CsrWeight,
+    Int4Weight,
     Int8Weight,
     JitProgram,
     PackedCodebookWeight,
+    PackedInt4Weight,
     PackedInt8Weight,
     PanelWeight,
     bitmap,
@@ -470,7 +472,7 @@ class CsrInt8Storage(QuantizedStorage):
         return cls._rebuild(module, weight.quantize(), **options)
 
 
-class LookupStorage(CsrInt8Storage):
+class FewRowsStorage(QuantizedStorage):
     """Packed for table lookup.
 
     Args:
@@ -478,9 +480,19 @@ class LookupStorage(CsrInt8Storage):
     """
 
     keywords: ClassVar[tuple[str, ...]] = ("few_rows",)
+    few_rows: bool
+
+    def __init__(
+        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
+    ) -> None:
+        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
+        super().__init__(weight, bias, **options)
+
+
+class LookupStorage(FewRowsStorage, CsrInt8Storage):
+    """int8 values, packed for table lookup."""
 
     packing: ClassVar[str] = "lookup"
-    few_rows: bool
     packed_names: ClassVar[tuple[str, ...]] = (
         "entry_ptr",
         "step_ptr",
@@ -492,14 +504,63 @@ class LookupStorage(CsrInt8Storage):
         "weight_sum",
     )
 
-    def __init__(
-        self, weight: WeightFormat, bias: Tensor | None = None, *, few_rows: bool = False, **options: Any
-    ) -> None:
-        self.__dict__["few_rows"] = bool(few_rows)  # before nn.Module is set up: _pack() needs it
-        super().__init__(weight, bias, **options)
-
     def _packing_settings(self) -> dict[str, Any]:
         return {**super()._packing_settings(), "few_rows": self.few_rows}
+
+
+class Int4Storage(FewRowsStorage):
+    """Integers of 4 bits without the zeros, with a scale per row and group of columns, packed for table lookup."""
+
+    weight_type: ClassVar[type[WeightFormat]] = Int4Weight
+    buffer_names: ClassVar[tuple[str, ...]] = ("nonzero", "values", "scale", "group_size")
+    compression_keywords: ClassVar[tuple[str, ...]] = ("group_size", "scales")
+    packing: ClassVar[str] = PackedInt4Weight.format
+    packed_names: ClassVar[tuple[str, ...]] = (
+        "entry_ptr",
+        "step_ptr",
+        "entry_table",
+        "entry_steps",
+        "slots",
+        "row_place",
+        "group_scale",
+        "group_sum",
+    )
+
+    @classmethod
+    def _compress(cls, weight: Tensor, **options: Any) -> Int4Weight:
+        return Int4Weight.from_dense(weight, **options)
+
+    @classmethod
+    def _unpack(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> Int4Weight:
+        nonzero, values, scale = (tensors[name] for name in cls.buffer_names[:3])
+        group_size = check_tensor("group_size", tensors["group_size"], (torch.int32,), (1,)).item()
+        return Int4Weight(nonzero, values, scale, shape, int(group_size))
+
+    def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
+        assert isinstance(weight, Int4Weight)
+        packed = PackedInt4Weight.pack(weight, few_rows=self.few_rows)
+        self.packed_shape = packed.shape
+        return (*packed.tensors, packed.scale, packed.weight_sum)
+
+    def _int4_weight(self) -> Int4Weight:
+        *tensors, scale, weight_sum = self._packed()
+        return PackedInt4Weight(tuple(tensors), self.packed_shape, scale, weight_sum).unpack()
+
+    def _int8_weight(self) -> Int8Weight:
+        name = type(self).__name__
+        raise UnsupportedError(f"expected an int8 layer, got {name}, whose groups have scales of their own")
+
+    def _unpack_stored(self) -> Sequence[Tensor]:
+        weight = self._int4_weight()
+        return weight.nonzero, weight.values, weight.scale, torch.tensor([weight.group_size], dtype=torch.int32)
+
+    def count_nonzero(self) -> int:
+        return int(torch.count_nonzero(self._int4_weight().integers()))
+
+    def with_packing(self: Layer, *, few_rows: bool) -> Layer:
+        """Return the same layer packed for other numbers of rows of activations; the outputs are equal."""
+        assert isinstance(self, Int4Storage)
+        return type(self)._rebuild(self, self._int4_weight(), few_rows=few_rows)
 
 
 class BitmapInt8Storage(CsrInt8Storage):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsecore._native import raw
 from sparsecore.errors import FormatError
-from sparsecore.formats import PackedInt8Weight
+from sparsecore.formats import PackedInt4Weight, PackedInt8Weight
 from sparsecore.ops.convolution import fake_conv2d
 from sparsecore.ops.shared import check_devices, pair
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 def linear_int8(
     x: Tensor,
-    weight: PackedInt8Weight,
+    weight: PackedInt8Weight | PackedInt4Weight,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
@@ -34,11 +34,12 @@ def linear_int8(
     """Quantize activations to int8, multiply with an int8 weight in exact int32, scale back or requantize.
 
     With ``q = clamp(round(x / x_scale) + x_zero_point, -128, 127)``: ``y = activation(x_scale * scale * (q -
-    x_zero_point) @ weight.q^T + bias + residual)``. All formats of a weight give the same bits.
+    x_zero_point) @ weight.q^T + bias + residual)``. All formats of a weight give the same bits. Exact sums of a 4-bit
+    weight's groups are scaled one by one, and added in float32 in order of the columns.
 
     Args:
         x: ``[..., K]`` float32, float16, bfloat16, or int8 that is quantized already; K at most 65536.
-        weight: ``[N, K]``, one scale per output row.
+        weight: ``[N, K]``, one scale per output row, or per row and group of columns.
         bias: ``[N]`` float32.
         residual: of the shape and dtype of y, added before the activation; not with int8 outputs.
         x_scale: one scale for all of x, from calibration; None scales each row by its own maximum
@@ -56,7 +57,7 @@ def linear_int8(
         pass raises RuntimeError.
 
     Raises:
-        FormatError: weight is not a PackedInt8Weight.
+        FormatError: weight is neither a PackedInt8Weight nor a PackedInt4Weight.
         RuntimeError: dtype, shape or device of an argument does not fit.
 
     Example:
@@ -126,7 +127,7 @@ def conv2d_int8(
 
 
 def _packed_int8(weight: object) -> tuple[Any, ...]:
-    if not isinstance(weight, PackedInt8Weight):
+    if not isinstance(weight, PackedInt8Weight | PackedInt4Weight):
         raise FormatError(
             f"expected a PackedInt8Weight, got {type(weight).__name__}; make one with "
             f"PackedInt8Weight.pack(Int8Weight.from_dense(...))"

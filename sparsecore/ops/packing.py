@@ -48,6 +48,25 @@ def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     return weight[0].new_empty(sizes[:2], dtype=torch.int8)
 
 
+@torch.library.register_fake("sparsecore::pack_lookup_int4")
+def _(weight: Tensor, lanes: int, table: int, group_size: int) -> tuple[Tensor, ...]:
+    entries, steps = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    blocks = -(-weight.shape[0] // lanes)
+    ends = weight.new_empty([blocks * -(-weight.shape[1] // group_size) + 1], dtype=torch.int32)
+    return (
+        ends,
+        ends.new_empty([blocks + 1]),
+        ends.new_empty([entries], dtype=torch.uint8),
+        ends.new_empty([entries], dtype=torch.uint8),
+        ends.new_empty([steps * 4 * lanes], dtype=torch.uint8),
+    )
+
+
+@torch.library.register_fake("sparsecore::unpack_lookup_int4")
+def _(weight: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    return weight[0].new_empty(sizes[:2], dtype=torch.int8)
+
+
 @torch.library.register_fake("sparsecore::pack_block_csr")
 def _(row_ptr: Tensor, col_idx: Tensor, values: Tensor, cols: int, block_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     nnz = torch.library.get_ctx().new_dynamic_size()

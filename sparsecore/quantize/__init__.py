@@ -14,6 +14,7 @@ from torch import nn
 from sparsecore.calibration import check_batches, first_names
 from sparsecore.prune.weights import Selector
 from sparsecore.quantize.binary import clip_binary, prepare_binary
+from sparsecore.quantize.groups import GROUP_SIZE
 from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import OBSERVERS, MeanSquaredError, MinMax, Observer, Percentile
 from sparsecore.quantize.qat import convert_qat, freeze_ranges, prepare_qat
@@ -66,6 +67,8 @@ def quantize(
     per_channel: bool = False,
     alpha: float = 0.5,
     bias_correction: bool = False,
+    bits: int = 8,
+    group_size: int = GROUP_SIZE,
     max_error: float | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -74,6 +77,7 @@ def quantize(
     nn.Linear and nn.Conv2d become Int8Linear and Int8Conv2d, SparseLinear and SparseConv2d their
     SparseInt8 forms; subclasses stay as they are. Weights are symmetric per output channel, and
     zeros stay exactly zero. Layers are replaced only after everything else went well.
+    With ``bits=4`` linear layers become SparseInt4Linear, for pruned weights and a few rows of activations.
     ``quantization_report(model)`` says what became of each.
 
     Args:
@@ -93,6 +97,10 @@ def quantize(
         alpha: how much of a channel's range goes into the weight, 0 to 1; 1 is all.
         bias_correction: take the mean error of each output channel on the batches off the bias; one
             pass, with the inputs that layers have in the float model.
+        bits: of the weights of linear layers, 8 or 4. With 4 they have a scale per output channel and group of
+            inputs, the share of its largest magnitude with the least squared error; activations and convolutions
+            stay int8.
+        group_size: inputs that share a scale with ``bits=4``: a multiple of 16, at most 2048.
         max_error: largest relative error of the model's output on the batches, such as 0.01. Layers
             stay float, the most sensitive first, until the measured error is within it; with a
             warning if none can be quantized. See ``sensitivity()`` for the error.
@@ -122,7 +130,7 @@ def quantize(
         Jacob et al., Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference, CVPR 2018.
     """
-    scheme = Scheme(activations, observer, per_channel, alpha, bias_correction)
+    scheme = Scheme(activations, observer, per_channel, alpha, bias_correction, bits, group_size)
     if max_error is not None and not max_error >= 0:
         raise ValueError(f"expected a max_error of at least 0, got {max_error}")
     if (scheme.uses_batches or max_error is not None) != (batches is not None):

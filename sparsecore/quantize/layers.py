@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -60,20 +61,22 @@ def find_layers(
     return layers
 
 
-def quantize_layer(name: str, layer: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """Return the int8 form of a layer.
+def quantize_layer(name: str, layer: nn.Module, settings: dict[str, Any], group_size: int | None = None) -> nn.Module:
+    """Return the int8 or 4-bit form of a layer.
 
     Args:
         name: for errors.
         layer: one that find_layers() found.
         settings: x_scale, x_zero_point, x_channel_scale, as far as there are any.
+        group_size: columns that share a scale in linear layers of 4 bits; None makes all int8.
 
     Raises:
         FormatError: the weight is NaN or infinite.
         UnsupportedError: a setting of the layer that the int8 kernels lack.
     """
     try:
-        quantized = _builders()[type(layer)](layer, **settings)
+        of_4_bits = {} if group_size is None else _builders_of_4_bits(group_size)
+        quantized = (_builders() | of_4_bits)[type(layer)](layer, **settings)
     except (FormatError, UnsupportedError) as error:
         raise type(error)(f"{name}: {error}; exclude={name!r} leaves it out") from error
     return quantized.train(layer.training)
@@ -97,3 +100,15 @@ def _builders() -> dict[type[nn.Module], Callable[..., nn.Module]]:
         compressed.SparseLinear: from_sparse(compressed.SparseInt8Linear),
         compressed.SparseConv2d: from_sparse(compressed.SparseInt8Conv2d),
     }
+
+
+def _builders_of_4_bits(group_size: int) -> dict[type[nn.Module], Callable[..., nn.Module]]:
+    """What a class of layer becomes instead where weights have 4 bits."""
+    from sparsecore import nn as compressed
+
+    def from_sparse(layer: Any, **settings: Any) -> nn.Module:
+        dense = layer.to_dense_module()
+        return from_dense(dense, activation=layer.activation, **settings)
+
+    from_dense = partial(compressed.SparseInt4Linear.from_dense, group_size=group_size)
+    return {nn.Linear: from_dense, compressed.SparseLinear: from_sparse}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from sparsecore.quantize.affine import affine_range
 from sparsecore.quantize.bias import correct_bias
 from sparsecore.quantize.calibrate import observe, observe_channels
 from sparsecore.quantize.channels import channel_scale, weight_channel_absmax
+from sparsecore.quantize.groups import GROUP_SIZE, check_group_size
 from sparsecore.quantize.layers import quantize_layer
 from sparsecore.quantize.observers import Observer, observer_factory
 
@@ -30,6 +32,8 @@ class Scheme:
     per_channel: bool = False
     alpha: float = 0.5
     bias_correction: bool = False
+    bits: int = 8
+    group_size: int = GROUP_SIZE
 
     def __post_init__(self) -> None:
         if self.activations not in ("dynamic", "static"):
@@ -37,6 +41,9 @@ class Scheme:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"expected an alpha between 0 and 1, got {self.alpha}")
         observer_factory(self.observer)
+        if self.bits not in (4, 8):
+            raise ValueError(f"expected bits of 8 or 4, got {self.bits!r}; prepare_qat() trains weights of other bits")
+        check_group_size(self.group_size)
 
     @property
     def uses_batches(self) -> bool:
@@ -68,8 +75,9 @@ class Scheme:
             UnsupportedError: a layer that the int8 kernels cannot run.
         """
         settings = {} if batches is None else self._calibrate(model, layers, batches, progress)
+        quantize = quantize_layer if self.bits == 8 else partial(quantize_layer, group_size=self.group_size)
         quantized = {
-            layer: quantize_layer(name, layer, settings.get(layer, {})) for layer, name in first_names(layers).items()
+            layer: quantize(name, layer, settings.get(layer, {})) for layer, name in first_names(layers).items()
         }
         if batches is not None and self.bias_correction:
             correct_bias(model, layers, quantized, batches, progress=progress)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsecore.calibration import check_batches, first_names, progress_line, run_batches, watching
 from sparsecore.prune.weights import Selector
+from sparsecore.quantize.groups import GROUP_SIZE
 from sparsecore.quantize.layers import find_layers
 from sparsecore.quantize.observers import Observer
 from sparsecore.quantize.report import LayerError, Sensitivity
@@ -29,6 +30,8 @@ def sensitivity(
     per_channel: bool = False,
     alpha: float = 0.5,
     bias_correction: bool = False,
+    bits: int = 8,
+    group_size: int = GROUP_SIZE,
     progress: bool = True,
 ) -> Sensitivity:
     """Measure how far the model's output is off when one layer at a time is quantized.
@@ -45,6 +48,8 @@ def sensitivity(
         per_channel: scale input channels.
         alpha: of per_channel.
         bias_correction: correct the mean of the outputs.
+        bits: of the weights of linear layers, 8 or 4.
+        group_size: inputs that share a scale with ``bits=4``.
         progress: write a line to stderr while it takes long.
 
     Returns:
@@ -61,7 +66,7 @@ def sensitivity(
         >>> sorted(layer for layer, error in sensitivity(model, [torch.rand(16, 8)]))
         ['0', '2']
     """
-    scheme = Scheme(activations, observer, per_channel, alpha, bias_correction)
+    scheme = Scheme(activations, observer, per_channel, alpha, bias_correction, bits, group_size)
     batches = check_batches(batches, scheme.passes + 1)
     layers = find_layers(model, exclude)
     quantized = scheme.quantize(model, layers, batches, progress)

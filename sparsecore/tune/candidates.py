@@ -33,6 +33,7 @@ from sparsecore.nn import (
     PanelLinear,
     SemiStructuredLinear,
     SparseConv2d,
+    SparseInt4Linear,
     SparseInt8Conv2d,
     SparseInt8Linear,
     SparseLinear,
@@ -50,6 +51,8 @@ def _any_shape(make: Callable[[nn.Module], nn.Module]) -> Maker:
 
 # Rows of x up to which the bytes of a weight decide its time. A bitmap multiplies with its zeros too.
 MOST_BITMAP_ROWS = 16
+# With more rows lookups of 4-bit values, which take longer than those of int8, decide.
+MOST_INT4_ROWS = 16
 
 
 def _for_few_rows(make: Callable[[nn.Module], nn.Module]) -> Maker:
@@ -67,6 +70,19 @@ def _lookup(layer: nn.Module, shape: Shape | None) -> nn.Module:
     if isinstance(layer, SparseInt8Linear) and layer.few_rows == few_rows:
         return layer
     return SparseInt8Linear.from_int8(layer, few_rows=few_rows)
+
+
+def _lookup_int4(layer: nn.Module, shape: Shape | None) -> nn.Module:
+    """Table lookup of 4-bit values, packed for the rows of activations."""
+    rows = rows_of(shape)
+    if rows > MOST_INT4_ROWS:
+        raise UnsupportedError(f"expected at most {MOST_INT4_ROWS} rows of activations; 4 bits are for few")
+    few_rows = 0 < rows <= FEW_ROWS
+    if isinstance(layer, SparseInt4Linear):
+        return layer if layer.few_rows == few_rows else layer.with_packing(few_rows=few_rows)
+    if isinstance(layer, CompressedModule):
+        return SparseInt4Linear.from_dense(layer.to_dense_module(), activation=layer.activation, few_rows=few_rows)
+    return SparseInt4Linear.from_dense(layer, few_rows=few_rows)
 
 
 def _panel(kind: type[PanelLinear] | type[PanelConv2d]) -> Maker:
@@ -210,6 +226,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
         "bitmap int8": _for_few_rows(BitmapInt8Linear.from_int8),
     },
     SparseInt8Conv2d: {DENSE: dense_form, "lookup int8": same},
+    SparseInt4Linear: {DENSE: dense_form, "lookup int4": _lookup_int4},
     BitmapInt8Linear: {DENSE: dense_form, "bitmap int8": same, "lookup int8": _lookup},
 }
 
@@ -218,7 +235,7 @@ CANDIDATES: dict[type[nn.Module], dict[str, Maker]] = {
 _INTEGER_TYPES: dict[str, str] = {
     **dict.fromkeys(("int8", "lookup int8", "bitmap int8", "fragment int8", "torch int8"), "int8"),
     **dict.fromkeys(("fragment int8 weights", "delta int8 weights"), "int8 weights"),
-    **{name: name for name in ("torch int8 weights", "fragment int4 weights", "torch int4 weights")},
+    **{name: name for name in ("lookup int4", "torch int8 weights", "fragment int4 weights", "torch int4 weights")},
 }
 INTEGER_FORMATS = frozenset(_INTEGER_TYPES)
 FLOAT = "float"
@@ -253,6 +270,7 @@ _RUNS_ON: dict[type[nn.Module], tuple[str, str]] = {
     SparseInt8Linear: ("lookup int8", "lookup_int8"),
     SparseInt8Conv2d: ("lookup int8", "lookup_int8"),
     BitmapInt8Linear: ("bitmap int8", "bitmap_int8"),
+    SparseInt4Linear: ("lookup int4", "lookup_int4"),
 }
 
 
@@ -296,7 +314,8 @@ def _int8_candidates(layer: nn.Module) -> dict[str, Maker]:
     def of_quantized(make: Maker) -> Maker:
         return lambda _, shape: make(quantized(), shape)
 
-    return {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INTEGER_FORMATS}
+    made = {name: of_quantized(make) for name, make in CANDIDATES[kind].items() if name in INTEGER_FORMATS}
+    return made | {"lookup int4": _lookup_int4} if kind is Int8Linear else made
 
 
 def fixed_candidates(name: str, layer: nn.Module, wanted: str) -> dict[str, Maker]:

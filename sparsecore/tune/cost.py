@@ -29,6 +29,9 @@ GATHER = 1.5
 INT8_WITH_VNNI, INT8_WITHOUT = 0.3, 0.65
 # A step of table lookup over the dot product of as many dense weights.
 LOOKUP_STEP = 1.7
+# With 4-bit values: a step over one of int8, as measured, and scale and sum of a row's 256 columns.
+INT4_STEP = 1.3
+GROUP_BYTES = 6 / 256
 # A bit for each weight beside its entries. And a mask of 16 weights costs about 1.5 cycles, of the 10 in which their 64
 # dense bytes come from memory (prediction).
 BITMAP_BYTES = 0.125
@@ -67,8 +70,18 @@ def relative_time(format_name: str, weight: WeightStatistics, columns: int) -> f
 
 def _relative_int8_time(format_name: str, density: float, columns: int) -> float:
     slots = _slots(density, columns)
-    bytes_per_weight = {"int8": 1.0, "lookup int8": 2 * slots, "bitmap int8": 1 / 8 + density}[format_name]
-    work = {"int8": 1.0, "lookup int8": LOOKUP_STEP * slots, "bitmap int8": 1.3}[format_name]
+    bytes_per_weight = {
+        "int8": 1.0,
+        "lookup int8": 2 * slots,
+        "bitmap int8": 1 / 8 + density,
+        "lookup int4": slots + GROUP_BYTES,
+    }[format_name]
+    work = {
+        "int8": 1.0,
+        "lookup int8": LOOKUP_STEP * slots,
+        "bitmap int8": 1.3,
+        "lookup int4": LOOKUP_STEP * INT4_STEP * slots,
+    }[format_name]
     has_vnni = _C.isa().endswith(("vnni", "vbmi", "amx", "neondot"))
     if columns == 1:
         return max(bytes_per_weight, work / 4) / DENSE_BYTES

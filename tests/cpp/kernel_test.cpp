@@ -78,6 +78,7 @@ void for_each_table(Function function) {
   function("gemm_int8", gemm_int8_kernels());
   function("bitmap_int8", bitmap_int8_kernels());
   function("lookup_int8", lookup_int8_kernels());
+  function("lookup_int4", lookup_int4_kernels());
   function("pool2d", pool2d_kernels());
   function("scale_shift", scale_shift_kernels());
   function("quantize", quantize_kernels());

@@ -13,7 +13,8 @@ from torch import Tensor
 from sparsecore import _C, Int8Weight, ops
 from sparsecore.errors import FormatError
 from sparsecore.formats import CsrWeight, PackedInt8Weight
-from sparsecore.formats.packed_int8 import READ_BEYOND, WINDOW, Shape
+from sparsecore.formats.packed_int8 import READ_BEYOND, Shape
+from sparsecore.formats.row_order import WINDOW
 
 FORMATS = ("int8", "bitmap", "lookup")
 PACKINGS = [(lanes, table, is_safe) for lanes in (4, 8, 16) for table in (16, 64, 256) for is_safe in (False, True)]

@@ -54,7 +54,7 @@ def test_wrong_sizes_and_tensors(format: str) -> None:
     grouped = PackedInt8Weight.pack(random_weight(40, 30), format, groups=2)
     with pytest.raises(RuntimeError, match="weight of a linear layer"):
         raw.linear_int8(torch.randn(3, 30), *arguments(grouped), *PLAIN)
-    with pytest.raises(RuntimeError, match="expected a format of int8, bitmap, lookup, got 'csr'"):
+    with pytest.raises(RuntimeError, match="expected a format of int8, bitmap, lookup, lookup4, got 'csr'"):
         run_raw(packed, format="csr")
 
 

@@ -14,6 +14,7 @@ from sparsecore.nn import (
     Int8Conv2d,
     Int8Linear,
     SparseConv2d,
+    SparseInt4Linear,
     SparseInt8Conv2d,
     SparseInt8Linear,
     SparseLinear,
@@ -233,3 +234,50 @@ def test_channel_scales_of_every_class_of_layer() -> None:
             quantize(network, [x], activations="static", per_channel=True)
             assert float((network(x) - expected).norm() / expected.norm()) < 0.03
         assert sparse[0].activation == "relu"
+
+
+# --- 4 bits ---
+
+
+def test_linear_layers_of_4_bits() -> None:
+    model, x = network(), torch.rand(32, 1, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        zeros = model[3][0].weight == 0
+        quantize(model, bits=4, group_size=64)
+        error = (model(x) - expected).norm() / expected.norm()
+    assert kinds(model) == [Int8Conv2d, SparseInt4Linear, SparseInt4Linear]
+    assert float(error) < 0.1
+    assert bool((model[3][0].weight[zeros] == 0).all())
+    assert model[3][0].weight_format.group_size == 64
+    report = quantization_report(model)
+    assert (report.settings["bits"], report.settings["group_size"]) == (4, 64)
+
+
+def test_sparse_layers_of_4_bits_keep_their_activation_and_settings() -> None:
+    x = torch.randn(64, 40)
+    dense = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(SparseLinear.from_dense(dense[0], activation="relu"), SparseLinear.from_dense(dense[2]))
+    batches = [x[:32], x[32:]]
+    for each in (dense, model):
+        quantize(each, batches, activations="static", per_channel=True, bias_correction=True, bits=4, group_size=16)
+    assert [type(layer) for layer in model] == [SparseInt4Linear] * 2
+    assert model[0].activation == "relu"
+    assert model[0].x_scale == dense[0].x_scale
+    torch.testing.assert_close(model(x), dense(x))  # biases are corrected by sums in another order
+
+
+def test_4_bits_within_an_error_budget() -> None:
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 3))
+    quantize(model, [torch.randn(16, 40)], bits=4, max_error=1e-4)
+    assert not any(isinstance(layer, SparseInt4Linear) for layer in model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"bits": 5}, "bits of 8 or 4"), ({"group_size": 24}, "multiple of 16")]
+)
+def test_wrong_bits_and_groups(options: dict[str, Any], message: str) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=message):
+        quantize(model, **options)
+    assert kinds(model) == DENSE

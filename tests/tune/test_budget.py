@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sparsecore as sc
 from sparsecore.graph import fold_batchnorm
+from sparsecore.nn import SparseInt4Linear, SparseLinear
 from sparsecore.tune import measure
 from sparsecore.tune.budget import Option, excessive, keep_within
 from sparsecore.tune.candidates import INTEGER_FORMATS
@@ -84,7 +85,7 @@ def test_tiny_budgets_give_float_and_huge_ones_the_fastest(fast_int8: dict[str, 
     for row in sc.explain(tiny):
         assert "int8 ruled out (error 0." in row.reason
         assert "alone exceeds max_error" in row.reason
-        assert "lookup" not in row.reason
+        assert "lookup int8" not in row.reason
     assert "none of 4 layers in integers; 4 held back by it" in str(sc.explain(tiny))
     assert {row.format for row in sc.explain(huge)} == {"lookup int8"}
     assert sc.explain(none).budget is None
@@ -429,3 +430,59 @@ def test_nothing_to_choose_and_nothing_that_fits() -> None:
     chosen, error = keep_within(one, Sums(one), 2.0)
     assert [option.name for option in chosen.values()] == ["fast"]
     assert error == 1.0
+
+
+# --- 4-bit values ---
+
+
+def int4_errors(times: dict[str, float], max_error: float, rows: int = 3) -> list[tuple[str, float]]:
+    """Formats and errors of a model for which 4 bits are fastest, then int8, then floats."""
+    times |= {"lookup int8": 20.0, "lookup int4": 10.0}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 16)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight *= torch.rand(layer.weight.shape) < 0.4
+    fast = sc.convert(model, torch.randn(rows, 64), max_error=max_error, cache=False)
+    assert sc.explain(fast).budget.error <= max_error
+    return [(row.format, row.error or 0.0) for row in sc.explain(fast)]
+
+
+def test_4_bits_where_the_budget_allows_them_and_int8_where_not(times: dict[str, float]) -> None:
+    large, middle, tiny = (int4_errors(times, max_error) for max_error in (0.5, 0.03, 1e-5))
+    assert [form for form, _ in large] == ["lookup int4"] * 2
+    assert [form for form, _ in middle] == ["lookup int8"] * 2
+    assert [form for form, _ in tiny] == ["csr"] * 2
+    assert all(many > 3 * few > 0 for (_, many), (_, few) in zip(large, middle, strict=True))
+
+
+def test_4_bits_are_for_few_rows(times: dict[str, float]) -> None:
+    assert [form for form, _ in int4_errors(times, 0.5, rows=17)] == ["lookup int8"] * 2
+
+
+def test_sparse_layers_become_4_bit_ones_and_stay_such(times: dict[str, float], tmp_path: Path) -> None:
+    times |= {"lookup int4": 10.0}
+    dense = nn.Linear(64, 48)
+    model = nn.Sequential(SparseLinear.from_dense(dense, activation="relu"))
+    x = torch.randn(2, 64)
+    fast = sc.convert(model, x, max_error=0.5, cache=False)
+    assert isinstance(fast[0], SparseInt4Linear)
+    assert (fast[0].activation, fast[0].few_rows) == ("relu", True)
+    again = sc.convert(fast, torch.randn(9, 64), cache=False)
+    assert isinstance(again[0], SparseInt4Linear)
+    assert not again[0].few_rows
+    assert torch.equal(again(x), fast(x))
+    assert {row.kernel.startswith("lookup") for row in sc.explain(fast)} == {True}
+    sc.save(fast, tmp_path / "m.safetensors")
+    assert torch.equal(sc.load(tmp_path / "m.safetensors", lambda: nn.Sequential(nn.Linear(64, 48)))(x), fast(x))
+
+
+def test_the_cost_model_knows_4_bits() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(512, 512)
+    with torch.no_grad():
+        dense.weight *= torch.rand(dense.weight.shape) < 0.1
+    fast = sc.convert(nn.Sequential(dense), torch.randn(1, 512), max_error=0.9, policy="model")
+    (row,) = sc.explain(fast)
+    assert row.format == "lookup int4"
+    assert row.error > 0

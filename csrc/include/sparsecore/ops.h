@@ -178,9 +178,15 @@ struct Int8ProductOf {
 using GemmInt8Args = Int8ProductOf<Int8View>;
 using BitmapInt8Args = Int8ProductOf<BitmapInt8View>;
 using LookupInt8Args = Int8ProductOf<LookupView>;
+// Values of 4 bits have a scale per group of columns instead: exact int32 sums of each group of a row, and over these
+// sum = fma(float(acc_i32), group_scale[n, group], sum) from 0 in order of the columns; then
+//   v = activation(fma(sum, x_scale[image], bias[n]) + residual).
+// weight_scale, weight_sum and x.segment_offset are not read: the one segment starts where a position does.
+using LookupInt4Args = Int8ProductOf<LookupInt4View>;
 std::span<const Kernel<GemmInt8Args>> gemm_int8_kernels();
 std::span<const Kernel<BitmapInt8Args>> bitmap_int8_kernels();
 std::span<const Kernel<LookupInt8Args>> lookup_int8_kernels();
+std::span<const Kernel<LookupInt4Args>> lookup_int4_kernels();
 
 // What the best enabled kernels want: rows of a block, columns of a group, and whether the values of slots 2 i and
 // 2 i + 1 must be such that 255 * (their sum) fits in int16 (pmaddubsw saturates otherwise).

@@ -103,6 +103,22 @@ void unpack_lookup(const LookupView& weight, Range blocks, int8_t* dense);
 // table, or 0.
 const char* validate_lookup(const LookupView& weight, Range blocks);
 
+// The same for values of -8 to 7 with group scales: entries of the blocks in each group counted to
+// entry_ptr[block * groups + group + 1] and steps to step_ptr[block + 1]. shape gives rows, cols, lanes, table and
+// group_cols. group_scale and group_sum are the caller's.
+struct LookupInt4Arrays {
+  const int32_t* entry_ptr;
+  const int32_t* step_ptr;
+  uint8_t* entry_table;
+  uint8_t* entry_steps;
+  uint8_t* slots;
+};
+void count_lookup_int4(const int8_t* weight, const LookupInt4View& shape, Range blocks, int32_t* entry_ptr,
+                       int32_t* step_ptr);
+void fill_lookup_int4(const int8_t* weight, const LookupInt4View& shape, Range blocks, const LookupInt4Arrays& out);
+void unpack_lookup_int4(const LookupInt4View& weight, Range blocks, int8_t* dense);
+const char* validate_lookup_int4(const LookupInt4View& weight, Range blocks);
+
 // CSR to bitmap in one pass over ranges of blocks, which are independent of each other: writes block_ptr[block + 1],
 // masks and values of the blocks. block_ptr[0] = 0 and the zeros behind the last value are the caller's. weight must be
 // valid. T: float, or uint16_t (the bits of float16 or bfloat16).

@@ -173,6 +173,7 @@ struct BitmapInt8View : Int8Blocks {
 // All rows of a block take the steps of the fullest, so rows may be stored in another order: windows of
 // kLookupWindow rows, in each of which row r of the weight is row row_place[r] of the stored ones.
 inline constexpr int64_t kLookupWindow = 128;
+inline constexpr int64_t kMaxGroupCols = 2048;
 struct LookupView : Int8Blocks {
   int64_t table = 0;
   bool has_safe_pairs = false;  // 255 * (sum of the values of slots 2 i and 2 i + 1 of a row) fits in int16
@@ -187,6 +188,40 @@ struct LookupView : Int8Blocks {
 
   int64_t window_blocks() const { return kLookupWindow / lanes; }
   int64_t groups() const { return (segment_cols() + table - 1) / table; }  // of a segment
+};
+
+// Table lookup of 4-bit values with a scale per row and group of `group_cols` columns; segments is 1. A group has the
+// tables of `table` columns that lie in it, a table an entry if any row of the block has a value in it, and an entry
+// steps of 4 slots for each row of the block, as above. A slot is one byte: the value, -8 to 7, in its high half, and
+// in its low half where it is:
+//
+//   table 16       the column in the table
+//   larger ones    the distance to the slot before, less 1; the first slot's before is column -1
+//
+// Values of 0 fill up: at the end of a row, and between two values that are more than 16 columns apart. Entries of a
+// group come with few steps first.
+//
+//   lanes 2, table 64, one entry of two steps       row 0: columns 1 5 40, values 3 -1 5     row 1: column 3, value 2
+//   slots, in hex     first step   31 f3 0f 0f                                               23 00 00 00
+//                     second       52 00 00 00                                               00 00 00 00
+struct LookupInt4View : Int8Blocks {
+  int64_t table = 0;
+  int64_t group_cols = 0;  // a multiple of table, at most kMaxGroupCols
+  int64_t num_entries = 0;
+  int64_t num_steps = 0;
+  const int32_t* entry_ptr = nullptr;    // [num_blocks * groups + 1] first entry of each block in each group
+  const int32_t* step_ptr = nullptr;     // [num_blocks + 1] first step of each block
+  const uint8_t* entry_table = nullptr;  // [num_entries] table of the group
+  const uint8_t* entry_steps = nullptr;  // [num_entries] from 1 on
+  const uint8_t* slots = nullptr;        // [num_steps, lanes, 4]
+  const float* group_scale = nullptr;    // [num_blocks, groups, lanes]
+  const int16_t* group_sum = nullptr;    // [num_blocks, groups, lanes] sums of the values
+  const uint8_t* row_place = nullptr;    // as above
+
+  int64_t window_blocks() const { return kLookupWindow / lanes; }
+  int64_t groups() const { return (cols + group_cols - 1) / group_cols; }
+  int64_t tables() const { return (cols + table - 1) / table; }
+  bool has_distances() const { return table > 16; }
 };
 
 // One bit per position and the stored values: the smallest form of a float weight at 30 to 90% zeros. Rows come in
