@@ -20,6 +20,8 @@ from sparsecore.formats.check import (
 # Rows of a block and columns of a word: as in csrc's views.h.
 BLOCK_ROWS = 16
 WORD_BITS = 32
+# Rows that are looked at first: a weight that is neither binary nor ternary shows it there.
+FEW_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ class BinaryWeight:
             FormatError: wrong type or shape, or a row has another magnitude, a zero, NaN or infinity.
         """
         matrix = as_matrix(weight, FLOAT_DTYPES).float()
+        if len(matrix) > FEW_ROWS:
+            cls.from_dense(matrix[:FEW_ROWS])
         scale = matrix[:, 0].abs() if matrix.shape[1] else matrix.new_ones(len(matrix))
         good = (matrix.abs() == scale[:, None]).all(1) & (scale > 0) & torch.isfinite(scale)
         if not bool(good.all()):
@@ -156,6 +160,8 @@ class TernaryWeight:
             FormatError: wrong type or shape, or a row has two magnitudes of a sign, NaN or infinity.
         """
         matrix = as_matrix(weight, FLOAT_DTYPES).float()
+        if len(matrix) > FEW_ROWS:
+            cls.from_dense(matrix[:FEW_ROWS])
         positive, negative = matrix > 0, matrix < 0
         positive_scale, negative_scale = _one_scale(matrix, positive), _one_scale(-matrix, negative)
         shape = (matrix.shape[0], matrix.shape[1])
