@@ -14,11 +14,14 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <cstring>
 #include <limits>
 #include <new>
 #include <utility>
 #include <vector>
+
+#include "random.h"
 
 namespace sparsecore::test {
 
@@ -158,6 +161,20 @@ inline Buffer<float> poisoned_input(int64_t size, Guard guard) {
   Buffer<float> x(size, guard);
   std::fill(x.begin(), x.end(), std::numeric_limits<float>::quiet_NaN());
   return x;
+}
+
+// One number of one of the buffers becomes another, any of its type or a small one.
+template <class... Buffers>
+void damage_one(Random& random, Buffers&... buffers) {
+  const int64_t chosen = random.integer(0, int64_t(sizeof...(buffers)) - 1);
+  int64_t at = 0;
+  const auto damage = [&](auto& buffer) {
+    using T = std::remove_reference_t<decltype(buffer[0])>;
+    if (at++ != chosen) return;
+    auto& number = buffer[random.integer(0, buffer.size() - 1)];
+    number = static_cast<T>(random.chance(0.5) ? random.next() : random.next() % 8);
+  };
+  (damage(buffers), ...);
 }
 
 }  // namespace sparsecore::test

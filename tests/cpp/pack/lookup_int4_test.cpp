@@ -156,27 +156,7 @@ TEST(LookupInt4, RandomDamageIsFoundOrHarmless) {
     Random random(seed);
     const Case trace("seed ", seed);
     PackedInt4 packed = packed_of(random_int8(random, 11, 130, 1, 0.5, -8, 7), {4, random.pick<int64_t>({16, 64}), 64});
-    const auto damage = [&](auto& buffer) {
-      using T = std::remove_reference_t<decltype(buffer[0])>;
-      buffer[random.integer(0, buffer.size() - 1)] =
-          static_cast<T>(random.chance(0.5) ? random.next() : random.next() % 8);
-    };
-    switch (random.integer(0, 4)) {
-      case 0:
-        damage(packed.entry_ptr);
-        break;
-      case 1:
-        damage(packed.step_ptr);
-        break;
-      case 2:
-        damage(packed.entry_table);
-        break;
-      case 3:
-        damage(packed.entry_steps);
-        break;
-      default:
-        damage(packed.slots);
-    }
+    damage_one(random, packed.entry_ptr, packed.step_ptr, packed.entry_table, packed.entry_steps, packed.slots);
     if (validate_lookup_int4(packed.view(), {0, packed.view().num_blocks()}) == nullptr) unpacked(packed, random);
   }
 }

@@ -238,27 +238,7 @@ TEST(Lookup, RandomDamageIsFoundOrHarmless) {
     Random random(seed);
     const Case trace("seed ", seed);
     Packed packed(random_int8(random, 11, 3 * 40, 3, 0.5), {4, 16, false}, Guard::kAfter);
-    const auto damage = [&](auto& buffer) {
-      using T = std::remove_reference_t<decltype(buffer[0])>;
-      buffer[random.integer(0, buffer.size() - 1)] =
-          static_cast<T>(random.chance(0.5) ? random.next() : random.next() % 8);
-    };
-    switch (random.integer(0, 4)) {
-      case 0:
-        damage(packed.entry_ptr);
-        break;
-      case 1:
-        damage(packed.step_ptr);
-        break;
-      case 2:
-        damage(packed.entry_group);
-        break;
-      case 3:
-        damage(packed.entry_steps);
-        break;
-      default:
-        damage(packed.slots);
-    }
+    damage_one(random, packed.entry_ptr, packed.step_ptr, packed.entry_group, packed.entry_steps, packed.slots);
     if (validate_lookup(packed.view(), {0, packed.view().num_blocks()}) == nullptr) unpacked(packed, random);
   }
 }
