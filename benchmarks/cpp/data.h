@@ -50,7 +50,7 @@ struct Csr {
 
 // Columns of a panel are a multiple of taps.
 struct Packing {
-  int64_t taps = 1, block_rows = 1;
+  int64_t taps = 0, block_rows = 1;  // side of a convolution's filter
 };
 
 // A weight in the form that a kernel takes; rows: what the rows argument of run counts.
@@ -101,11 +101,12 @@ struct Packed<PanelView<float>> {
   // Blocks of 64 rows and panels of about 80 columns, the sizes that the Python package takes.
   Packed(const Csr<float>& csr, Packing packing) {
     constexpr int64_t kBlockRows = 64, kPanelCols = 80;
+    const int64_t taps = std::max<int64_t>(packing.taps * packing.taps, 1);
     view.rows = csr.view.rows;
     view.cols = csr.view.cols;
     view.nnz = csr.view.nnz;
     view.block_rows = kBlockRows;
-    view.panel_cols = std::max<int64_t>(kPanelCols / packing.taps, 1) * packing.taps;
+    view.panel_cols = std::max<int64_t>(kPanelCols / taps, 1) * taps;
     rows = view.num_blocks();
     run_ptr.resize(static_cast<size_t>(view.num_segments()) + 1);
     entry_ptr.resize(run_ptr.size());
@@ -136,8 +137,10 @@ struct Packed<JitView> {
   JitView view;
   int64_t rows;
 
-  Packed(const Csr<float>& csr, Packing)
-      : program(JitProgram::generate(csr.view)), view(program->view()), rows(view.num_blocks()) {}
+  Packed(const Csr<float>& csr, Packing packing)
+      : program(JitProgram::generate(csr.view, packing.taps, packing.taps)),
+        view(program->view()),
+        rows(view.num_blocks()) {}
 };
 
 template <>

@@ -154,7 +154,7 @@ void conv2d(benchmark::State& state, const Kernel<Conv2dOf<Weight>>& kernel, Con
             double sparsity, int64_t block_rows) {
   const int64_t taps = layer.taps * layer.taps;
   const Csr<float> csr(layer.features, layer.channels * taps, sparsity, block_rows);
-  const Packed<Weight> weight(csr, {.taps = taps, .block_rows = block_rows});
+  const Packed<Weight> weight(csr, {.taps = layer.taps, .block_rows = block_rows});
   const std::vector<float> x = random_floats(layer.channels * layer.size * layer.size);
   Conv2dOf<Weight> args;
   args.weight = weight.view;

@@ -1,4 +1,4 @@
-// The few x86-64 instructions that generated code consists of, on whole vectors of AVX-512.
+// The few x86-64 instructions that generated code consists of: on whole vectors of AVX-512, and on pointers.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,19 @@
 
 namespace sparsecore::jit {
 
-// Registers of the System V calling convention: arguments one, two and three.
-enum class Pointer : uint8_t { kValues = 7, kX = 6, kSums = 2 };
+// As instructions number them; rsp is the stack's.
+enum class Register : uint8_t { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
+
+// Arguments one, two and three of the System V calling convention, and what a function has to give back unchanged.
+inline constexpr Register kArguments[] = {Register::rdi, Register::rsi, Register::rdx};
+constexpr bool is_callee_saved(Register reg) {
+  return reg == Register::rbx || reg == Register::rbp || reg >= Register::r12;
+}
 
 struct Address {
-  Pointer base;
-  int32_t offset;  // bytes
+  Register base;
+  int32_t offset = 0;              // bytes
+  Register index = Register::rsp;  // of bytes; rsp: none
 };
 
 inline constexpr int32_t kVectorBytes = 64;
@@ -26,7 +33,12 @@ class Assembler {
   void zero(int reg);                                                                         // vpxord
   // sum += a * b, where b is one float for all lanes: vfmadd231ps
   void fma_broadcast(int sum, int a, Address b) { memory_form(kFused, 0xB8, sum, a, b, sizeof(float), true); }
-  void advance(Pointer pointer, int32_t bytes);  // add
+
+  void load(Register to, Address from);  // mov
+  void add(Register to, int32_t bytes);  // add
+  void add(Register to, Register by);    // add
+  void push(Register reg) { one_byte_form(0x50, reg); }
+  void pop(Register reg) { one_byte_form(0x58, reg); }
   void ret() { put(0xC3); }
 
  private:
@@ -40,11 +52,14 @@ class Assembler {
   void put32(int32_t value) {
     for (int shift = 0; shift < 32; shift += 8) put(value >> shift & 0xFF);
   }
-  // `reg` is the operand in ModRM.reg, `second` the one in vvvv, `rm` the register or pointer in ModRM.rm.
-  void prefix(Form form, int reg, int second, int rm, bool is_broadcast);
-  // Offsets of -128 to 127 operands take one byte, others four.
+  // `reg` is the operand in ModRM.reg, `second` the one in vvvv; base and index of an address, or the two upper parts
+  // of a register, are what their fourth bits belong to.
+  void evex(Form form, int reg, int second, int base, int index, bool is_broadcast);
   void memory_form(Form form, int opcode, int reg, int second, Address at, int32_t operand_bytes,
                    bool is_broadcast = false);
+  // ModRM and what follows it. Offsets of -128 to 127 operands take one byte, others four.
+  void address(int reg, Address at, int32_t operand_bytes);
+  void one_byte_form(int opcode, Register reg);
 
   std::vector<uint8_t> bytes_;
 };

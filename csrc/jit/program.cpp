@@ -1,5 +1,7 @@
 // From a CSR weight to its program: see JitView in sparsecore/views.h.
 #include <algorithm>
+#include <cstddef>
+#include <iterator>
 #include <vector>
 
 #include "jit/assembler.h"
@@ -11,7 +13,9 @@ namespace {
 
 using jit::Address;
 using jit::Assembler;
-using jit::Pointer;
+using jit::Register;
+
+constexpr Register kValues = jit::kArguments[0], kX = jit::kArguments[1], kSumsOut = jit::kArguments[2];
 
 // Sums of as many rows and one vector of columns: an activation is loaded once for all rows of the block that have its
 // column (at 90% zeros 2.7 of 28), and the value comes with the multiply-add. The other registers hold activations.
@@ -29,13 +33,13 @@ constexpr int64_t kEntryBytes = 9;  // of code, about
 // Keeps a pointer so close to the operands that are used one after the other that their offsets take one byte.
 class Cursor {
  public:
-  Cursor(Assembler& assembler, Pointer pointer, int32_t operand_bytes)
+  Cursor(Assembler& assembler, Register pointer, int32_t operand_bytes)
       : assembler_(assembler), pointer_(pointer), operand_bytes_(operand_bytes) {}
 
   // Operand i from where the pointer was at first; i never falls.
   Address at(int64_t i) {
     if (i - place_ > 127) {
-      assembler_.advance(pointer_, static_cast<int32_t>(i + 128 - place_) * operand_bytes_);
+      assembler_.add(pointer_, static_cast<int32_t>(i + 128 - place_) * operand_bytes_);
       place_ = i + 128;
     }
     return {pointer_, static_cast<int32_t>(i - place_) * operand_bytes_};
@@ -43,9 +47,76 @@ class Cursor {
 
  private:
   Assembler& assembler_;
-  Pointer pointer_;
+  Register pointer_;
   int32_t operand_bytes_;
   int64_t place_ = 0;  // operands that the pointer was moved by
+};
+
+// Where the activations of a product's columns lie: one vector after the other.
+class PanelColumns {
+ public:
+  explicit PanelColumns(Assembler& assembler) : x_(assembler, kX, jit::kVectorBytes) {}
+  Address at(int64_t k) { return x_.at(k); }
+  void leave() {}
+
+ private:
+  Cursor x_;
+};
+
+// The same for a convolution: what JitTaps holds, in registers as far as there are enough. Rows move on with channels.
+class TapColumns {
+ public:
+  TapColumns(Assembler& assembler, int64_t kernel_h, int64_t kernel_w)
+      : assembler_(assembler), kernel_w_(kernel_w), taps_(kernel_h * kernel_w) {
+    std::vector<Register> free(std::begin(kFree), std::end(kFree));
+    const auto take = [&](size_t offset) {
+      const Register reg = free.back();
+      free.pop_back();
+      if (jit::is_callee_saved(reg)) {
+        assembler_.push(reg);
+        saved_.push_back(reg);
+      }
+      assembler_.load(reg, {kX, static_cast<int32_t>(offset)});
+      return reg;
+    };
+    channel_bytes_ = take(offsetof(JitTaps, channel));
+    for (int64_t kh = 0; kh < kernel_h; ++kh) rows_.push_back(take(offsetof(JitTaps, rows) + size_t(kh) * 8));
+    for (int64_t kw = 0; kw < kernel_w && !free.empty(); ++kw) columns_.push_back(take(column_offset(kw)));
+  }
+
+  Address at(int64_t k) {
+    for (; channel_ < k / taps_; ++channel_) {
+      for (const Register row : rows_) assembler_.add(row, channel_bytes_);
+    }
+    const int64_t kh = k % taps_ / kernel_w_, kw = k % kernel_w_;
+    Register column = kSpare;
+    if (kw < int64_t(columns_.size())) {
+      column = columns_[size_t(kw)];
+    } else {
+      assembler_.load(kSpare, {kX, static_cast<int32_t>(column_offset(kw))});
+    }
+    return {rows_[size_t(kh)], 0, column};
+  }
+
+  void leave() {
+    for (; !saved_.empty(); saved_.pop_back()) assembler_.pop(saved_.back());
+  }
+
+ private:
+  static constexpr Register kSpare = Register::rax;
+  // Taken from the end; those that need not be saved first.
+  static constexpr Register kFree[] = {Register::r15, Register::r14, Register::r13, Register::r12,
+                                       Register::rbp, Register::rbx, Register::r11, Register::r10,
+                                       Register::r9,  Register::r8,  Register::rcx};
+  static_assert(std::size(kFree) == 1 + JitTaps::kMaxRows);
+
+  static size_t column_offset(int64_t kw) { return offsetof(JitTaps, columns) + size_t(kw) * 8; }
+
+  Assembler& assembler_;
+  int64_t kernel_w_, taps_;
+  int64_t channel_ = 0;  // that rows_ point to
+  Register channel_bytes_;
+  std::vector<Register> rows_, columns_, saved_;
 };
 
 struct Entry {
@@ -74,12 +145,16 @@ struct BlockColumns {
 
 class Program final : public JitProgram {
  public:
-  explicit Program(const CsrView<float>& weight) {
+  Program(const CsrView<float>& weight, int64_t kernel_h, int64_t kernel_w) {
     view_.rows = weight.rows, view_.cols = weight.cols, view_.nnz = weight.nnz;
+    view_.kernel_h = kernel_h, view_.kernel_w = kernel_w;
     const int64_t blocks = (weight.rows + kSums - 1) / kSums;
     view_.block_rows = blocks == 0 ? 1 : (weight.rows + blocks - 1) / blocks;  // 64 rows as 22 + 22 + 20
-    const int64_t panels = std::max<int64_t>((weight.cols * jit::kVectorBytes + kPanelBytes - 1) / kPanelBytes, 1);
-    view_.panel_cols = std::max<int64_t>((weight.cols + panels - 1) / panels, 1);
+    // Columns that stay together.
+    const int64_t unit = std::max<int64_t>(kernel_h * kernel_w, 1);
+    const int64_t units = weight.cols / unit, most = std::max<int64_t>(kPanelBytes / jit::kVectorBytes / unit, 1);
+    const int64_t panels = std::max<int64_t>((units + most - 1) / most, 1);
+    view_.panel_cols = std::max<int64_t>((units + panels - 1) / panels, 1) * unit;
     const int64_t segment_bytes = kEntryBytes * weight.nnz / std::max<int64_t>(view_.num_segments(), 1);
     view_.group_blocks = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(segment_bytes, 1), 1, kMaxGroupBlocks);
     // 4 blocks of 28 rows are whole vectors of y[M, N]: up to 6% faster than 6 blocks there, 1 to 3% for columns.
@@ -130,9 +205,16 @@ class Program final : public JitProgram {
   int32_t num_values() const { return static_cast<int32_t>(values_.size()); }
 
   void write_segment(Assembler& assembler, const BlockColumns& columns, Range panel, int rows, bool is_first) {
-    const auto sums = [](int row) {
-      return Address{Pointer::kSums, row * int32_t(JitView::kSumsStride * sizeof(float))};
-    };
+    if (view_.kernel_h == 0) {
+      write_code(assembler, PanelColumns(assembler), columns, panel, rows, is_first);
+    } else {
+      write_code(assembler, TapColumns(assembler, view_.kernel_h, view_.kernel_w), columns, panel, rows, is_first);
+    }
+  }
+
+  template <class Columns>
+  void write_code(Assembler& assembler, Columns x, const BlockColumns& columns, Range panel, int rows, bool is_first) {
+    const auto sums = [](int row) { return Address{kSumsOut, row * int32_t(JitView::kSumsStride * sizeof(float))}; };
     for (int row = 0; row < rows; ++row) {
       if (is_first) {
         assembler.zero(row);
@@ -140,8 +222,7 @@ class Program final : public JitProgram {
         assembler.load(row, sums(row));
       }
     }
-    Cursor values(assembler, Pointer::kValues, sizeof(float));
-    Cursor x(assembler, Pointer::kX, jit::kVectorBytes);
+    Cursor values(assembler, kValues, sizeof(float));
     int64_t used = 0;
     int loaded = kSums;
     for (int64_t k = panel.begin; k < panel.end; ++k) {
@@ -156,6 +237,7 @@ class Program final : public JitProgram {
       loaded = loaded + 1 < kRegisters ? loaded + 1 : kSums;
     }
     for (int row = 0; row < rows; ++row) assembler.store(sums(row), row);
+    x.leave();
     assembler.ret();
   }
 
@@ -176,9 +258,10 @@ bool has_generator() {
 
 }  // namespace
 
-std::shared_ptr<const JitProgram> JitProgram::generate(const CsrView<float>& weight) {
-  if (!has_generator()) return nullptr;
-  auto program = std::make_shared<Program>(weight);
+std::shared_ptr<const JitProgram> JitProgram::generate(const CsrView<float>& weight, int64_t kernel_h,
+                                                       int64_t kernel_w) {
+  if (!has_generator() || kernel_h > JitTaps::kMaxRows || kernel_w > JitTaps::kMaxColumns) return nullptr;
+  auto program = std::make_shared<Program>(weight, kernel_h, kernel_w);
   return program->generate(weight) ? program : nullptr;
 }
 

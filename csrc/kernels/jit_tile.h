@@ -1,8 +1,7 @@
 // How spmm and conv2d run a JitView: algorithm text, include after a wrapper that defines Simd.
 //
-// A tile is a number of vectors of columns (what the code takes at once, kLanes of them), packed one after the other:
-//
-//   tile   [vector][column of the weight][kLanes]      sums   [row of the group][columns of the tile]
+// A tile is a number of vectors of columns, what the code takes at once, kLanes of them; its activations lie as the
+// form of the code wants it. The sums of a group of blocks are [row of the group][columns of the tile].
 //
 // The blocks of a group run over one panel of one vector while its activations are in first-level cache, then over the
 // next vector while their code is still decoded. Measured on Zen 4, [768, 768] x 128 in a loop, share of FMA peak: 87%
@@ -15,32 +14,17 @@
 namespace sparsecore {
 namespace {
 
-// Activations of a tile: they share second-level cache with code and values that stream through.
-constexpr int64_t kJitTileBytes = 1024 * 1024;
 // Fewer vectors would use the code too rarely, more would not gain.
 constexpr int64_t kMinJitVectors = 4, kMaxJitVectors = 16;
 
-// From one vector of a tile to the next: an odd number of cache lines, so that they do not meet in the same sets.
-SPARSECORE_INLINE int64_t jit_vector_floats(const JitView& weight) { return (weight.cols | 1) * JitView::kLanes; }
-
-// Vectors of a tile, for so many in all.
-SPARSECORE_INLINE int64_t jit_tile_vectors(const JitView& weight, int64_t vectors) {
-  const int64_t bytes = larger(jit_vector_floats(weight) * int64_t(sizeof(float)), 1);
-  const int64_t limit = smaller(larger(kJitTileBytes / bytes, kMinJitVectors), kMaxJitVectors);
-  return balanced_vectors(vectors, limit);
+// Vectors of a tile, for so many in all and at most so many that second-level cache holds beside code and values.
+SPARSECORE_INLINE int64_t jit_tile_vectors(int64_t vectors, int64_t cached) {
+  return balanced_vectors(vectors, smaller(larger(cached, kMinJitVectors), kMaxJitVectors));
 }
 
-// What a tile of T vectors needs.
-struct JitScratch {
-  float* tile;
-  float* sums;
-
-  static int64_t floats(const JitView& weight, int64_t T) {
-    return T * jit_vector_floats(weight) + weight.group_blocks * weight.block_rows * JitView::kSumsStride;
-  }
-  JitScratch(const JitView& weight, int64_t T, void* memory)
-      : tile(static_cast<float*>(memory)), sums(tile + T * jit_vector_floats(weight)) {}
-};
+SPARSECORE_INLINE int64_t jit_sums_floats(const JitView& weight) {
+  return weight.group_blocks * weight.block_rows * JitView::kSumsStride;
+}
 
 // Asks for what runs next, a part with every step: code is read once and then repeated, and what reads instructions
 // does not look that far ahead. Measured on Zen 4, [3072, 768] x 128 at 70% zeros, whose code and values take 8.5 MB: 4
@@ -73,17 +57,18 @@ class JitAhead {
   int64_t code_step_, value_step_;
 };
 
-// will_write(rows, vector) comes some time before those outputs are written.
-template <class WillWrite>
-SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range blocks, int64_t T, const float* tile,
-                                     float* sums, WillWrite will_write) {
+// x_of(vector, panel) is what the code takes as x; will_write(rows, vector) comes some time before those outputs are
+// written.
+template <class XOf, class WillWrite>
+SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range blocks, int64_t T, float* sums, XOf x_of,
+                                     WillWrite will_write) {
   const int64_t block_floats = weight.block_rows * JitView::kSumsStride;
   const int64_t num_panels = weight.num_panels();
   for (int64_t panel = 0; panel < num_panels; ++panel) {
     const int64_t first = weight.segment_of(group, panel), next = first + group.size();
     JitAhead ahead(weight, next, smaller(next + group.size(), weight.num_segments()), T * blocks.size());
     for (int64_t v = 0; v < T; ++v) {
-      const float* x = tile + v * jit_vector_floats(weight) + panel * weight.panel_cols * JitView::kLanes;
+      const void* x = x_of(v, panel);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         ahead.step();
         if (panel + 1 == num_panels) will_write(weight.rows_of({block, block + 1}), v);
@@ -97,13 +82,13 @@ SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range b
 }
 
 // Calls finish(rows, their sums) for groups of rows, whose outputs will_write() was told of before.
-template <class WillWrite, class Finish>
-SPARSECORE_INLINE void run_jit_tile(const JitView& weight, Range blocks, int64_t T, const JitScratch& scratch,
+template <class XOf, class WillWrite, class Finish>
+SPARSECORE_INLINE void run_jit_tile(const JitView& weight, Range blocks, int64_t T, float* sums, XOf x_of,
                                     WillWrite will_write, Finish finish) {
   for (int64_t begin = blocks.begin; begin < blocks.end;) {
     const Range group = weight.group_of(begin), part{begin, smaller(group.end, blocks.end)};
-    run_jit_group(weight, group, part, T, scratch.tile, scratch.sums, will_write);
-    finish(weight.rows_of(part), scratch.sums);
+    run_jit_group(weight, group, part, T, sums, x_of, will_write);
+    finish(weight.rows_of(part), sums);
     begin = part.end;
   }
 }

@@ -92,7 +92,8 @@ Tensor conv2d_jit(const Tensor& x, const Tensor& row_ptr, const Tensor& col_idx,
   return run_conv2d(
       conv2d_jit_kernels(), x, bias, residual, {kernel_size, stride, padding, dilation}, 1, activation, kernel,
       [&](int64_t K) {
-        const JitView view = jit_view(program, row_ptr, col_idx);
+        const Pair size = pair_of(kernel_size, "kernel_size", 1);
+        const JitView view = jit_view(program, row_ptr, col_idx, {size.h, size.w});
         check(view.cols == K, "expected a weight with K = C * KH * KW = ", K, ", got ", view.cols);
         return view;
       },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ class JitProgram:
 
     About 8 to 12 bytes of code and 4 of values for each entry. Generated for AVX-512.
 
+    Args:
+        weight: what it is generated from; must not change.
+        kernel_size: ``(KH, KW)`` for a convolution, whose weight is ``[N, C * KH * KW]``; empty for products.
+
     Attributes:
-        weight: what it was generated from; must not change.
-        number: what operations know it by; 0 where there is no generator for this machine, or no memory that may be
-            executed. The operations then multiply with the CSR weight itself.
+        weight: as given.
+        kernel_size: as given.
+        number: what operations know it by; 0 where there is no generator for this machine or a filter of so many
+            rows, or no memory that may be executed. The operations then multiply with the CSR weight itself.
 
     Example:
         >>> program = JitProgram(CsrWeight.from_dense(torch.eye(3)))
@@ -29,11 +35,13 @@ class JitProgram:
         tensor([[1., 0., 3.]])
     """
 
-    def __init__(self, weight: CsrWeight) -> None:
+    def __init__(self, weight: CsrWeight, kernel_size: Sequence[int] = ()) -> None:
         if weight.dtype != torch.float32:
             raise FormatError(f"expected float32 values, got {weight.dtype}; call weight.to(torch.float32)")
         self.weight = weight
-        self.number: int = raw.jit_generate(weight.row_ptr, weight.col_idx, weight.values, weight.shape[1])
+        self.kernel_size = tuple(kernel_size)
+        arrays = weight.row_ptr, weight.col_idx, weight.values
+        self.number: int = raw.jit_generate(*arrays, weight.shape[1], self.kernel_size)
         if self.number:
             weakref.finalize(self, release, raw.jit_free, self.number).atexit = False
 
@@ -51,4 +59,4 @@ class JitProgram:
         return self  # nothing in it changes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return JitProgram, (self.weight,)
+        return JitProgram, (self.weight, self.kernel_size)

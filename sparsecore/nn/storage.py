@@ -158,8 +158,12 @@ class JitStorage(PackedStorage, CsrStorage):
 
     def _pack(self, weight: WeightFormat) -> Sequence[Tensor]:
         assert isinstance(weight, CsrWeight)
-        self.program = JitProgram(weight.to(torch.float32))
+        self.program = JitProgram(weight.to(torch.float32), self._filter())
         return self.program.arguments[:3]
+
+    def _filter(self) -> Sequence[int]:
+        """Of a convolution that is no product; empty for all else."""
+        return ()
 
     def _unpack_stored(self) -> Sequence[Tensor]:
         return [tensor.clone() for tensor in self._packed()]  # the code would not follow a change

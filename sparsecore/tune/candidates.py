@@ -103,7 +103,7 @@ def _jit(kind: type[JitLinear] | type[JitConv2d]) -> Maker:
             raise UnsupportedError(f"expected at least {LEAST_JIT_ROWS} rows of activations; use panels")
         made = kind.from_dense(layer)
         if not made.program.number:
-            raise UnsupportedError("expected AVX-512, and memory that may be executed; use panels")
+            raise UnsupportedError("expected AVX-512, memory that may be executed and filters of few rows; use panels")
         return made
 
     return make

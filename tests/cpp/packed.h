@@ -31,6 +31,7 @@ struct Packing {
   int64_t num_values = 0;                   // of codebooks; the weight must have no more, and no zero; 0: any
   int64_t gap_bits = 4;                     // of codebooks, whose blocks have block_rows too
   int64_t planes = 0;                       // of bit planes; the values must be those of with_signs()
+  int64_t kernel_h = 0, kernel_w = 0;       // of generated code
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Packing& packing) {
@@ -180,8 +181,8 @@ inline Csr<uint16_t> encoded(const Csr<float>& csr, Dtype dtype) {
 template <>
 class PackedWeight<JitView> {
  public:
-  PackedWeight(const Csr<float>& csr, Packing, Guard guard)
-      : program_(JitProgram::generate(GuardedCsr<float>(csr, guard).view())) {
+  PackedWeight(const Csr<float>& csr, Packing packing, Guard guard)
+      : program_(JitProgram::generate(GuardedCsr<float>(csr, guard).view(), packing.kernel_h, packing.kernel_w)) {
     if (program_ == nullptr) throw std::runtime_error("expected a program");
   }
   JitView view() const { return program_->view(); }

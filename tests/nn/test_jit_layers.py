@@ -94,6 +94,40 @@ def test_a_program_of_another_weight_is_refused() -> None:
         raw.spmm_jit(torch.ones(2, 4), *arrays, small.number, None, None, "none", "rows", "")
 
 
+@needs_program
+def test_a_program_for_another_filter_is_refused() -> None:
+    dense = torch.randn(4, 18)
+    weight, x = CsrWeight.from_dense(dense), torch.randn(1, 2, 5, 5)
+    settings = ([1, 1], [0, 0], [1, 1], "none", "")
+    for kernel_size in ((), (1, 9), (9, 1)):
+        program = JitProgram(weight, kernel_size)
+        with pytest.raises(RuntimeError, match="expected a program for filters of 3 x 3, got one for"):
+            raw.conv2d_jit(x, *program.arguments, None, None, [3, 3], *settings)
+    program = JitProgram(weight, (3, 3))
+    with pytest.raises(RuntimeError, match=r"filters of 0 x 0, got one for 3 x 3 \(0 x 0: for products\)"):
+        raw.spmm_jit(torch.ones(2, 18), *program.arguments, None, None, "none", "rows", "")
+    for kernel_size in ((4, 3), (3,), (0, 9), (1 << 40, 1 << 40)):
+        with pytest.raises(RuntimeError, match=r"expected a kernel_size \[KH, KW\] whose product divides the columns"):
+            JitProgram(weight, kernel_size)
+
+
+def test_filters_of_many_rows_run_as_csr() -> None:
+    dense, x = pruned(nn.Conv2d(3, 5, (11, 2))), torch.randn(1, 3, 20, 9)
+    layer = JitConv2d.from_dense(dense)
+    assert layer.program.number == 0
+    assert torch.equal(layer(x), SparseConv2d.from_dense(dense)(x))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel_size"), [(3, (10, 2)), (2, (7, 7)), (4, (2, 20)), (600, (1, 1)), (30, (3, 3)), (1, (1, 64))]
+)
+def test_filters_of_all_sizes(channels: int, kernel_size: tuple[int, int]) -> None:
+    dense = pruned(nn.Conv2d(channels, 40, kernel_size, padding=(1, 2)))
+    x = torch.randn(2, channels, 12, 70)
+    layer = JitConv2d.from_dense(dense)
+    torch.testing.assert_close(layer(x), SparseConv2d.from_dense(dense)(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("broken", ["column", "row_ptr"])
 def test_code_is_generated_from_valid_weights_alone(broken: str) -> None:
     weight = CsrWeight.from_dense(torch.eye(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,20 +35,20 @@ def csr_tensors(weight: CsrWeight) -> tuple[Tensor, Tensor, Tensor]:
 _PROGRAMS: list[JitProgram] = []
 
 
-def _program(weight: CsrWeight) -> JitProgram:
+def _program(weight: CsrWeight, kernel_size: Sequence[int]) -> JitProgram:
     """A program that outlives the call: operations know it by a number, which does not keep it alive."""
-    _PROGRAMS.append(JitProgram(weight))
+    _PROGRAMS.append(JitProgram(weight, kernel_size))
     del _PROGRAMS[:-64]
     return _PROGRAMS[-1]
 
 
-def packed(form: str, weight: CsrWeight, panel_cols: int) -> tuple[Any, ...]:
-    """What the operations take for a weight."""
+def packed(form: str, weight: CsrWeight, panel_cols: int, kernel_size: Sequence[int] = ()) -> tuple[Any, ...]:
+    """What the operations take for a weight; ``kernel_size`` of a convolution's."""
     if form == "panel":
         panel = PanelWeight.pack(weight, panel_cols)
         return list(panel.tensors), panel.sizes
     if form == "jit":
-        return _program(weight).arguments
+        return _program(weight, kernel_size).arguments
     return csr_tensors(weight) if form == "csr" else BlockCsrWeight.pack(weight, int(form[0])).tensors
 
 
@@ -88,7 +89,7 @@ def run_conv2d(
         panel_cols = 5 * pairs[0][0] * pairs[0][1]
         return raw.conv2d_panel(x, *packed(form, weight, panel_cols), bias, residual, *pairs, activation, kernel)
     if form == "jit":
-        return raw.conv2d_jit(x, *packed(form, weight, 0), bias, residual, *pairs, activation, kernel)
+        return raw.conv2d_jit(x, *packed(form, weight, 0, pairs[0]), bias, residual, *pairs, activation, kernel)
     groups = settings.get("groups", 1)
     return raw.conv2d_csr(x, *packed(form, weight, 0), bias, residual, *pairs, groups, activation, kernel)
 

@@ -65,7 +65,7 @@ def test_opcheck_formats_and_residual(form: str, dtype: torch.dtype, has_residua
     x = torch.randn(2, 2, 7, 6).to(dtype).requires_grad_()
     residual = torch.randn(2, 8, 4, 6).to(dtype).requires_grad_() if has_residual else None
     settings = ([3, 3], [2, 1], [1, 1], [1, 1], *([] if form in ONE_GROUP else [1]))
-    opcheck(conv2d.default, (x, *packed(form, filters, 9), bias, residual, *settings, "none", ""))
+    opcheck(conv2d.default, (x, *packed(form, filters, 9, [3, 3]), bias, residual, *settings, "none", ""))
 
 
 def test_opcheck_packing() -> None:

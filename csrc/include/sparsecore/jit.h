@@ -16,9 +16,11 @@ class JitProgram {
   virtual const JitView& view() const = 0;
   virtual int64_t nbytes() const = 0;  // of code, values and pointers
 
-  // weight must be valid. Linear in nnz + blocks * cols. Null if there is no generator for the instruction sets that
-  // are enabled, or the system has no executable memory to give.
-  static std::shared_ptr<const JitProgram> generate(const CsrView<float>& weight);
+  // weight must be valid; for a convolution its columns are [channels, kernel_h, kernel_w]; for a product these are 0.
+  // Linear in nnz + blocks * cols. Null if there is no generator for the instruction sets that are enabled or for a
+  // filter so large, or the system has no executable memory to give.
+  static std::shared_ptr<const JitProgram> generate(const CsrView<float>& weight, int64_t kernel_h = 0,
+                                                    int64_t kernel_w = 0);
 };
 
 }  // namespace sparsecore

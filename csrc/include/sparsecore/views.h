@@ -99,13 +99,24 @@ struct PanelView {
 // Code of the first panel starts from zero, that of others from `sums`; all of it leaves its results there. Segments
 // lie in memory in the order in which kernels run them: by group of group_blocks blocks, in it by panel, in it by
 // block.
+//
+// There are two forms. For a product, x is [panel_cols, kLanes] floats. For a convolution (kernel_h > 0, panels of
+// whole channels), x is a JitTaps: kLanes pixels of tap (kh, kw) of the panel's channel c start at rows[kh] +
+// columns[kw] + c * channel, in bytes, wherever the kernel chose to put its input.
+struct JitTaps {
+  static constexpr int64_t kMaxRows = 10, kMaxColumns = 64;  // of a filter
+  int64_t channel = 0;
+  const uint8_t* rows[kMaxRows] = {};
+  int64_t columns[kMaxColumns] = {};
+};
 struct JitView {
   static constexpr int64_t kLanes = 16;
-  using Code = void (*)(const float* values, const float* x, float* sums);  // x[panel_cols, kLanes]
+  using Code = void (*)(const float* values, const void* x, float* sums);
   static constexpr int64_t kSumsStride = 272;  // 17 cache lines: an odd number, so that rows are in different sets
   int64_t rows = 0;                            // N
   int64_t cols = 0;                            // K
   int64_t nnz = 0;
+  int64_t kernel_h = 0, kernel_w = 0;  // of a convolution
   int64_t block_rows = 0;
   int64_t panel_cols = 0;
   int64_t group_blocks = 1;

@@ -83,18 +83,28 @@ SPARSECORE_INLINE int64_t strips_per_image(const Conv2dPlan& plan) {
   return divide_up(plan.positions, plan.vectors * S::kLanes);
 }
 
+// Where tap (kh, kw) reads in a channel of a packed strip: row_offset + column_offset.
+template <class Args>
+SPARSECORE_INLINE int64_t row_offset(const Args& args, const Conv2dPlan& plan, int64_t kh) {
+  const int64_t h = kh * args.dilation_h;
+  const int64_t plane = phases_before(h % args.stride_h, args.stride_h, args.dilation_h, args.kernel_h);
+  return plane * plan.planes_w * plan.plane_floats + h / args.stride_h * plan.pitch;
+}
+template <class Args>
+SPARSECORE_INLINE int64_t column_offset(const Args& args, const Conv2dPlan& plan, int64_t kw) {
+  if (plan.plane_per_kw) return kw * plan.plane_floats;
+  const int64_t w = kw * args.dilation_w;
+  const int64_t plane = phases_before(w % args.stride_w, args.stride_w, args.dilation_w, args.kernel_w);
+  return plane * plan.plane_floats + w / args.stride_w;
+}
+
 // Column (channel, kh, kw) -> offset in a packed strip, for the first `channels` of it.
 template <class Args>
 SPARSECORE_INLINE void fill_offsets(const Args& args, const Conv2dPlan& plan, int64_t channels, int32_t* offsets) {
   for (int64_t kh = 0; kh < args.kernel_h; ++kh) {
-    const int64_t h = kh * args.dilation_h;
-    const int64_t plane_h = phases_before(h % args.stride_h, args.stride_h, args.dilation_h, args.kernel_h);
+    const int64_t row = row_offset(args, plan, kh);
     for (int64_t kw = 0; kw < args.kernel_w; ++kw) {
-      const int64_t w = kw * args.dilation_w;
-      const int64_t plane_w =
-          plan.plane_per_kw ? kw : phases_before(w % args.stride_w, args.stride_w, args.dilation_w, args.kernel_w);
-      const int64_t shift = h / args.stride_h * plan.pitch + (plan.plane_per_kw ? 0 : w / args.stride_w);
-      const int64_t first = (plane_h * plan.planes_w + plane_w) * plan.plane_floats + shift;
+      const int64_t first = row + column_offset(args, plan, kw);
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t column = (c * args.kernel_h + kh) * args.kernel_w + kw;
         offsets[column] = static_cast<int32_t>(c * plan.channel_floats() + first);

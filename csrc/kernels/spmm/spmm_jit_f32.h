@@ -1,4 +1,5 @@
-// spmm, generated code: algorithm text.
+// spmm, generated code: algorithm text. A tile is packed to [vector][column of the weight][kLanes], but for vectors of
+// x[K, P] that code for 1x1 convolutions reads where they lie.
 #pragma once
 
 #include "kernels/jit_tile.h"
@@ -10,30 +11,50 @@ template <class S>
 struct SpmmJitF32 {
   static bool supports(const SpmmJitArgs&) { return true; }
 
+  // Activations of a tile: they share second-level cache with code and values that stream through.
+  static constexpr int64_t kTileBytes = 1024 * 1024;
+
+  // From one vector of a tile to the next: an odd number of cache lines, so that they do not meet in the same sets.
+  static int64_t vector_floats(const JitView& weight) { return (weight.cols | 1) * JitView::kLanes; }
+
   static int64_t tile_vectors(const SpmmJitArgs& args) {
-    return jit_tile_vectors(args.weight, divide_up(num_columns(args), JitView::kLanes));
+    const int64_t cached = kTileBytes / (vector_floats(args.weight) * int64_t(sizeof(float)));
+    return jit_tile_vectors(divide_up(num_columns(args), JitView::kLanes), cached);
   }
 
   static int64_t num_tiles(const SpmmJitArgs& args) {
     return divide_up(num_columns(args), tile_vectors(args) * JitView::kLanes);
   }
 
+  // [ tile | sums ]
+  static int64_t tile_floats(const SpmmJitArgs& args) { return tile_vectors(args) * vector_floats(args.weight); }
   static int64_t scratch_bytes(const SpmmJitArgs& args) {
-    return JitScratch::floats(args.weight, tile_vectors(args)) * int64_t(sizeof(float));
+    return (tile_floats(args) + jit_sums_floats(args.weight)) * int64_t(sizeof(float));
   }
 
   static void run(const SpmmJitArgs& args, Range blocks, Range tiles, void* memory) {
     const JitView& weight = args.weight;
     const int64_t T = tile_vectors(args), W = T * JitView::kLanes;
-    const JitScratch scratch(weight, T, memory);
+    float* tile = static_cast<float*>(memory);
+    float* sums = tile + tile_floats(args);
+    JitTaps taps;
     for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       const int64_t begin = t * W, width = smaller(W, num_columns(args) - begin);
       const TileColumns columns{begin, width, W};
-      pack(args, columns, scratch.tile);
+      pack(args, columns, tile);
       run_jit_tile(
-          weight, blocks, divide_up(width, JitView::kLanes), scratch,
+          weight, blocks, divide_up(width, JitView::kLanes), sums,
+          [&](int64_t v, int64_t panel) -> const void* {
+            const int64_t k = panel * weight.panel_cols;
+            const float* packed = tile + v * vector_floats(weight) + k * JitView::kLanes;
+            if (weight.kernel_h == 0) return packed;
+            const float* x = in_place(args, begin + v * JitView::kLanes);
+            taps.channel = (x == nullptr ? JitView::kLanes : args.ldx) * int64_t(sizeof(float));
+            taps.rows[0] = reinterpret_cast<const uint8_t*>(x == nullptr ? packed : x + k * args.ldx);
+            return &taps;
+          },
           [&](Range n, int64_t v) { will_write(args, begin + v * JitView::kLanes, n); },
-          [&](Range n, float* sums) { finish(args, {begin, width, JitView::kSumsStride}, n, sums); });
+          [&](Range n, float* rows) { finish(args, {begin, width, JitView::kSumsStride}, n, rows); });
     }
   }
 
@@ -55,14 +76,22 @@ struct SpmmJitF32 {
     });
   }
 
+  // Column `begin` of x, if the code can read a vector from there; else null.
+  static const float* in_place(const SpmmJitArgs& args, int64_t begin) {
+    const bool is_readable = args.weight.kernel_h != 0 && args.layout == Layout::kColumns &&
+                             args.dtype == Dtype::kFloat32 && begin % args.columns + JitView::kLanes <= args.columns;
+    if (!is_readable) return nullptr;
+    return static_cast<const float*>(args.x) + begin / args.columns * args.x_batch_stride + begin % args.columns;
+  }
+
   static void pack(const SpmmJitArgs& args, const TileColumns& columns, float* tile) {
     const JitView& weight = args.weight;
     constexpr int64_t lanes = JitView::kLanes;
-    const int64_t vector = jit_vector_floats(weight);
+    const int64_t vector = vector_floats(weight);
     const bool is_one_image = columns.begin / args.columns == (columns.begin + columns.width - 1) / args.columns;
     // In the columns layout rows of x are read along, and not a vector of each in turn.
     const int64_t whole = args.layout == Layout::kColumns && is_one_image ? columns.width / lanes : 0;
-    if (whole > 0) {
+    if (whole > 0 && in_place(args, columns.begin) == nullptr) {
       with_dtype(args.dtype, [&](auto tag) SPARSECORE_LAMBDA_INLINE {
         using T = typename decltype(tag)::type;
         const T* from = static_cast<const T*>(args.x) + columns.begin / args.columns * args.x_batch_stride +
@@ -73,6 +102,7 @@ struct SpmmJitF32 {
       });
     }
     for (int64_t done = whole * lanes; done < columns.width; done += lanes) {
+      if (in_place(args, columns.begin + done) != nullptr) continue;
       const TileColumns part{columns.begin + done, smaller(columns.width - done, lanes), lanes};
       pack_tile<S>(args, part, {0, weight.cols}, tile + done / lanes * vector);
     }

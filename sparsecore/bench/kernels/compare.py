@@ -28,6 +28,7 @@ class Comparison:
         dense: The fastest dense float32 of all libraries, or None.
         ours: Our fastest sparse float32 format.
         ours_any: Our fastest format, int8 included.
+        our_int4: Our fastest with 4-bit weights, which is not in ``ours_any``.
         peer: The fastest that is not ours, int8 and dense included.
         peer_int4: The fastest of the others with 4-bit weights, which lose far more accuracy and are not in ``peer``.
         dense_int8: The fastest dense int8 of the others.
@@ -40,6 +41,7 @@ class Comparison:
     dense: Row | None
     ours: Row | None
     ours_any: Row | None
+    our_int4: Row | None
     peer: Row | None
     peer_int4: Row | None
     dense_int8: Row | None
@@ -69,8 +71,13 @@ class Comparison:
 
     @property
     def over_int4(self) -> float | None:
-        """Speed-up of our fastest over the fastest of the others with 4-bit weights."""
+        """Speed-up of our fastest of 8 bits and more over the fastest of the others with 4-bit weights."""
         return speedup(self.peer_int4, self.ours_any)
+
+    @property
+    def int4_over_int4(self) -> float | None:
+        """Speed-up between the fastest with 4-bit weights, the others' and ours."""
+        return speedup(self.peer_int4, self.our_int4)
 
     @property
     def share_of_peak(self) -> float | None:
@@ -89,7 +96,8 @@ def compare(cell: Row) -> Comparison:
         cell,
         dense=_fastest(c for c in others if c["dtype"] == FLOAT32 and not c["sparse"]),
         ours=_fastest(c for c in ours if c["dtype"] == FLOAT32 and c["sparse"]),
-        ours_any=_fastest(ours),
+        ours_any=_fastest(c for c in ours if c["dtype"] != INT4),
+        our_int4=_fastest(c for c in ours if c["dtype"] == INT4),
         peer=_fastest(c for c in others if c["dtype"] != INT4),
         peer_int4=_fastest(c for c in others if c["dtype"] == INT4),
         dense_int8=_fastest(dense_int8),
@@ -137,6 +145,7 @@ class Mean:
     over_dense: float | None
     over_peers: float | None
     over_int4: float | None
+    int4_over_int4: float | None
     share_of_peak: float | None
 
 
@@ -152,7 +161,7 @@ def means(comparisons: Sequence[Comparison]) -> list[Mean]:
             len(members),
             *(
                 geometric_mean(getattr(c, name) for c in members)
-                for name in ("over_dense", "over_peers", "over_int4", "share_of_peak")
+                for name in ("over_dense", "over_peers", "over_int4", "int4_over_int4", "share_of_peak")
             ),
         )
         for sparsity in sparsities(comparisons)

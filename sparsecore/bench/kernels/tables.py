@@ -38,8 +38,9 @@ activations to 8 bits explains. What is further off is named below, is not timed
 "Best dense" is the fastest dense float32 of all libraries and "ours" the fastest sparse float32 format; "over
 dense" is the speed-up between them, "cold" that of the first calls of the turns. "Over peers" is our fastest
 format, int8 included, over the fastest of all others, dense and int8 included; "over 4-bit" that over the fastest
-with 4-bit weights, which lose far more accuracy and are not among "peers". "Of peak" is ours' share of the
-float32 multiply-add peak of the same rounds, counting non-zeros.
+with 4-bit weights, which lose far more accuracy and are not among "peers", and "4-bit over 4-bit" compares our own
+4-bit weights with those. "Of peak" is ours' share of the float32 multiply-add peak of the same rounds, counting
+non-zeros.
 
 "Which format wins" shows our fastest format and two speed-ups: over the fastest dense float32 of all libraries,
 then over the fastest dense int8 of the peers. The table of int8 compares dense int8 with dense int8, "ours" with the
@@ -72,7 +73,11 @@ LAYER_COLUMNS: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
     ("over peers", lambda c: _over(c, c.peer, c.over_peers)),
 )
 # For reports with a peer of 4-bit weights.
-INT4_LAYER_COLUMNS = (*LAYER_COLUMNS, ("over 4-bit", lambda c: _over(c, c.peer_int4, c.over_int4)))
+INT4_LAYER_COLUMNS = (
+    *LAYER_COLUMNS,
+    ("over 4-bit", lambda c: _over(c, c.peer_int4, c.over_int4)),
+    ("4-bit over 4-bit", lambda c: format_speedup(c.int4_over_int4)),
+)
 MEAN_COLUMNS: tuple[tuple[str, Callable[[Mean], str]], ...] = (
     ("zeros", lambda mean: format_percent(mean.sparsity, 0)),
     ("layers", lambda mean: mean.group),
@@ -81,7 +86,11 @@ MEAN_COLUMNS: tuple[tuple[str, Callable[[Mean], str]], ...] = (
     ("over peers", lambda mean: format_speedup(mean.over_peers)),
     ("of peak", lambda mean: format_percent(mean.share_of_peak, 0)),
 )
-INT4_MEAN_COLUMNS = (*MEAN_COLUMNS, ("over 4-bit", lambda mean: format_speedup(mean.over_int4)))
+INT4_MEAN_COLUMNS = (
+    *MEAN_COLUMNS,
+    ("over 4-bit", lambda mean: format_speedup(mean.over_int4)),
+    ("4-bit over 4-bit", lambda mean: format_speedup(mean.int4_over_int4)),
+)
 
 
 def layer_tables(report: Row) -> list[Table]:

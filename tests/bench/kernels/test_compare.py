@@ -74,8 +74,12 @@ def test_4_bit_weights_are_compared_apart() -> None:
     comparison = compare(made)
     assert comparison.peer_int4 is not None
     assert label(comparison.peer_int4) == "ggml q4_0 packed"
-    assert (comparison.over_peers, comparison.over_int4) == (1.6, 0.4)
+    assert (comparison.over_peers, comparison.over_int4, comparison.int4_over_int4) == (1.6, 0.4, None)
     assert losses([comparison]) == []
+    made["candidates"].append(candidate("sparsecore", "lookup int4", 10, dtype="int4", sparse=True))
+    comparison = compare(made)
+    assert (comparison.over_peers, comparison.over_int4, comparison.int4_over_int4) == (1.6, 0.4, 2)
+    assert (names(comparison)["ours_any"], label(comparison.our_int4 or {})) == ("panel", "lookup int4")
     assert conclusions([made])["means"][0]["over_int4"] == pytest.approx(0.4)
 
 

@@ -51,11 +51,15 @@ def test_every_row_of_a_markdown_table_has_as_many_cells(report: Report) -> None
 
 def test_a_column_for_4_bit_weights_where_there_are_any(report: Report) -> None:
     assert "| over 4-bit |" not in tables.markdown(report)
-    report["cells"][2]["candidates"].append(candidate("ggml", "q4_0", 20, dtype="int4"))
+    report["cells"][2]["candidates"] += [
+        candidate("ggml", "q4_0", 20, dtype="int4"),
+        candidate("sparsecore", "lookup int4", 10, dtype="int4", sparse=True),
+    ]
     lines = tables.markdown(report).splitlines()
-    assert any(line.endswith("| 3.20x onnxruntime int8 | 0.80x ggml q4_0 |") for line in lines)
-    assert any(line.endswith("| 2.00x onnxruntime int8 | - |") for line in lines)
-    assert any(line.startswith("| 90% | all, 16 columns and more |") and line.endswith("| 0.80x |") for line in lines)
+    assert any(line.endswith("| 3.20x onnxruntime int8 | 0.80x ggml q4_0 | 2.00x |") for line in lines)
+    assert any(line.endswith("| 2.00x onnxruntime int8 | - | - |") for line in lines)
+    (mean,) = (line for line in lines if line.startswith("| 90% | all, 16 columns and more |"))
+    assert mean.endswith("| 0.80x | 2.00x |")
     test_every_row_of_a_markdown_table_has_as_many_cells(report)
 
 

@@ -58,7 +58,7 @@ def test_a_real_run() -> None:
     linear, row, pointwise, spatial = report["cells"]
     csr = {("torch", "csr"), ("scipy", "csr")}
     ours = {("sparsecore", name) for name in OUR_FORMATS}
-    for_few_rows = {("sparsecore", "bitmap"), ("sparsecore", "bitmap int8")}
+    for_few_rows = {("sparsecore", name) for name in ("bitmap", "bitmap int8", "lookup int4")}
     assert set(by_name(linear)) == ours | csr | {("torch", "dense")}
     assert set(by_name(row)) == set(by_name(linear)) | for_few_rows
     of_convolutions = ours | ({("sparsecore", "jit")} if HAS_GENERATOR else set())

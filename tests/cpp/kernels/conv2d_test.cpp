@@ -144,6 +144,7 @@ class Conv2dTest : public KernelTest<Conv2dArgs, Conv2dBlockArgs, Conv2dPanelArg
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
     shape.packing.panel_cols = shape.panel_cols();
+    shape.packing.kernel_h = shape.filter.h, shape.packing.kernel_w = shape.filter.w;
     shape.rows_per_group = (shape.rows_per_group + R - 1) / R * R;
     return shape;
   }

@@ -186,8 +186,8 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmJ
     return std::holds_alternative<Kernel<Args>>(any_kernel().row);
   }
 
-  // Block CSR has whole blocks of rows; bitmaps and codebooks have one layout, bitmaps values of any dtype, codebooks
-  // few different ones; one bit plane has no zeros.
+  // Block CSR has whole blocks of rows; code has a form for products and one for 1x1 convolutions; bitmaps and
+  // codebooks have one layout, bitmaps values of any dtype, codebooks few different ones; one bit plane has no zeros.
   Shape fitted(Shape shape) const {
     Random random(shape.seed);
     if (is_of<SpmmBitmapArgs>() || is_of<SpmmCodebookArgs>()) {
@@ -200,6 +200,7 @@ class SpmmTest : public KernelTest<SpmmArgs, SpmmBlockArgs, SpmmPanelArgs, SpmmJ
       shape.packing.num_values = random.pick<int64_t>({1, 3, 15, 255});
       shape.packing.gap_bits = random.integer(1, 8);
     }
+    if (is_of<SpmmJitArgs>()) shape.packing.kernel_h = shape.packing.kernel_w = random.integer(0, 1);
     if (is_of<SpmmPlanesArgs>()) shape.packing.planes = shape.fill == Fill::kFull && random.chance(0.8) ? 1 : 2;
     const int64_t R = random_csr_block_rows(any_kernel(), random);
     shape.packing.csr_block_rows = R;
