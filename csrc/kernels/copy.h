@@ -13,7 +13,7 @@ namespace {
 // Rows of a tile lie apart in memory, so that the hardware does not see the next one coming: they are fetched that many
 // rows ahead.
 constexpr int64_t kRowsAhead = 3;
-constexpr int64_t kLineBytes = 64;
+constexpr int64_t kLineBytes = 64, kLineFloats = 16;  // of cache
 
 template <class T>
 SPARSECORE_INLINE void prefetch(const T* p, int64_t n) {

@@ -18,8 +18,8 @@ namespace {
 constexpr int64_t kMinJitVectors = 4, kMaxJitVectors = 16;
 
 // Vectors of a tile, for so many in all and at most so many that second-level cache holds beside code and values.
-SPARSECORE_INLINE int64_t jit_tile_vectors(int64_t vectors, int64_t cached) {
-  return balanced_vectors(vectors, smaller(larger(cached, kMinJitVectors), kMaxJitVectors));
+SPARSECORE_INLINE int64_t jit_tile_vectors(int64_t vectors, int64_t cached, int64_t parts) {
+  return balanced(vectors, smaller(larger(cached, kMinJitVectors), kMaxJitVectors), parts);
 }
 
 SPARSECORE_INLINE int64_t jit_sums_floats(const JitView& weight) {

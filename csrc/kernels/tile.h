@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "kernels/copy.h"
+#include "kernels/parts.h"
 #include "simd/activation.h"
 #include "simd/target.h"
 #include "sparsecore/kernel.h"
@@ -27,12 +27,7 @@ constexpr int kSums = 8;
 // Widest tile: V accumulators, one broadcast value, and room for what the compiler needs beside them.
 constexpr int kMaxVectors = 12;
 
-// V vectors cover `vectors` in ceil(vectors / limit) equal steps: 13 as 7 + 6 and not as 12 + 1, because every step
-// pays once for its indices and values.
-inline int balanced_vectors(int64_t vectors, int64_t limit) {
-  const int64_t steps = divide_up(vectors, limit);
-  return steps == 0 ? 1 : static_cast<int>(divide_up(vectors, steps));
-}
+inline int balanced_vectors(int64_t vectors, int64_t limit) { return static_cast<int>(balanced(vectors, limit)); }
 
 // Rows that are computed together: 1 in CSR.
 template <class T>

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
+#include <exception>
 #include <string>
 
 #include "torch/numbered.h"
@@ -143,6 +145,61 @@ void replay_timed(int64_t recording, int64_t begin, int64_t end, const std::vect
   found->replay(begin, end, externals, times.mutable_data_ptr<double>());
 }
 
+// Slice i of a batch: recordings[i] on its externals, then its results, which lie in the recording's buffer, to its
+// outputs. The externals, results and outputs of all slices come one after the other. Thread t runs the slices
+// [first[t], first[t + 1]) in turn; no recording belongs to two threads.
+void replay_slices(const std::vector<int64_t>& numbers, const std::vector<int64_t>& first,
+                   const std::vector<Tensor>& externals, const std::vector<Tensor>& results,
+                   const std::vector<Tensor>& outputs) {
+  const size_t count = numbers.size();
+  check(count > 0 && externals.size() % count == 0 && results.size() % count == 0 && results.size() == outputs.size(),
+        "expected as many externals, results and outputs for every slice");
+  check(first.size() >= 2 && first.front() == 0 && first.back() == static_cast<int64_t>(count) &&
+            std::ranges::is_sorted(first),
+        "expected the first slice of each thread, and the number of slices");
+  std::vector<std::shared_ptr<Recording>> found;
+  for (const int64_t number : numbers) found.push_back(recordings().find(number));
+  for (size_t t = 1; t + 1 < first.size(); ++t) {
+    const auto middle = found.begin() + first[t];
+    check(std::find_first_of(found.begin(), middle, middle, found.end()) == middle,
+          "expected recordings of its own for every thread");
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    check_external(results[i]);
+    check_external(outputs[i]);
+    check(bytes_of(results[i]) == bytes_of(outputs[i]), "expected outputs of the results' sizes");
+  }
+  const size_t num_externals = externals.size() / count, num_results = results.size() / count;
+  const auto run_slice = [&](size_t slice) {
+    const auto begin = externals.begin() + static_cast<int64_t>(slice * num_externals);
+    const Recording& recording = *found[slice];
+    recording.replay(0, recording.num_steps(), {begin, begin + static_cast<int64_t>(num_externals)});
+    for (size_t i = slice * num_results; i < (slice + 1) * num_results; ++i) {
+      std::memcpy(outputs[i].mutable_data_ptr(), results[i].const_data_ptr(),
+                  static_cast<size_t>(bytes_of(outputs[i])));
+    }
+  };
+  const int64_t num_threads = static_cast<int64_t>(first.size()) - 1;
+  std::vector<std::exception_ptr> problems(static_cast<size_t>(num_threads));
+  const auto run_threads = [&](int64_t begin, int64_t end) {
+    for (size_t t = static_cast<size_t>(begin); t < static_cast<size_t>(end); ++t) {
+      try {
+        for (int64_t slice = first[t]; slice < first[t + 1]; ++slice) run_slice(static_cast<size_t>(slice));
+      } catch (...) {
+        problems[t] = std::current_exception();
+      }
+    }
+  };
+  if (num_threads == 1) {
+    run_threads(0, 1);  // the steps themselves may use several
+  } else {
+    torch::stable::parallel_for(0, num_threads, 1, run_threads);
+  }
+  for (const std::exception_ptr& problem : problems) {
+    if (problem != nullptr) std::rethrow_exception(problem);
+  }
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
@@ -152,6 +209,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsecore, m) {
   m.def("record_end(int recording) -> int");
   m.def("replay(int recording, int begin, int end, Tensor[] externals) -> ()");
   m.def("replay_timed(int recording, int begin, int end, Tensor[] externals, Tensor times) -> ()");
+  m.def("replay_slices(int[] recordings, int[] first, Tensor[] externals, Tensor[] results, Tensor[] outputs) -> ()");
 }
 
 // Without a tensor among the arguments there is nothing to dispatch on.
@@ -162,6 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparsecore, CompositeExplicitAutograd, m) {
   m.impl("record_end", TORCH_BOX(&record_end));
   m.impl("replay", TORCH_BOX(&replay));
   m.impl("replay_timed", TORCH_BOX(&replay_timed));
+  m.impl("replay_slices", TORCH_BOX(&replay_slices));
 }
 
 }  // namespace sparsecore::torch_binding

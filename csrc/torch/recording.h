@@ -6,6 +6,7 @@
 //   record_end(recording)                     -> number of steps, or -1 if one cannot be kept
 //   replay(recording, begin, end, externals)  runs steps [begin, end) on other externals of the same sizes
 //   replay_timed(..., times)                  the same, and adds the microseconds of each step to times[step]
+//   replay_slices(recordings, ...)            whole recordings, several side by side, each on slices of a batch
 //
 // A pointer of a step lies in the recording's buffer, which stays, or in an external tensor, which comes anew with
 // every replay. Weights are kept alive by the recording; they were validated when it was made.

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from sparsecore._threads import use_threads
 from sparsecore.bench import probes
 from sparsecore.bench.demo_digits import run_digits
 from sparsecore.bench.demo_resnet import run_resnet
 from sparsecore.bench.progress import Progress, lines, stage
 from sparsecore.bench.report import write_report
-from sparsecore.bench.versions import use_threads
 from sparsecore.errors import require_extra
 
 SCHEMA = 1

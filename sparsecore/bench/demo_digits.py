@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import sparsecore as sc
+from sparsecore._threads import use_threads
 from sparsecore.bench.models import Digits, digits_data, digits_net
 from sparsecore.bench.progress import Progress, stage
 from sparsecore.bench.versions import (
@@ -25,7 +26,6 @@ from sparsecore.bench.versions import (
     measure,
     memory_bytes,
     replace_layers,
-    use_threads,
 )
 from sparsecore.graph import fold_batchnorm
 from sparsecore.nn import (

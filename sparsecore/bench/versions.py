@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -111,17 +110,6 @@ def measure(
         timings = interleave({**calls, PROBE: probe}, min_time_s=min_time_s, min_rounds=min_rounds, progress=progress)
     del timings[PROBE]
     return Run(batch=len(x), timings=timings, fma_gflops=median(peaks))
-
-
-@contextmanager
-def use_threads(count: int | None) -> Iterator[None]:
-    """Set torch's number of threads and put it back; None leaves it alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

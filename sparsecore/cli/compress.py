@@ -33,7 +33,7 @@ def compress(
     docs/recipes.md lists what it may hold. A run that was stopped goes on with --resume, to the same weights. Under
     torchrun several processes share the work.
     """
-    from sparsecore.bench.versions import use_threads
+    from sparsecore._threads import use_threads
     from sparsecore.train.compressor import Compressor
 
     compressor: Compressor | None = None

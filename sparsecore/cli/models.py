@@ -189,8 +189,8 @@ def explain(
     MODEL and what is pruned: as in `sparsecore bench`.
     """
     import sparsecore
+    from sparsecore._threads import use_threads
     from sparsecore.bench.models import find_model, load_model
-    from sparsecore.bench.versions import use_threads
     from sparsecore.bench.whole_models.fast import make_fast
     from sparsecore.bench.whole_models.pruning import prune_model
 

@@ -76,7 +76,7 @@ def prune(
     Block after block is read, pruned on calibration data and written to --out, which transformers loads like MODEL. A
     run that was stopped continues where it was when the same command is given again.
     """
-    from sparsecore.bench.versions import use_threads
+    from sparsecore._threads import use_threads
     from sparsecore.prune import prune_pretrained
 
     options: dict[str, Any] = {"data": data, "samples": samples, "length": length, "seed": seed, "dtype": dtype}

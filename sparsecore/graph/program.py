@@ -24,6 +24,7 @@ from sparsecore._native import raw, release
 from sparsecore.graph.memory import Lifetime, new_buffer, plan_memory
 
 _replay = torch.ops.sparsecore.replay.default
+_copy = torch.ops.aten.clone.default
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,48 @@ class Program:
                 _Profiler(self.module, self._steps, times).run(*inputs, enable_io_processing=False)
         return times
 
-    def only_replay(self) -> Callable[[Sequence[Tensor]], None] | None:
-        """The recorded steps alone, without copies of outputs; None if there is anything else."""
-        replays = [node for node in self.module.graph.nodes if node.target is _replay]
-        if len(replays) != 1 or any(n.op in ("call_module", "call_method") for n in self.module.graph.nodes):
+    def only_steps(self) -> RecordedSteps | None:
+        """The recorded steps without copies of outputs; None if the program is anything else beside."""
+        nodes = list(self.module.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        calls = [node for node in nodes if node.op.startswith("call") and not _is_copy(node)]
+        copies = nodes[-1].args[0]
+        if [node.target for node in calls] != [_replay] or not all(map(_is_copy, copies)):
             return None
-        _, begin, end, _ = replays[0].args
-        return lambda inputs: _replay(self._recording, begin, end, inputs)
+        if calls[0].args != (self._recording, 0, len(self._steps), inputs):
+            return None
+        outputs = tuple(getattr(self.module, copy.args[0].target) for copy in copies)
+        return RecordedSteps(self, self._recording, len(self._steps), outputs)
 
     def __del__(self) -> None:
         if (recording := self.__dict__.get("_recording")) is not None:
             release(raw.recording_free, recording)
+
+
+@dataclass(frozen=True)
+class RecordedSteps:
+    """A program that is recorded steps alone.
+
+    Attributes:
+        program: keeps the recording alive.
+        recording: its number.
+        count: how many steps it has.
+        outputs: in the program's buffer, of the last run.
+    """
+
+    program: Program
+    recording: int
+    count: int
+    outputs: tuple[Tensor, ...]
+
+    def run(self, inputs: Sequence[Tensor]) -> None:
+        """Run on contiguous inputs of the recorded shapes."""
+        _replay(self.recording, 0, self.count, inputs)
+
+
+def _is_copy(node: Any) -> bool:
+    """Whether a node of a program hands out what lies in the buffer."""
+    return isinstance(node, fx.Node) and node.target is _copy and node.args[0].op == "get_attr"  # type: ignore[union-attr]
 
 
 def layer_program(layer: nn.Module, inputs: Sequence[Tensor]) -> Program:
@@ -113,8 +145,8 @@ def layer_program(layer: nn.Module, inputs: Sequence[Tensor]) -> Program:
 
 def record_layer(layer: nn.Module, inputs: Sequence[Tensor]) -> Callable[[], object]:
     """A call of one layer on these inputs, as a program makes it."""
-    replay = layer_program(layer, inputs).only_replay()
-    return partial(layer, *inputs) if replay is None else partial(replay, inputs)
+    steps = layer_program(layer, inputs).only_steps()
+    return partial(layer, *inputs) if steps is None else partial(steps.run, inputs)
 
 
 class Plan:
@@ -260,7 +292,7 @@ class _Recorder(fx.Interpreter):
         for node in output.args[0]:  # type: ignore[union-attr]
             new: Any = self.nodes[node] if isinstance(node, fx.Node) else node
             if isinstance(new, fx.Node) and new.op == "get_attr":
-                new = self.new_graph.call_function(torch.ops.aten.clone.default, (new,))
+                new = self.new_graph.call_function(_copy, (new,))
             results.append(new)
         self.new_graph.output(tuple(results))
         return ()

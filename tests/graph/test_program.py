@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -95,6 +96,33 @@ def test_times_of_steps_are_of_that_recording() -> None:
         raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(1000, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"expected times \[\d+\] float64"):
         raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(len(program._steps)))
+
+
+def test_replay_of_slices_checks_what_it_gets() -> None:
+    x = image(1)
+    graph = sparse_graph(sparse_(NETWORKS["residual"][0]()), x)
+    first, second = (Program(graph, [x]).only_steps() for _ in range(2))
+    assert first is not None
+    assert second is not None
+    y = torch.empty_like(first.outputs[0])
+
+    def run(recordings: Sequence[int], threads: Sequence[int], x: Tensor, y: Tensor) -> None:
+        count = len(recordings)
+        raw.replay_slices(recordings, threads, [x] * count, [first.outputs[0]] * count, [y] * count)
+
+    run([first.recording], [0, 1], x, y)
+    assert torch.equal(y, first.outputs[0])
+    for threads in ([0], [0, 2], [1, 1], [0, 2, 1]):
+        with pytest.raises(RuntimeError, match="expected the first slice of each thread"):
+            run([first.recording], threads, x, y)
+    with pytest.raises(RuntimeError, match="expected recordings of its own for every thread"):
+        run([first.recording, second.recording, first.recording], [0, 1, 3], x, y)
+    with pytest.raises(RuntimeError, match="expected outputs of the results' sizes"):
+        run([first.recording], [0, 1], x, y[..., :-1].contiguous())
+    with pytest.raises(RuntimeError, match="expected external tensors of the sizes"):
+        run([first.recording, second.recording], [0, 1, 2], image(2), y)
+    with pytest.raises(RuntimeError, match="expected as many externals"):
+        raw.replay_slices([first.recording], [0, 1], [x], [y], [])
 
 
 def test_profile_names_every_node() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from networks import NETWORKS, assert_same, image, sparse_
 from torch import Tensor, nn
 
 import sparsecore as sc
+from sparsecore._threads import use_threads
 from sparsecore.graph import slices
 from sparsecore.graph.compiled import CompiledModule
 from sparsecore.graph.slices import SlicedProgram, are_samples_independent
@@ -63,10 +65,38 @@ def test_slices_share_a_batch_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = compiled(model, image(1))
     one = fast.program_for([image(1)]).num_bytes
     monkeypatch.setattr(slices, "SLICE_BYTES", 3 * one)
-    sizes = {batch: getattr(fast.program_for([image(batch)]), "sizes", None) for batch in (3, 4, 7)}
-    assert sizes == {3: None, 4: (2, 2), 7: (3, 2, 2)}
-    with torch.no_grad():
-        assert_same(fast(image(7)), model(image(7)), 1e-4)
+
+    def sizes(batch: int, threads: int) -> tuple[int, ...] | None:
+        with use_threads(threads), torch.no_grad():
+            assert_same(fast(image(batch)), model(image(batch)), 1e-4)
+            return getattr(fast.program_for([image(batch)]), "sizes", None)
+
+    assert [sizes(batch, threads=1) for batch in (3, 4, 7)] == [None, (2, 2), (3, 2, 2)]
+    assert [sizes(batch, threads=2) for batch in (3, 4, 7)] == [None, (2, 2), (2, 2, 2, 1)]
+    assert sizes(4, threads=3) == (2, 2)  # three threads would wait for one
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_with_slices_of_their_own_change_no_bit(threads: int) -> None:
+    fast = compiled(sparse_(NETWORKS["residual"][0]()), image(1))
+    x = image(9)
+    with torch.no_grad(), use_threads(threads):
+        alone = torch.cat([fast(one) for one in x.split(1)])
+        program = fast.program_for([x])
+        assert torch.equal(fast(x), alone)
+        times = program.profile([x], 2)
+    assert times.keys() >= fast.layers_of_nodes().keys()
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_a_sliced_program_runs_once_at_a_time() -> None:
+    model = sparse_(NETWORKS["residual"][0]())
+    fast = compiled(model, image(1))
+    batches = [image(6, seed=seed) for seed in range(8)] * 5
+    with torch.no_grad(), use_threads(2), ThreadPoolExecutor(4) as pool:
+        for got, x in zip(pool.map(fast, batches), batches, strict=True):
+            assert_same(got, model(x), 1e-4)
 
 
 def test_small_batches_run_at_once() -> None:

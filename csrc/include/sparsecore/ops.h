@@ -35,6 +35,7 @@ struct SpmmOf {
   int64_t y_batch_stride = 0;
   const void* residual = nullptr;  // strides of y, or null
   Epilogue epilogue;
+  int64_t threads = 1;  // that share an image by pixels: it is cut into as many tiles for each
 };
 using SpmmArgs = SpmmOf<CsrView<float>>;
 using SpmmBlockArgs = SpmmOf<BlockCsrView<float>>;  // block_rows 4 or 8; the rows argument of run counts blocks
@@ -70,6 +71,7 @@ struct Conv2dOf : ConvShape {
   void* y = nullptr;
   const void* residual = nullptr;
   Epilogue epilogue;
+  int64_t threads = 1;  // that share an image by pixels: it is cut into as many tiles for each
 };
 using Conv2dArgs = Conv2dOf<CsrView<float>>;
 using Conv2dBlockArgs = Conv2dOf<BlockCsrView<float>>;  // no block in two groups
@@ -102,6 +104,7 @@ struct Pool2dArgs {
   Dtype dtype = Dtype::kFloat32;
   const void* x = nullptr;
   void* y = nullptr;
+  int64_t threads = 1;  // that share an image by pixels: it is cut into as many tiles for each
 };
 std::span<const Kernel<Pool2dArgs>> pool2d_kernels();
 
@@ -117,6 +120,7 @@ struct ScaleShiftArgs {
   const float* scale = nullptr;    // [C], or one row of C for each image, or null
   int64_t scale_batch_stride = 0;  // 0: the same for all images
   Epilogue epilogue;
+  int64_t threads = 1;  // that share an image by pixels: it is cut into as many tiles for each
 };
 std::span<const Kernel<ScaleShiftArgs>> scale_shift_kernels();
 
@@ -131,6 +135,7 @@ struct DepthwiseArgs : ConvShape {
   void* y = nullptr;
   const void* residual = nullptr;  // or null; added before the activation
   Epilogue epilogue;
+  int64_t threads = 1;  // that share an image by pixels: it is cut into as many tiles for each
 };
 std::span<const Kernel<DepthwiseArgs>> depthwise_kernels();
 

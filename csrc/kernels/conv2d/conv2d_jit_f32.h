@@ -21,7 +21,8 @@ struct Conv2dJitF32 {
   static Conv2dPlan plan_of(const Conv2dJitArgs& args) {
     Conv2dPlan plan = make_grid<S>(args, false);
     const int64_t cached = kStripBytes / int64_t(sizeof(float)) / larger(args.channels * plan.planes(), 1) - plan.halo;
-    const int64_t T = jit_tile_vectors(divide_up(plan.positions, JitView::kLanes), cached / JitView::kLanes);
+    const int64_t parts = parts_of_image(args.threads, args.batch);
+    const int64_t T = jit_tile_vectors(divide_up(plan.positions, JitView::kLanes), cached / JitView::kLanes, parts);
     cut_grid<S>(plan, T * JitView::kLanes / S::kLanes);
     return plan;
   }

@@ -34,9 +34,8 @@ constexpr bool kHasHalves = requires { &S::load_halves; };
 
 // Floats of a band: half of a first-level cache, so that x and y pass by without evicting it.
 constexpr int64_t kBandFloats = 4096;
-constexpr int64_t kLineFloats = 16;  // of cache
 
-// How an image is cut; a function of the shape alone, so that results do not depend on the threads.
+// How an image is cut.
 struct DepthwisePlan {
   bool has_halves;       // a line is two output rows
   int64_t band_rows;     // output rows of a band
@@ -60,7 +59,7 @@ inline bool is_unrolled(const ConvShape& shape) {
 }
 
 template <class S>
-DepthwisePlan make_depthwise_plan(const ConvShape& shape) {
+DepthwisePlan make_depthwise_plan(const DepthwiseArgs& shape) {
   DepthwisePlan plan{};
   plan.has_halves =
       kHasHalves<S> && is_unrolled(shape) && shape.stride_h == 1 && 2 * shape.out_width <= int64_t(S::kLanes);
@@ -74,16 +73,14 @@ DepthwisePlan make_depthwise_plan(const ConvShape& shape) {
   plan.pitch = plan.phases * plan.phase_floats;
   const int64_t reach = (shape.kernel_h - 1) * shape.dilation_h + 1;
   const int64_t fitting = (kBandFloats / plan.pitch - reach) / shape.stride_h + 1;
-  plan.bands = divide_up(shape.out_height, larger(fitting, kMaxLines));
-  plan.band_rows = shape.out_height;
-  if (plan.bands > 1) {
-    plan.band_rows = round_up(divide_up(shape.out_height, plan.bands), kMaxLines);
-    plan.bands = divide_up(shape.out_height, plan.band_rows);
-  }
+  const int64_t parts = parts_of_image(shape.threads, shape.batch);
+  plan.band_rows = balanced(shape.out_height, larger(fitting, kMaxLines), parts);
+  if (parts == 1 && plan.band_rows < shape.out_height) plan.band_rows = round_up(plan.band_rows, kMaxLines);
+  plan.bands = divide_up(shape.out_height, plan.band_rows);
   plan.rows = (round_up(plan.band_rows, plan.rows_of_line()) - 1) * shape.stride_h + reach;
   // What was just stored cannot be loaded at another alignment before it has left the store queue: small planes wait
   // for each other.
-  plan.planes = plan.bands > 1 ? 1 : larger(kBandFloats / plan.buffer_floats(), 1);
+  plan.planes = larger(kBandFloats / plan.buffer_floats(), 1);
   return plan;
 }
 

@@ -9,7 +9,7 @@
 // Several rows of y at a time: a load of what was stored in other pieces just before waits until it is in the cache.
 #pragma once
 
-#include "kernels/copy.h"
+#include "kernels/parts.h"
 #include "simd/target.h"
 #include "sparsecore/kernel.h"
 #include "sparsecore/ops.h"
@@ -22,8 +22,6 @@ constexpr int64_t kTileOutputs = 8192;
 
 // Bytes of combined rows: they stay in the first-level cache, beside the rows of x that they are made from.
 constexpr int64_t kCombinedBytes = 8192;
-
-constexpr int64_t kLineFloats = 16;
 
 // Vectors of columns that the rows of a window are combined for at a time.
 constexpr int kVectors = 4;
@@ -84,8 +82,9 @@ struct PoolPlan {
     row_floats = divide_up(left - args.padding_w + reached, kLineFloats) * kLineFloats;
     pixels = larger(smaller(args.width, row_floats - left), 0);
     rows = larger(kCombinedBytes / (row_floats * int64_t(sizeof(float))), 1);
-    tile_rows = larger(kTileOutputs / larger(args.out_width, 1), 1);
-    rows = smaller(rows, smaller(tile_rows, args.out_height));
+    const int64_t parts = parts_of_image(args.threads, args.batch);
+    tile_rows = balanced(args.out_height, larger(kTileOutputs / larger(args.out_width, 1), 1), parts);
+    rows = smaller(rows, tile_rows);
   }
   int64_t tiles_of_image(const Pool2dArgs& args) const { return divide_up(args.out_height, tile_rows); }
   int64_t scratch_floats() const { return rows * row_floats + out_floats; }

@@ -2,7 +2,7 @@
 // wrapper that defines Simd.
 #pragma once
 
-#include "kernels/copy.h"
+#include "kernels/parts.h"
 #include "simd/activation.h"
 #include "simd/target.h"
 #include "sparsecore/kernel.h"
@@ -67,15 +67,19 @@ struct ScaleShiftF32 {
   static void run(const ScaleShiftArgs& args, Range channels, Range tiles, void*) {
     with_dtype(args.dtype, [&](auto tag) {
       for (int64_t t = tiles.begin; t < tiles.end; ++t) {
-        const int64_t image = t / tiles_of_image(args), first = t % tiles_of_image(args) * kTileColumns;
-        const Range columns{first, smaller(first + kTileColumns, args.columns)};
+        const int64_t image = t / tiles_of_image(args), first = t % tiles_of_image(args) * tile_columns(args);
+        const Range columns{first, smaller(first + tile_columns(args), args.columns)};
         run_tile<typename decltype(tag)::type>(args, image, channels, columns);
       }
     });
   }
 
  private:
-  static int64_t tiles_of_image(const ScaleShiftArgs& args) { return divide_up(args.columns, kTileColumns); }
+  static int64_t tile_columns(const ScaleShiftArgs& args) {
+    const int64_t parts = parts_of_image(args.threads, args.batch);
+    return balanced(divide_up(args.columns, kLineFloats), kTileColumns / kLineFloats, parts) * kLineFloats;
+  }
+  static int64_t tiles_of_image(const ScaleShiftArgs& args) { return divide_up(args.columns, tile_columns(args)); }
 
   template <class T>
   static void run_tile(const ScaleShiftArgs& args, int64_t image, Range channels, Range columns) {

@@ -19,7 +19,7 @@ struct SpmmJitF32 {
 
   static int64_t tile_vectors(const SpmmJitArgs& args) {
     const int64_t cached = kTileBytes / (vector_floats(args.weight) * int64_t(sizeof(float)));
-    return jit_tile_vectors(divide_up(num_columns(args), JitView::kLanes), cached);
+    return jit_tile_vectors(divide_up(num_columns(args), JitView::kLanes), cached, args.threads);
   }
 
   static int64_t num_tiles(const SpmmJitArgs& args) {

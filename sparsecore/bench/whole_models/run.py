@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sparsecore._threads import use_threads
 from sparsecore.bench import probes
 from sparsecore.bench.models.load import ModelSource, load_model
 from sparsecore.bench.peers.candidate import FLOAT32
@@ -23,7 +24,6 @@ from sparsecore.bench.peers.library import Library
 from sparsecore.bench.peers.team import Team
 from sparsecore.bench.progress import Progress, silent, stage
 from sparsecore.bench.text_table import count_threads
-from sparsecore.bench.versions import use_threads
 from sparsecore.bench.whole_models.compare import compare
 from sparsecore.bench.whole_models.export import export_onnx, quantize_onnx
 from sparsecore.bench.whole_models.libraries import ONNX_PEERS, OURS

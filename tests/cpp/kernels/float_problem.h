@@ -53,16 +53,25 @@ int64_t random_csr_block_rows(const AnyKernel<Args...>& any, Random& random) {
   return std::visit(visit, any.row);
 }
 
+// The arguments for tiles that so many threads share.
+template <class Args>
+Args shared_by(int64_t threads, Args args) {
+  if constexpr (requires { args.threads; }) args.threads = threads;
+  return args;
+}
+
 // The same work in one call, in random parts, and on threads: equal bits.
 template <class Problem, class Any>
 void check_splits(const Problem& problem, const Any& any, Random& random) {
+  const int64_t num_threads = random.integer(2, 8);
   const Numbers whole = problem.run(any);
-  const Numbers parts = problem.run_with(any, [&](const auto& kernel, const auto& args, int64_t num_rows) {
+  const Numbers parts = problem.run_with(any, [&](const auto& kernel, const auto& given, int64_t num_rows) {
+    const auto args = shared_by(num_threads, given);
     run_split(kernel, args, {0, num_rows}, {0, kernel.num_tiles(args)}, random);
   });
   ASSERT_TRUE(same_bits(whole, parts));
-  const Numbers threads = problem.run_with(any, [&](const auto& kernel, const auto& args, int64_t num_rows) {
-    run_threads(kernel, args, num_rows, random.integer(2, 8));
+  const Numbers threads = problem.run_with(any, [&](const auto& kernel, const auto& given, int64_t num_rows) {
+    run_threads(kernel, shared_by(random.integer(1, num_threads), given), num_rows, num_threads);
   });
   ASSERT_TRUE(same_bits(whole, threads));
 }

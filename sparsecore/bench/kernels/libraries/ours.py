@@ -64,7 +64,7 @@ def _candidate(source: nn.Module, make: Maker, x: Tensor) -> Candidate:
     name = format_of(layer)
     # As a compiled model runs it, into memory that was planned before, which other runtimes do too.
     program = layer_program(layer, (x,))
-    replay = program.only_replay()
+    steps = program.only_steps()
 
     def output() -> NDArray[Any]:
         results = program.try_run((x,))
@@ -72,7 +72,7 @@ def _candidate(source: nn.Module, make: Maker, x: Tensor) -> Candidate:
         return numpy_of(results[0])
 
     return Candidate(
-        partial(layer, x) if replay is None else partial(replay, (x,)),
+        partial(layer, x) if steps is None else partial(steps.run, (x,)),
         output,
         dtype=TYPES.get(numeric_type(name), FLOAT32),
         sparse=name not in (DENSE, "int8"),
