@@ -41,10 +41,10 @@ void Assembler::memory_form(Form form, int opcode, int reg, int second, Address 
 }
 
 // The fifth bit of a register in ModRM.rm is where the fourth of an index would be.
-void Assembler::zero(int reg) {
-  evex(kInteger, reg, reg, reg, reg >> 1, false);
-  put(0xEF);
-  put(kDirect | low(reg) << 3 | low(reg));
+void Assembler::register_form(Form form, int opcode, int reg, int second, int third) {
+  evex(form, reg, second, third, third >> 1, false);
+  put(opcode);
+  put(kDirect | low(reg) << 3 | low(third));
 }
 
 // REX: 64 bits, and the fourth bits of ModRM.reg and of ModRM.rm or the base. Addresses of words have no index here.

@@ -9,8 +9,8 @@ namespace sparsecore::jit {
 // As instructions number them; rsp is the stack's.
 enum class Register : uint8_t { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
 
-// Arguments one, two and three of the System V calling convention, and what a function has to give back unchanged.
-inline constexpr Register kArguments[] = {Register::rdi, Register::rsi, Register::rdx};
+// The first arguments of the System V calling convention, and what a function has to give back unchanged.
+inline constexpr Register kArguments[] = {Register::rdi, Register::rsi, Register::rdx, Register::rcx};
 constexpr bool is_callee_saved(Register reg) {
   return reg == Register::rbx || reg == Register::rbp || reg >= Register::r12;
 }
@@ -30,9 +30,15 @@ class Assembler {
 
   void load(int to, Address from) { memory_form(kPlain, 0x10, to, 0, from, kVectorBytes); }   // vmovups
   void store(Address to, int from) { memory_form(kPlain, 0x11, from, 0, to, kVectorBytes); }  // vmovups
-  void zero(int reg);                                                                         // vpxord
+  void zero(int reg) { register_form(kInteger, 0xEF, reg, reg, reg); }                        // vpxord
   // sum += a * b, where b is one float for all lanes: vfmadd231ps
   void fma_broadcast(int sum, int a, Address b) { memory_form(kFused, 0xB8, sum, a, b, sizeof(float), true); }
+  void broadcast(int to, Address from) { memory_form(kFused, 0x18, to, 0, from, sizeof(float)); }  // vbroadcastss
+  void add(int sum, Address by) { memory_form(kPlain, 0x58, sum, sum, by, kVectorBytes); }         // vaddps
+  void add_broadcast(int sum, Address by) { memory_form(kPlain, 0x58, sum, sum, by, sizeof(float), true); }
+  // NaN if x is NaN: both give their second operand then.
+  void max(int x, int least) { register_form(kPlain, 0x5F, x, least, x); }  // vmaxps
+  void min(int x, int most) { register_form(kPlain, 0x5D, x, most, x); }    // vminps
 
   void load(Register to, Address from);  // mov
   void add(Register to, int32_t bytes);  // add
@@ -59,6 +65,7 @@ class Assembler {
                    bool is_broadcast = false);
   // ModRM and what follows it. Offsets of -128 to 127 operands take one byte, others four.
   void address(int reg, Address at, int32_t operand_bytes);
+  void register_form(Form form, int opcode, int reg, int second, int third);
   void one_byte_form(int opcode, Register reg);
 
   std::vector<uint8_t> bytes_;

@@ -16,6 +16,7 @@ using jit::Assembler;
 using jit::Register;
 
 constexpr Register kValues = jit::kArguments[0], kX = jit::kArguments[1], kSumsOut = jit::kArguments[2];
+constexpr Register kOutputs = jit::kArguments[3];
 
 // Sums of as many rows and one vector of columns: an activation is loaded once for all rows of the block that have its
 // column (at 90% zeros 2.7 of 28), and the value comes with the multiply-add. The other registers hold activations.
@@ -104,10 +105,10 @@ class TapColumns {
 
  private:
   static constexpr Register kSpare = Register::rax;
-  // Taken from the end; those that need not be saved first.
+  // Taken from the end; those that need not be saved first. A filter of one tap leaves kOutputs alone.
   static constexpr Register kFree[] = {Register::r15, Register::r14, Register::r13, Register::r12,
-                                       Register::rbp, Register::rbx, Register::r11, Register::r10,
-                                       Register::r9,  Register::r8,  Register::rcx};
+                                       Register::rbp, Register::rbx, kOutputs,      Register::r11,
+                                       Register::r10, Register::r9,  Register::r8};
   static_assert(std::size(kFree) == 1 + JitTaps::kMaxRows);
 
   static size_t column_offset(int64_t kw) { return offsetof(JitTaps, columns) + size_t(kw) * 8; }
@@ -185,7 +186,7 @@ class Program final : public JitProgram {
           code_ptr_.push_back(assembler.size());
           entry_ptr_.push_back(num_values());
           write_segment(assembler, blocks[static_cast<size_t>(block - first)], columns,
-                        static_cast<int>(view_.rows_of({block, block + 1}).size()), panel == 0);
+                        static_cast<int>(view_.rows_of({block, block + 1}).size()));
         }
       }
     }
@@ -204,19 +205,19 @@ class Program final : public JitProgram {
  private:
   int32_t num_values() const { return static_cast<int32_t>(values_.size()); }
 
-  void write_segment(Assembler& assembler, const BlockColumns& columns, Range panel, int rows, bool is_first) {
+  void write_segment(Assembler& assembler, const BlockColumns& columns, Range panel, int rows) {
     if (view_.kernel_h == 0) {
-      write_code(assembler, PanelColumns(assembler), columns, panel, rows, is_first);
+      write_code(assembler, PanelColumns(assembler), columns, panel, rows);
     } else {
-      write_code(assembler, TapColumns(assembler, view_.kernel_h, view_.kernel_w), columns, panel, rows, is_first);
+      write_code(assembler, TapColumns(assembler, view_.kernel_h, view_.kernel_w), columns, panel, rows);
     }
   }
 
   template <class Columns>
-  void write_code(Assembler& assembler, Columns x, const BlockColumns& columns, Range panel, int rows, bool is_first) {
+  void write_code(Assembler& assembler, Columns x, const BlockColumns& columns, Range panel, int rows) {
     const auto sums = [](int row) { return Address{kSumsOut, row * int32_t(JitView::kSumsStride * sizeof(float))}; };
     for (int row = 0; row < rows; ++row) {
-      if (is_first) {
+      if (panel.begin == 0) {
         assembler.zero(row);
       } else {
         assembler.load(row, sums(row));
@@ -236,9 +237,37 @@ class Program final : public JitProgram {
       }
       loaded = loaded + 1 < kRegisters ? loaded + 1 : kSums;
     }
-    for (int row = 0; row < rows; ++row) assembler.store(sums(row), row);
     x.leave();
+    if (view_.writes_outputs() && panel.end == view_.cols) {
+      write_outputs(assembler, rows);
+    } else {
+      for (int row = 0; row < rows; ++row) assembler.store(sums(row), row);
+    }
     assembler.ret();
+  }
+
+  // See JitOutputs. All registers but those of the arguments are free.
+  static void write_outputs(Assembler& assembler, int rows) {
+    constexpr Register kResidual = Register::r8, kResidualStride = Register::r9, kY = Register::r10,
+                       kYStride = Register::r11, kBias = Register::rax;
+    constexpr int kLeast = kSums, kMost = kSums + 1;
+    const auto member = [](size_t offset) { return Address{kOutputs, static_cast<int32_t>(offset)}; };
+    assembler.load(kResidual, member(offsetof(JitOutputs, residual)));
+    assembler.load(kResidualStride, member(offsetof(JitOutputs, residual_stride)));
+    assembler.load(kY, member(offsetof(JitOutputs, y)));
+    assembler.load(kYStride, member(offsetof(JitOutputs, y_stride)));
+    assembler.load(kBias, member(offsetof(JitOutputs, bias)));
+    assembler.broadcast(kLeast, member(offsetof(JitOutputs, least)));
+    assembler.broadcast(kMost, member(offsetof(JitOutputs, most)));
+    for (int row = 0; row < rows; ++row) {
+      assembler.add(row, Address{kResidual});
+      assembler.add_broadcast(row, {kBias, row * int32_t(sizeof(float))});
+      assembler.max(row, kLeast);
+      assembler.min(row, kMost);
+      assembler.store({kY}, row);
+      assembler.add(kResidual, kResidualStride);
+      assembler.add(kY, kYStride);
+    }
   }
 
   JitView view_;

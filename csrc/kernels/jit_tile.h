@@ -57,11 +57,26 @@ class JitAhead {
   int64_t code_step_, value_step_;
 };
 
+// A residual and a bias that change nothing.
+alignas(kLineBytes) constexpr float kAddNothing[2 * kLineFloats] = {
+    -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
+    -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f};
+
+// Outputs that are the sums, in their places.
+SPARSECORE_INLINE JitOutputs jit_sums_as_outputs(float* sums) {
+  JitOutputs outputs;
+  outputs.residual = reinterpret_cast<const uint8_t*>(kAddNothing);
+  outputs.y = reinterpret_cast<uint8_t*>(sums);
+  outputs.y_stride = JitView::kSumsStride * int64_t(sizeof(float));
+  outputs.bias = kAddNothing;
+  return outputs;
+}
+
 // x_of(vector, panel) is what the code takes as x; will_write(rows, vector) comes some time before those outputs are
-// written.
-template <class XOf, class WillWrite>
+// written; outputs_of(rows, vector, their sums) says where, for code that writes outputs.
+template <class XOf, class WillWrite, class OutputsOf>
 SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range blocks, int64_t T, float* sums, XOf x_of,
-                                     WillWrite will_write) {
+                                     WillWrite will_write, OutputsOf outputs_of) {
   const int64_t block_floats = weight.block_rows * JitView::kSumsStride;
   const int64_t num_panels = weight.num_panels();
   for (int64_t panel = 0; panel < num_panels; ++panel) {
@@ -71,23 +86,28 @@ SPARSECORE_INLINE void run_jit_group(const JitView& weight, Range group, Range b
       const void* x = x_of(v, panel);
       for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         ahead.step();
-        if (panel + 1 == num_panels) will_write(weight.rows_of({block, block + 1}), v);
+        float* to = sums + (block - blocks.begin) * block_floats + v * JitView::kLanes;
+        JitOutputs outputs;
+        if (panel + 1 == num_panels) {
+          const Range n = weight.rows_of({block, block + 1});
+          will_write(n, v);
+          if (weight.writes_outputs()) outputs = outputs_of(n, v, to);
+        }
         const int64_t segment = first + block - group.begin;
         const auto code = reinterpret_cast<JitView::Code>(weight.code + weight.code_ptr[segment]);
-        code(weight.values + weight.entry_ptr[segment], x,
-             sums + (block - blocks.begin) * block_floats + v * JitView::kLanes);
+        code(weight.values + weight.entry_ptr[segment], x, to, &outputs);
       }
     }
   }
 }
 
 // Calls finish(rows, their sums) for groups of rows, whose outputs will_write() was told of before.
-template <class XOf, class WillWrite, class Finish>
+template <class XOf, class WillWrite, class OutputsOf, class Finish>
 SPARSECORE_INLINE void run_jit_tile(const JitView& weight, Range blocks, int64_t T, float* sums, XOf x_of,
-                                    WillWrite will_write, Finish finish) {
+                                    WillWrite will_write, OutputsOf outputs_of, Finish finish) {
   for (int64_t begin = blocks.begin; begin < blocks.end;) {
     const Range group = weight.group_of(begin), part{begin, smaller(group.end, blocks.end)};
-    run_jit_group(weight, group, part, T, sums, x_of, will_write);
+    run_jit_group(weight, group, part, T, sums, x_of, will_write, outputs_of);
     finish(weight.rows_of(part), sums);
     begin = part.end;
   }

@@ -208,12 +208,6 @@ class PanelConv2d(Conv2dGeometry, PanelStorage):
         return cast(Tensor, y)
 
 
-# Products with so many rows read activations where they lie, others a packed copy. Measured on Zen 4 at 90% zeros, over
-# the packed copy: 144 -> 24 at 56x56 takes 0.6 of its time, 672 -> 112 at 14x14 0.85, 128 rows the same, 1024 rows at
-# 7x7 1.3: every 28 rows read them again, and most loads cross a cache line there.
-MOST_IN_PLACE_ROWS = 112
-
-
 class JitConv2d(Conv2dGeometry, JitStorage):
     """SparseConv2d as machine code; the outputs are equal. One group only.
 
@@ -228,7 +222,7 @@ class JitConv2d(Conv2dGeometry, JitStorage):
         super().__init__(weight, bias, **options)
 
     def _filter(self) -> Sequence[int]:
-        return () if self.is_product and self.out_channels > MOST_IN_PLACE_ROWS else self.kernel_size
+        return self.kernel_size
 
     def _convolve(self, x: Tensor, residual: Tensor | None) -> Tensor:
         arguments = self._arguments()

@@ -162,7 +162,7 @@ class JitStorage(PackedStorage, CsrStorage):
         return self.program.arguments[:3]
 
     def _filter(self) -> Sequence[int]:
-        """Of a convolution that is no product; empty for all else."""
+        """KH and KW of a convolution; empty for all else."""
         return ()
 
     def _unpack_stored(self) -> Sequence[Tensor]:

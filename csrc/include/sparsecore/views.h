@@ -96,22 +96,34 @@ struct PanelView {
 //   load x4 ...
 //
 // The sums of a row lie kSumsStride floats after those of the row before: there is room for those of other columns.
-// Code of the first panel starts from zero, that of others from `sums`; all of it leaves its results there. Segments
-// lie in memory in the order in which kernels run them: by group of group_blocks blocks, in it by panel, in it by
-// block.
+// Code of the first panel starts from zero, that of others from `sums`; all of it leaves its results there, except for
+// 1x1 convolutions, whose last panel finishes them and writes them where `outputs` says. Segments lie in memory in the
+// order in which kernels run them: by group of group_blocks blocks, in it by panel, in it by block.
 //
-// There are two forms. For a product, x is [panel_cols, kLanes] floats. For a convolution (kernel_h > 0, panels of
-// whole channels), x is a JitTaps: kLanes pixels of tap (kh, kw) of the panel's channel c start at rows[kh] +
-// columns[kw] + c * channel, in bytes, wherever the kernel chose to put its input.
+// x has two forms: [panel_cols, kLanes] floats or, for a convolution (kernel_h > 0, panels of whole channels), a
+// JitTaps: kLanes pixels of tap (kh, kw) of the panel's channel c start at rows[kh] + columns[kw] + c * channel, in
+// bytes, wherever the kernel chose to put its input.
 struct JitTaps {
   static constexpr int64_t kMaxRows = 10, kMaxColumns = 64;  // of a filter
   int64_t channel = 0;
   const uint8_t* rows[kMaxRows] = {};
   int64_t columns[kMaxColumns] = {};
 };
+
+// Row n of the block, finished: max(least, min(most, sums + residual[n] + bias[n])), kLanes of them, to y[n]. NaN stays
+// NaN. Where nothing is added it is -0, which changes no number.
+struct JitOutputs {
+  const uint8_t* residual = nullptr;
+  int64_t residual_stride = 0;  // bytes
+  uint8_t* y = nullptr;
+  int64_t y_stride = 0;  // bytes
+  const float* bias = nullptr;
+  float least = -__builtin_inff(), most = __builtin_inff();
+};
+
 struct JitView {
   static constexpr int64_t kLanes = 16;
-  using Code = void (*)(const float* values, const void* x, float* sums);
+  using Code = void (*)(const float* values, const void* x, float* sums, const JitOutputs* outputs);
   static constexpr int64_t kSumsStride = 272;  // 17 cache lines: an odd number, so that rows are in different sets
   int64_t rows = 0;                            // N
   int64_t cols = 0;                            // K
@@ -126,6 +138,7 @@ struct JitView {
   const int32_t* block_ptr = nullptr;  // [num_blocks + 1] running sum of each block's entries
   const float* values = nullptr;       // [nnz]
 
+  bool writes_outputs() const { return kernel_h == 1 && kernel_w == 1; }
   int64_t num_blocks() const { return block_rows == 0 ? 0 : (rows + block_rows - 1) / block_rows; }
   int64_t num_panels() const { return cols == 0 ? 1 : (cols + panel_cols - 1) / panel_cols; }
   int64_t num_segments() const { return num_blocks() * num_panels(); }

@@ -80,6 +80,7 @@ struct Conv2dJitF32 {
             const int64_t offset = position / plan.pitch * args.out_width + position % plan.pitch;
             fetch_jit_outputs(args, n, output_offset(args, image, 0) + offset, args.out_height * args.out_width);
           },
+          [](Range, int64_t, float* to) { return jit_sums_as_outputs(to); },
           [&](Range n, const float* rows) {
             finish_jit_rows<S>(args, n, rows, [&](int64_t row, auto function) SPARSECORE_LAMBDA_INLINE {
               output.for_each_part(args, plan.pitch, row, function);
