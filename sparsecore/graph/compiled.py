@@ -39,6 +39,7 @@ class CompiledModule(nn.Module):
         self._inputs = captured.inputs
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
+        self._has_one_output = captured.out_spec.is_leaf()
         self._layout = captured.layout
         self._arrangement = _Arrangement(captured)
         self._programs: OrderedDict[Any, Program | SlicedProgram] = OrderedDict()
@@ -54,10 +55,12 @@ class CompiledModule(nn.Module):
         tensors = self._tensors(args, kwargs)
         if not _can_record(tensors):
             outputs = self.graph_module(*tensors)
-        else:
+        elif torch.is_grad_enabled():
             with torch.no_grad():
                 outputs = self.run_tensors(tensors)
-        return pytree.tree_unflatten(list(outputs), self._out_spec)
+        else:
+            outputs = self.run_tensors(tensors)
+        return outputs[0] if self._has_one_output else pytree.tree_unflatten(list(outputs), self._out_spec)
 
     def program_for(self, tensors: Sequence[Tensor]) -> Program | SlicedProgram:
         """The program for inputs of these shapes, recorded if it is the first time."""
@@ -65,8 +68,9 @@ class CompiledModule(nn.Module):
         program = self._programs.get(key)
         if program is None:
             return self._record(key, tensors)
-        with contextlib.suppress(KeyError):  # another thread may have dropped it
-            self._programs.move_to_end(key)
+        if len(self._programs) > 1:
+            with contextlib.suppress(KeyError):  # another thread may have dropped it
+                self._programs.move_to_end(key)
         return program
 
     def captured(self) -> Captured:

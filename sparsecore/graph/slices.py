@@ -20,9 +20,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx
 
-from sparsecore._native import raw
 from sparsecore._threads import use_threads
-from sparsecore.graph.program import Plan, Program, RecordedSteps
+from sparsecore.graph.program import Plan, Program, replay_slices
 
 # Planned buffers of a slice: they share a third-level cache with the weights.
 SLICE_BYTES = 8 << 20
@@ -232,44 +231,41 @@ class _InTurn:
 class _SideBySide:
     """A front that is recorded steps alone, once for each of the threads that run slices side by side."""
 
-    def __init__(self, steps: Sequence[Mapping[int, RecordedSteps]], sizes: Sequence[int]) -> None:
-        threads, count = len(steps), len(sizes)
-        self._first = _first_slices(count, threads)
-        self._steps = [
-            steps[thread][size]
-            for thread in range(threads)
-            for size in sizes[self._first[thread] : self._first[thread + 1]]
-        ]
-        self._recordings = [slice_.recording for slice_ in self._steps]
-        self._results = [y for slice_ in self._steps for y in slice_.outputs]
-        self._sizes = list(sizes)
+    def __init__(self, programs: Sequence[Program], sizes: Sequence[int], first: Sequence[int]) -> None:
+        self._programs, self._sizes, self._first = programs, list(sizes), first
+        steps = [program.only_steps for program in programs]
+        self._recordings = [slice_.recording.number for slice_ in steps if slice_ is not None]
+        self._results = [y for slice_ in steps if slice_ is not None for y in slice_.outputs]
         self._lock = threading.Lock()
 
     @staticmethod
     def record(front: fx.GraphModule, parts: Mapping[int, tuple[Tensor, ...]], slices: Slices) -> _SideBySide | None:
         """The front for slices of these sizes; None if something else than recorded steps is in it."""
-        steps: list[dict[int, RecordedSteps]] = []
+        first = _first_slices(len(slices.sizes), slices.threads)
+        programs: list[Program] = []
         with use_threads(1 if slices.threads > 1 else None):
-            for _ in range(slices.threads):
-                found = {size: Program(front, part).only_steps() for size, part in parts.items()}
-                of_thread = {size: only for size, only in found.items() if only is not None}
-                if len(of_thread) < len(parts):
-                    return None
-                steps.append(of_thread)
-        return _SideBySide(steps, slices.sizes)
+            for begin, end in pairwise(first):
+                of_size: dict[int, Program] = {}
+                for size in slices.sizes[begin:end]:
+                    if size not in of_size:
+                        of_size[size] = Program(front, parts[size])
+                    if of_size[size].only_steps is None:
+                        return None
+                    programs.append(of_size[size])
+        return _SideBySide(programs, slices.sizes, first)
 
     def programs(self) -> Iterable[Program]:
-        return {id(slice_.program): slice_.program for slice_ in self._steps}.values()
+        return {id(program): program for program in self._programs}.values()
 
     def try_run(self, parts: Parts) -> tuple[Tensor, ...] | None:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            batch = sum(self._sizes)
-            whole = tuple(y.new_empty((batch, *y.shape[1:])) for y in self._steps[0].outputs)
+            of_slice = len(self._results) // len(self._sizes)
+            whole = tuple(y.new_empty((sum(self._sizes), *y.shape[1:])) for y in self._results[:of_slice])
             outputs = [y for slice_ in zip(*(y.split(self._sizes) for y in whole), strict=True) for y in slice_]
             inputs = [x for part in parts for x in part]
-            raw.replay_slices(self._recordings, self._first, inputs, self._results, outputs)
+            replay_slices(self._recordings, self._first, inputs, self._results, outputs)
             return whole
         finally:
             self._lock.release()
@@ -278,8 +274,8 @@ class _SideBySide:
         """Node to microseconds, in all slices: their sum over the threads, shared by these."""
         times = Counter[str]()
         with self._lock:
-            for slice_, part in zip(self._steps, parts, strict=True):
-                times.update(_first(slice_.program.profile(part, 1)))
+            for program, part in zip(self._programs, parts, strict=True):
+                times.update(_first(program.profile(part, 1)))
         busiest = max(end - begin for begin, end in pairwise(self._first))
         return {name: time_us * busiest / len(self._sizes) for name, time_us in times.items()}
 

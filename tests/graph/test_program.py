@@ -83,7 +83,7 @@ def test_values_share_memory() -> None:
 
 def test_recordings_are_freed() -> None:
     program = Program(sparse_graph(sparse_(NETWORKS["residual"][0]()), image(2)), [image(1)])
-    number = program._recording
+    number = program.recording.number
     del program
     gc.collect()
     with pytest.raises(RuntimeError, match="expected the number of a recording"):
@@ -93,15 +93,15 @@ def test_recordings_are_freed() -> None:
 def test_times_of_steps_are_of_that_recording() -> None:
     program = Program(sparse_graph(sparse_(Residual()), image(1)), [image(1)])
     with pytest.raises(RuntimeError, match=r"expected times \[\d+\] float64"):
-        raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(1000, dtype=torch.float64))
+        raw.replay_timed(program.recording.number, 0, 1, [image(1)], torch.zeros(1000, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"expected times \[\d+\] float64"):
-        raw.replay_timed(program._recording, 0, 1, [image(1)], torch.zeros(len(program._steps)))
+        raw.replay_timed(program.recording.number, 0, 1, [image(1)], torch.zeros(len(program._steps)))
 
 
 def test_replay_of_slices_checks_what_it_gets() -> None:
     x = image(1)
     graph = sparse_graph(sparse_(NETWORKS["residual"][0]()), x)
-    first, second = (Program(graph, [x]).only_steps() for _ in range(2))
+    first, second = (Program(graph, [x]).only_steps for _ in range(2))
     assert first is not None
     assert second is not None
     y = torch.empty_like(first.outputs[0])
@@ -110,19 +110,19 @@ def test_replay_of_slices_checks_what_it_gets() -> None:
         count = len(recordings)
         raw.replay_slices(recordings, threads, [x] * count, [first.outputs[0]] * count, [y] * count)
 
-    run([first.recording], [0, 1], x, y)
+    run([first.recording.number], [0, 1], x, y)
     assert torch.equal(y, first.outputs[0])
     for threads in ([0], [0, 2], [1, 1], [0, 2, 1]):
         with pytest.raises(RuntimeError, match="expected the first slice of each thread"):
-            run([first.recording], threads, x, y)
+            run([first.recording.number], threads, x, y)
     with pytest.raises(RuntimeError, match="expected recordings of its own for every thread"):
-        run([first.recording, second.recording, first.recording], [0, 1, 3], x, y)
+        run([first.recording.number, second.recording.number, first.recording.number], [0, 1, 3], x, y)
     with pytest.raises(RuntimeError, match="expected outputs of the results' sizes"):
-        run([first.recording], [0, 1], x, y[..., :-1].contiguous())
+        run([first.recording.number], [0, 1], x, y[..., :-1].contiguous())
     with pytest.raises(RuntimeError, match="expected external tensors of the sizes"):
-        run([first.recording, second.recording], [0, 1, 2], image(2), y)
+        run([first.recording.number, second.recording.number], [0, 1, 2], image(2), y)
     with pytest.raises(RuntimeError, match="expected as many externals"):
-        raw.replay_slices([first.recording], [0, 1], [x], [y], [])
+        raw.replay_slices([first.recording.number], [0, 1], [x], [y], [])
 
 
 def test_profile_names_every_node() -> None:

@@ -64,7 +64,7 @@ def _candidate(source: nn.Module, make: Maker, x: Tensor) -> Candidate:
     name = format_of(layer)
     # As a compiled model runs it, into memory that was planned before, which other runtimes do too.
     program = layer_program(layer, (x,))
-    steps = program.only_steps()
+    steps = program.only_steps
 
     def output() -> NDArray[Any]:
         results = program.try_run((x,))
