@@ -66,7 +66,8 @@ def plan_slices(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Slices | No
     threads = torch.get_num_threads()
     count = -(-batch // size)
     sizes = _sizes(batch, -(-count // threads) * threads)  # as many for every thread
-    if batch < LEAST_BUSY * threads * max(sum(sizes[i:j]) for i, j in pairwise(_first_slices(len(sizes), threads))):
+    busiest = max(sum(sizes[begin:end]) for begin, end in pairwise(_first_slices(len(sizes), threads)))
+    if batch < LEAST_BUSY * threads * busiest:
         sizes, threads = _sizes(batch, count), 1
     last = _last_large(module.graph, plan)
     front = list(module.graph.nodes)
@@ -233,9 +234,9 @@ class _SideBySide:
 
     def __init__(self, programs: Sequence[Program], sizes: Sequence[int], first: Sequence[int]) -> None:
         self._programs, self._sizes, self._first = programs, list(sizes), first
-        steps = [program.only_steps for program in programs]
-        self._recordings = [slice_.recording.number for slice_ in steps if slice_ is not None]
-        self._results = [y for slice_ in steps if slice_ is not None for y in slice_.outputs]
+        steps = [steps for program in programs if (steps := program.only_steps)]
+        self._recordings = [slice_.recording.number for slice_ in steps]
+        self._results = [y for slice_ in steps for y in slice_.outputs]
         self._lock = threading.Lock()
 
     @staticmethod

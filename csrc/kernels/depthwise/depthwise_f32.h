@@ -59,25 +59,25 @@ inline bool is_unrolled(const ConvShape& shape) {
 }
 
 template <class S>
-DepthwisePlan make_depthwise_plan(const DepthwiseArgs& shape) {
+DepthwisePlan make_depthwise_plan(const DepthwiseArgs& args) {
   DepthwisePlan plan{};
   plan.has_halves =
-      kHasHalves<S> && is_unrolled(shape) && shape.stride_h == 1 && 2 * shape.out_width <= int64_t(S::kLanes);
-  plan.phases = phases_before(shape.stride_w, shape.stride_w, shape.dilation_w, shape.kernel_w);
-  const int64_t shifts = (shape.kernel_w - 1) * shape.dilation_w / shape.stride_w;
-  const int64_t columns = plan.has_halves ? S::kLanes / 2 : round_up(shape.out_width, S::kLanes);
+      kHasHalves<S> && is_unrolled(args) && args.stride_h == 1 && 2 * args.out_width <= int64_t(S::kLanes);
+  plan.phases = phases_before(args.stride_w, args.stride_w, args.dilation_w, args.kernel_w);
+  const int64_t shifts = (args.kernel_w - 1) * args.dilation_w / args.stride_w;
+  const int64_t columns = plan.has_halves ? S::kLanes / 2 : round_up(args.out_width, S::kLanes);
   // The first column of x in a phase begins a cache line, which leaves a gap of up to one before it; the last ones are
   // written as a whole vector, of which the other phase may have one column more.
-  const int64_t reached = shifts + larger(columns, shape.out_width + S::kLanes);
+  const int64_t reached = shifts + larger(columns, args.out_width + S::kLanes);
   plan.phase_floats = round_up(reached + kLineFloats - 1, kLineFloats);
   plan.pitch = plan.phases * plan.phase_floats;
-  const int64_t reach = (shape.kernel_h - 1) * shape.dilation_h + 1;
-  const int64_t fitting = (kBandFloats / plan.pitch - reach) / shape.stride_h + 1;
-  const int64_t parts = parts_of_image(shape.threads, shape.batch);
-  plan.band_rows = balanced(shape.out_height, larger(fitting, kMaxLines), parts);
-  if (parts == 1 && plan.band_rows < shape.out_height) plan.band_rows = round_up(plan.band_rows, kMaxLines);
-  plan.bands = divide_up(shape.out_height, plan.band_rows);
-  plan.rows = (round_up(plan.band_rows, plan.rows_of_line()) - 1) * shape.stride_h + reach;
+  const int64_t reach = (args.kernel_h - 1) * args.dilation_h + 1;
+  const int64_t fitting = (kBandFloats / plan.pitch - reach) / args.stride_h + 1;
+  const int64_t parts = parts_of_image(args.threads, args.batch);
+  plan.band_rows = balanced(args.out_height, larger(fitting, kMaxLines), parts);
+  if (parts == 1 && plan.band_rows < args.out_height) plan.band_rows = round_up(plan.band_rows, kMaxLines);
+  plan.bands = divide_up(args.out_height, plan.band_rows);
+  plan.rows = (round_up(plan.band_rows, plan.rows_of_line()) - 1) * args.stride_h + reach;
   // What was just stored cannot be loaded at another alignment before it has left the store queue: small planes wait
   // for each other.
   plan.planes = larger(kBandFloats / plan.buffer_floats(), 1);
