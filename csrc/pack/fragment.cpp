@@ -120,7 +120,7 @@ void fill_fragment(const CsrView<T>& weight, const FragmentShape& shape, const u
   for (int64_t row_tile = row_tiles.begin; row_tile < row_tiles.end; ++row_tile) {
     const int32_t* units = tile_ptr + row_tile * col_tiles;
     const auto tile_at = [&](int64_t col_tile) { return blob + int64_t(units[col_tile]) * kFragmentUnit; };
-    std::memset(tile_at(0), 0, static_cast<size_t>(tile_at(col_tiles) - tile_at(0)));
+    std::fill(tile_at(0), tile_at(col_tiles), uint8_t{0});  // nothing for a null pointer, which memset() must not get
     const Range rows = rows_of(shape, row_tile);
     for (int64_t n = rows.begin; n < rows.end; ++n) {
       const int64_t r = n - rows.begin;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <string>
 
@@ -175,8 +174,8 @@ void replay_slices(const std::vector<int64_t>& numbers, const std::vector<int64_
     const Recording& recording = *found[slice];
     recording.replay(0, recording.num_steps(), {begin, begin + static_cast<int64_t>(num_externals)});
     for (size_t i = slice * num_results; i < (slice + 1) * num_results; ++i) {
-      std::memcpy(outputs[i].mutable_data_ptr(), results[i].const_data_ptr(),
-                  static_cast<size_t>(bytes_of(outputs[i])));
+      const auto* from = static_cast<const char*>(results[i].const_data_ptr());
+      std::copy_n(from, bytes_of(results[i]), static_cast<char*>(outputs[i].mutable_data_ptr()));
     }
   };
   const int64_t num_threads = static_cast<int64_t>(first.size()) - 1;
