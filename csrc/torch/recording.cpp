@@ -178,22 +178,19 @@ void replay_slices(const std::vector<int64_t>& numbers, const std::vector<int64_
       std::copy_n(from, bytes_of(results[i]), static_cast<char*>(outputs[i].mutable_data_ptr()));
     }
   };
-  const int64_t num_threads = static_cast<int64_t>(first.size()) - 1;
-  std::vector<std::exception_ptr> problems(static_cast<size_t>(num_threads));
-  const auto run_threads = [&](int64_t begin, int64_t end) {
-    for (size_t t = static_cast<size_t>(begin); t < static_cast<size_t>(end); ++t) {
+  std::vector<Range> shares;
+  for (size_t t = 0; t + 1 < first.size(); ++t) shares.push_back({first[t], first[t + 1]});
+  std::vector<std::exception_ptr> problems(count);  // under the slice that did not run
+  run_shares(shares, [&](Range slices) {            // of one thread alone, the steps themselves may use several
+    for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
       try {
-        for (int64_t slice = first[t]; slice < first[t + 1]; ++slice) run_slice(static_cast<size_t>(slice));
+        run_slice(static_cast<size_t>(slice));
       } catch (...) {
-        problems[t] = std::current_exception();
+        problems[static_cast<size_t>(slice)] = std::current_exception();
+        return;
       }
     }
-  };
-  if (num_threads == 1) {
-    run_threads(0, 1);  // the steps themselves may use several
-  } else {
-    torch::stable::parallel_for(0, num_threads, 1, run_threads);
-  }
+  });
   for (const std::exception_ptr& problem : problems) {
     if (problem != nullptr) std::rethrow_exception(problem);
   }

@@ -72,9 +72,9 @@ class Step {
   virtual void run(const Memory& memory) const = 0;
 };
 
-// Calls function(tasks) for what each thread does, on torch's threads.
-template <class Function>
-void run_shares(const std::vector<std::vector<Task>>& shares, Function function) {
+// Calls function(share) for what each thread does, on torch's threads.
+template <class Share, class Function>
+void run_shares(const std::vector<Share>& shares, Function function) {
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) function(shares[static_cast<size_t>(share)]);
   };
