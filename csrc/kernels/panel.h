@@ -52,7 +52,6 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
                                    int64_t first_row, const float* tile, Offset offset, float* partial,
                                    Residual residual, Output output) {
   constexpr int64_t W = V * S::kLanes;
-  constexpr int U = V >= kSums / 2 ? 1 : kSums / 2 / V;  // independent sums for narrow tiles
   const int64_t run_end = weight.run_ptr[segment + 1];
   const uint8_t* columns = weight.panel_col + weight.entry_ptr[segment];
   const float* values = weight.values + weight.entry_ptr[segment];
@@ -73,32 +72,8 @@ SPARSECORE_INLINE void run_segment(const PanelView<float>& weight, const Epilogu
     SPARSECORE_UNROLL
     for (int j = 0; j < V; ++j) acc[j] = kStart == Start::kZero ? S::zero() : S::load(start + j * S::kLanes);
     const int64_t length = weight.run_length[run];
-    const auto accumulate = [&](int64_t i, typename S::F32(&to)[V]) SPARSECORE_LAMBDA_INLINE {
-      const auto value = S::set1(values[i]);
-      const float* x = one_address(tile + offset(columns[i]));
-      SPARSECORE_UNROLL
-      for (int j = 0; j < V; ++j) to[j] = S::fma(value, S::load(x + j * S::kLanes), to[j]);
-    };
-    int64_t i = 0;
-    if constexpr (U > 1) {
-      typename S::F32 sum[U][V];
-      SPARSECORE_UNROLL
-      for (int u = 1; u < U; ++u) {
-        SPARSECORE_UNROLL
-        for (int j = 0; j < V; ++j) sum[u][j] = S::zero();
-      }
-      for (; i + U <= length; i += U) {
-        accumulate(i, acc);
-        SPARSECORE_UNROLL
-        for (int u = 1; u < U; ++u) accumulate(i + u, sum[u]);
-      }
-      SPARSECORE_UNROLL
-      for (int u = 1; u < U; ++u) {
-        SPARSECORE_UNROLL
-        for (int j = 0; j < V; ++j) acc[j] = S::add(acc[j], sum[u][j]);
-      }
-    }
-    for (; i < length; ++i) accumulate(i, acc);
+    multiply_entries<S>(
+        values, length, [=](int64_t i) SPARSECORE_LAMBDA_INLINE { return tile + offset(columns[i]); }, acc);
     columns += length;
     values += length;
     float* to = sums;

@@ -54,27 +54,56 @@ SPARSECORE_INLINE const float* one_address(const float* p) {
   return p;
 }
 
+// to += value * the V vectors at x.
+template <class S, int V>
+SPARSECORE_INLINE void add_scaled(typename S::F32 value, const float* x, typename S::F32 (&to)[V]) {
+  x = one_address(x);
+  SPARSECORE_UNROLL
+  for (int j = 0; j < V; ++j) to[j] = S::fma(value, S::load(x + j * S::kLanes), to[j]);
+}
+
+// acc += values[i] * the V vectors at x_of(i), for i from 0 to length. Values are loaded four at a time: a load for
+// each of them beside that of its activations bounds narrow tiles. Measured on Zen 4 with panels, AVX-512 and AVX2:
+// 1 vector 15 and 11% faster, 3 to 5 vectors 4 to 10%, 8 nothing to 4%.
+template <class S, int V, class XOf>
+SPARSECORE_INLINE void multiply_entries(const float* values, int64_t length, XOf x_of, typename S::F32 (&acc)[V]) {
+  constexpr int U = V >= kSums / 2 ? 1 : kSums / 2 / V;  // independent sums for narrow tiles
+  static_assert(4 % U == 0);
+  typename S::F32 sum[U][V];
+  SPARSECORE_UNROLL
+  for (int u = 0; u < U; ++u) {
+    SPARSECORE_UNROLL
+    for (int j = 0; j < V; ++j) sum[u][j] = u == 0 ? acc[j] : S::zero();
+  }
+  int64_t i = 0;
+  for (; i + 4 <= length; i += 4) {
+    const auto quad = S::load_quad(values + i);
+    add_scaled<S>(S::template spread<0>(quad), x_of(i), sum[0]);
+    add_scaled<S>(S::template spread<1>(quad), x_of(i + 1), sum[1 % U]);
+    add_scaled<S>(S::template spread<2>(quad), x_of(i + 2), sum[2 % U]);
+    add_scaled<S>(S::template spread<3>(quad), x_of(i + 3), sum[3 % U]);
+  }
+  for (; i < length; ++i) add_scaled<S>(S::set1(values[i]), x_of(i), sum[0]);
+  SPARSECORE_UNROLL
+  for (int j = 0; j < V; ++j) {
+    acc[j] = sum[0][j];
+    SPARSECORE_UNROLL
+    for (int u = 1; u < U; ++u) acc[j] = S::add(acc[j], sum[u][j]);
+  }
+}
+
 // acc[r] += the entries of row r of block n.
 template <class S, int R, int V, class View, class Offset>
 SPARSECORE_INLINE void multiply_rows(const View& weight, int64_t n, const float* tile, Offset offset,
                                      typename S::F32 (&acc)[R][V]) {
-  constexpr int U = R * V >= kSums / 2 ? 1 : kSums / 2 / (R * V);  // independent sums for narrow tiles
-  typename S::F32 sum[U][R][V];
-  SPARSECORE_UNROLL
-  for (int u = 0; u < U; ++u) {
-    SPARSECORE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      SPARSECORE_UNROLL
-      for (int j = 0; j < V; ++j) sum[u][r][j] = u == 0 ? acc[r][j] : S::zero();
-    }
-  }
-  const auto accumulate = [&](int64_t i, typename S::F32(&to)[R][V]) SPARSECORE_LAMBDA_INLINE {
-    const float* x = one_address(tile + offset(weight.col_idx[i]));
-    if constexpr (R == 1) {
-      const auto value = S::set1(weight.values[i]);
-      SPARSECORE_UNROLL
-      for (int j = 0; j < V; ++j) to[0][j] = S::fma(value, S::load(x + j * S::kLanes), to[0][j]);
-    } else {
+  const int64_t begin = weight.row_ptr[n], end = weight.row_ptr[n + 1];
+  if constexpr (R == 1) {
+    multiply_entries<S>(
+        weight.values + begin, end - begin,
+        [&](int64_t i) SPARSECORE_LAMBDA_INLINE { return tile + offset(weight.col_idx[begin + i]); }, acc[0]);
+  } else {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* x = one_address(tile + offset(weight.col_idx[i]));
       typename S::F32 shared[V];
       SPARSECORE_UNROLL
       for (int j = 0; j < V; ++j) shared[j] = S::load(x + j * S::kLanes);
@@ -82,24 +111,8 @@ SPARSECORE_INLINE void multiply_rows(const View& weight, int64_t n, const float*
       for (int r = 0; r < R; ++r) {
         const auto value = S::set1(weight.values[i * R + r]);
         SPARSECORE_UNROLL
-        for (int j = 0; j < V; ++j) to[r][j] = S::fma(value, shared[j], to[r][j]);
+        for (int j = 0; j < V; ++j) acc[r][j] = S::fma(value, shared[j], acc[r][j]);
       }
-    }
-  };
-  int64_t i = weight.row_ptr[n];
-  const int64_t end = weight.row_ptr[n + 1];
-  for (; i + U <= end; i += U) {
-    SPARSECORE_UNROLL
-    for (int u = 0; u < U; ++u) accumulate(i + u, sum[u]);
-  }
-  for (; i < end; ++i) accumulate(i, sum[0]);
-  SPARSECORE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    SPARSECORE_UNROLL
-    for (int j = 0; j < V; ++j) {
-      acc[r][j] = sum[0][r][j];
-      SPARSECORE_UNROLL
-      for (int u = 1; u < U; ++u) acc[r][j] = S::add(acc[r][j], sum[u][r][j]);
     }
   }
 }

@@ -37,6 +37,15 @@ struct Simd {
 
   static SPARSECORE_INLINE F32 zero() { return _mm256_setzero_ps(); }
   static SPARSECORE_INLINE F32 set1(float a) { return _mm256_set1_ps(a); }
+  // Four numbers of which spread<i>() puts one in all lanes without a load of its own.
+  using Quad = __m256;
+  static SPARSECORE_INLINE Quad load_quad(const float* p) {
+    return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  }
+  template <int i>
+  static SPARSECORE_INLINE F32 spread(Quad quad) {
+    return _mm256_permute_ps(quad, i * 0x55);
+  }
   static SPARSECORE_INLINE F32 load(const float* p) { return _mm256_loadu_ps(p); }
   static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
   static SPARSECORE_INLINE void store(float* p, F32 a) { _mm256_storeu_ps(p, a); }

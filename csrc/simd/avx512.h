@@ -24,6 +24,13 @@ struct Simd {
 
   static SPARSECORE_INLINE F32 zero() { return _mm512_setzero_ps(); }
   static SPARSECORE_INLINE F32 set1(float a) { return _mm512_set1_ps(a); }
+  // Four numbers of which spread<i>() puts one in all lanes without a load of its own.
+  using Quad = __m512;
+  static SPARSECORE_INLINE Quad load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <int i>
+  static SPARSECORE_INLINE F32 spread(Quad quad) {
+    return _mm512_permute_ps(quad, i * 0x55);
+  }
   static SPARSECORE_INLINE F32 load(const float* p) { return _mm512_loadu_ps(p); }
   static SPARSECORE_INLINE F32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
   static SPARSECORE_INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a); }

@@ -37,6 +37,13 @@ struct Simd {
 
   static SPARSECORE_INLINE F32 zero() { return vdupq_n_f32(0.0f); }
   static SPARSECORE_INLINE F32 set1(float a) { return vdupq_n_f32(a); }
+  // Four numbers of which spread<i>() puts one in all lanes: the compiler makes it part of the multiply-add.
+  using Quad = float32x4_t;
+  static SPARSECORE_INLINE Quad load_quad(const float* p) { return vld1q_f32(p); }
+  template <int i>
+  static SPARSECORE_INLINE F32 spread(Quad quad) {
+    return vdupq_laneq_f32(quad, i);
+  }
   static SPARSECORE_INLINE F32 load(const float* p) { return vld1q_f32(p); }
   // NEON has no masks: lanes are read and written in twos and ones.
   static SPARSECORE_INLINE F32 load_n(const float* p, int n) {

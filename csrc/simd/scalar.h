@@ -26,6 +26,12 @@ struct Simd {
 
   static SPARSECORE_INLINE F32 zero() { return 0.0f; }
   static SPARSECORE_INLINE F32 set1(float a) { return a; }
+  using Quad = const float*;
+  static SPARSECORE_INLINE Quad load_quad(const float* p) { return p; }
+  template <int i>
+  static SPARSECORE_INLINE F32 spread(Quad quad) {
+    return quad[i];
+  }
   static SPARSECORE_INLINE F32 load(const float* p) { return *p; }
   static SPARSECORE_INLINE void store(float* p, F32 a) { *p = a; }
   static SPARSECORE_INLINE F32 load(const BFloat16* p) {
