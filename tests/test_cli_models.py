@@ -64,7 +64,9 @@ def test_bench_defaults(plans: list[Any]) -> None:
     (plan,) = plans
     assert (plan.sparsities, plan.batches, plan.shape, plan.max_error) == ((), (), (), None)
     assert [peer.name for peer in plan.peers] == ["PyTorch eager", "ONNX Runtime", "OpenVINO"]
-    assert run("bench", "resnet18", "--torch-compile").exit_code == 0
+    assert plan.pattern == "unstructured"
+    assert run("bench", "resnet18", "--torch-compile", "--pattern", "4:16").exit_code == 0
+    assert plans[1].pattern == "4:16"
     assert "torch.compile" in {peer.name for peer in plans[1].peers}
 
 
@@ -90,6 +92,9 @@ def test_an_interrupted_run_keeps_what_it_measured(plans: list[Any], tmp_path: P
         "bench resnet18 --sparsity nan",
         "bench resnet18 --sparsity 0.5 2",
         "bench resnet18 --batch 0",
+        "bench resnet18 --pattern 4of16",
+        "bench resnet18 --pattern 4:16 --sparsity 0.75",
+        "explain resnet18 --pattern 2:4 --sparsity 0.5",
         "bench resnet18 --threads many",
         "bench resnet18 --int8 0",
         f"bench resnet18 --out {__file__}",

@@ -69,6 +69,38 @@ shape_option = click.option(
 _SPARSITY = Finite(0, 1, max_open=True)
 
 
+class _Pattern(click.ParamType[str]):
+    """The name of a pattern that `sparsecore.prune` knows."""
+
+    name = "pattern"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from sparsecore.prune.patterns import parse_pattern
+
+        try:
+            parse_pattern(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+_pattern_option = click.option(
+    "--pattern",
+    type=_Pattern(),
+    default="unstructured",
+    show_default=True,
+    help='Which zeros: "keep:group" such as 4:16, which has a share of its own, or blocks such as 4x1.',
+)
+
+
+def _require_free_share(pattern: str, is_share_given: bool) -> None:
+    from sparsecore.prune.patterns import parse_pattern
+
+    own = parse_pattern(pattern).sparsity
+    if own is not None and is_share_given:
+        raise click.UsageError(f"pattern {pattern} has {own:.0%} zeros; leave out --sparsity")
+
+
 @click.command(cls=Lists)
 @click.argument("model")
 @click.option(
@@ -78,6 +110,7 @@ _SPARSITY = Finite(0, 1, max_open=True)
     multiple=True,
     help="Shares of zeros [default: 0 0.7 0.9, or the zeros that a model with weights has].",
 )
+@_pattern_option
 @click.option(
     "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Samples [default: the input's, 1]."
 )
@@ -109,6 +142,7 @@ _SPARSITY = Finite(0, 1, max_open=True)
 def bench(
     model: str,
     sparsities: tuple[float, ...],
+    pattern: str,
     batches: tuple[int, ...],
     shape: tuple[int, ...],
     thread_counts: tuple[int, ...],
@@ -126,9 +160,9 @@ def bench(
     MODEL is a name such as resnet50 or mobilenet_v2; torchvision:NAME, timm:NAME or transformers:CONFIG; a folder with
     a config.json; or MODULE:FUNCTION that returns a model. With @FILE behind it its weights come from a file.
 
-    Weights are pruned by magnitude, layer by layer, except the first convolution, depthwise ones and the classifier;
-    accuracy is not looked at. Every library runs the same weights in a process of its own, in turns with the others,
-    and its output is compared with the dense model's.
+    Weights are pruned by magnitude, layer by layer, except the first convolution, depthwise ones, the classifier and
+    what the pattern does not fit; accuracy is not looked at. Every library runs the same weights in a process of its
+    own, in turns with the others, and its output is compared with the dense model's.
     """
     import torch
 
@@ -138,6 +172,7 @@ def bench(
     from sparsecore.bench.whole_models.libraries import PEERS, TORCH_COMPILE
     from sparsecore.bench.whole_models.run import Plan, measure
 
+    _require_free_share(pattern, bool(sparsities))
     if out is not None:
         require_extra("matplotlib", "bench")  # now, not after the work
         out.mkdir(parents=True, exist_ok=True)
@@ -153,6 +188,7 @@ def bench(
         rounds,
         seconds,
         seed,
+        pattern,
     )
     report = measure(plan, progress.lines())  # a bar that is redrawn would disturb what is measured
     if out is not None:
@@ -168,6 +204,7 @@ def bench(
 @click.command()
 @click.argument("model")
 @click.option("--sparsity", type=_SPARSITY, help="Prune to this share of zeros [default: the model as it is].")
+@_pattern_option
 @click.option("--batch", type=click.IntRange(min=1), help="Samples of the input [default: the input's, 1].")
 @shape_option
 @click.option("--int8", "max_error", type=Finite(0, min_open=True), metavar="ERROR", help="Allow int8, as in bench.")
@@ -177,6 +214,7 @@ def bench(
 def explain(
     model: str,
     sparsity: float | None,
+    pattern: str,
     batch: int | None,
     shape: tuple[int, ...],
     max_error: float | None,
@@ -194,10 +232,11 @@ def explain(
     from sparsecore.bench.whole_models.fast import make_fast
     from sparsecore.bench.whole_models.pruning import prune_model
 
+    _require_free_share(pattern, sparsity is not None)
     source = find_model(model)
     dense, (x,) = load_model(source, batch=batch, shape=shape, seed=seed)
     with progress_on_stderr() as report_progress, use_threads(threads):
-        pruned = prune_model(source, dense, x, sparsity, seed)
+        pruned = prune_model(source, dense, x, sparsity, seed, pattern)
         with progress.stage(report_progress, "compile, measuring every layer") as share:
             fast = make_fast(pruned.model, (x,), max_error=max_error, progress=share)
     explanation = sparsecore.explain(fast)

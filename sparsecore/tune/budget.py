@@ -122,25 +122,29 @@ def keep_within(
     options: Mapping[nn.Module, Sequence[Option]],
     error_with: Callable[[Mapping[nn.Module, nn.Module]], float],
     max_error: float,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[dict[nn.Module, Option], float]:
     """Choose the fastest options whose error together is within the budget.
 
     All layers start with their fastest option. While the model's error is too large, layers go on to slower and more
-    exact ones; first where that removes most error per time lost: the errors of layers add up in squares, as far as
-    they are independent. How many such steps it takes is found by bisection, so that n steps take about log2(n) runs.
+    exact ones; first where that removes most error of the model per time lost: what a layer by itself, in its fastest
+    option, does to the model's output is measured, and such errors add up in squares, as far as they are independent.
+    (In a ResNet-50 with random weights the first layers' errors reach the output 10 times as large, the last ones' a
+    fifth as large.) How many steps it takes is found by bisection: a run for every layer, and log2(n) for n steps.
     What is returned was measured: that more steps leave less error is no more than what guides the search.
 
     Args:
         options: of each layer.
         error_with: measures the model's output error with these forms in place of their layers.
         max_error: the budget.
+        progress: called with the share of runs done.
 
     Returns:
         The choice for each layer, and the measured error with it. With the most exact option everywhere the error is
         rounding, whatever the budget.
     """
     fastest = {layer: _fastest_first(of_layer)[0] for layer, of_layer in options.items()}
-    steps = sorted((step for item in options.items() for step in _steps(*item)), key=lambda step: -step.gain)
+    steps = [step for item in options.items() for step in _steps(*item)]
 
     def after(num_steps: int) -> dict[nn.Module, Option]:
         return fastest | {step.layer: step.to for step in steps[:num_steps]}
@@ -151,6 +155,12 @@ def keep_within(
     error = measure(0)
     if error <= max_error or not steps:
         return fastest, error
+    growth: dict[nn.Module, float] = {}
+    inexact = list(dict.fromkeys(step.layer for step in steps))
+    for done, layer in enumerate(inexact, start=1):
+        growth[layer] = _growth(fastest[layer], error_with({layer: fastest[layer].form}))
+        progress(done / len(inexact))
+    steps.sort(key=lambda step: -step.gain * growth[step.layer] ** 2)
     too_few, enough, fitting = 0, len(steps), None
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -162,9 +172,17 @@ def keep_within(
     return after(enough), measure(enough) if fitting is None else fitting
 
 
+def _growth(option: Option, error_at_output: float) -> float:
+    """How much larger an error of a layer is at the output of the model, if that can be told."""
+    return error_at_output / option.error if 0 < option.error < math.inf else 1.0
+
+
 @dataclass(frozen=True)
 class _Step:
-    """A layer goes on to a slower and more exact option; gain: square of the error that goes, per time lost."""
+    """A layer goes on to a slower and more exact option.
+
+    gain: square of the error of its own output that goes, per time lost.
+    """
 
     layer: nn.Module
     to: Option

@@ -145,7 +145,9 @@ class Chooser:
             progress(done / steps)
         if self.cache is not None:
             self.cache.save()
-        budget = self._fit(decisions, self.error) if self.error is not None else None
+        budget = None
+        if self.error is not None:
+            budget = self._fit(decisions, self.error, lambda share: progress((len(places) + share) / steps))
         rows = []
         for layer, decision in decisions.items():
             if decision.chosen:
@@ -257,14 +259,16 @@ class Chooser:
         margin = MARGIN if self.is_measured else 1.0
         return min(forms, key=lambda form: times[form] * (1.0 if form == DENSE else 1 / margin))
 
-    def _fit(self, decisions: Mapping[nn.Module, _Decision], allowed: AllowedError) -> Budget:
+    def _fit(
+        self, decisions: Mapping[nn.Module, _Decision], allowed: AllowedError, progress: Callable[[float], None]
+    ) -> Budget:
         """Choose what is faster with an error, as far as the budget goes."""
 
         def error_with(forms: Mapping[nn.Module, nn.Module]) -> float:
             return allowed.reference.error({layer: form for layer, form in forms.items() if form is not layer})
 
         options = {layer: tuple(d.options.values()) for layer, d in decisions.items() if d.options}
-        chosen, error = keep_within(options, error_with, allowed.max_error)
+        chosen, error = keep_within(options, error_with, allowed.max_error, progress)
         for layer, option in chosen.items():
             decisions[layer].chosen = option.name
         return Budget(allowed.max_error, error, sum(d.is_held_back for d in decisions.values()))

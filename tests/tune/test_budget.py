@@ -337,14 +337,14 @@ class Sums:
 
 
 @pytest.mark.parametrize("max_error", [1e-9, 0.01, 0.05, 0.1, 0.2, 1.0])
-def test_bisection_takes_few_runs_and_gives_up_no_more_than_needed(max_error: float) -> None:
+def test_a_run_for_every_layer_and_a_bisection_give_up_no_more_than_needed(max_error: float) -> None:
     random = torch.rand(2, 100, generator=torch.Generator().manual_seed(0)).tolist()
     options = options_of((0.03 * e for e in random[0]), (1 + 100 * t for t in random[1]))
     error_with = Sums(options)
     chosen, error = keep_within(options, error_with, max_error)
     assert error <= max_error
     assert error == pytest.approx(math.hypot(*(option.error for option in chosen.values())))
-    assert error_with.runs <= 9
+    assert error_with.runs <= 1 + len(options) + 8
     fast = [of_layer[1] for of_layer in options.values()]
     order = sorted(fast, key=lambda option: -(option.error**2) / (1000.0 - option.time))
     kept = [option for option in order if option in chosen.values()]
@@ -352,6 +352,21 @@ def test_bisection_takes_few_runs_and_gives_up_no_more_than_needed(max_error: fl
     if len(kept) < len(options):
         one_more = order[len(order) - len(kept) - 1 :]
         assert math.hypot(*(option.error for option in one_more)) > max_error
+
+
+def test_what_a_layer_does_to_the_output_decides_and_not_its_own_error() -> None:
+    options = options_of([0.01] * 20, [100.0] * 20)
+    growth = {of_layer[1].form: 10.0 if at < 4 else 0.1 for at, of_layer in enumerate(options.values())}
+    own = Sums(options)
+
+    def error_with(forms: Mapping[nn.Module, nn.Module]) -> float:
+        return math.hypot(*(own.errors[form] * growth.get(form, 1.0) for form in forms.values()))
+
+    shares: list[float] = []
+    chosen, error = keep_within(options, error_with, 0.01, shares.append)
+    assert [option.name for option in chosen.values()] == ["own"] * 4 + ["fast"] * 16
+    assert error == pytest.approx(0.004)
+    assert shares == [(done + 1) / 20 for done in range(20)]
 
 
 def random_options(seed: int, layers: int) -> Options:

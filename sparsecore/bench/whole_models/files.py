@@ -12,9 +12,11 @@ from sparsecore.bench.whole_models import plot, tables
 
 
 def name_of(report: Mapping[str, Any]) -> str:
-    """``model-<model>-<isa>``, without signs that a file's name should not have."""
+    """``model-<model>-<isa>``, and the pattern of the zeros, without signs that a file's name should not have."""
     model = re.sub(r"[^\w.-]+", "-", report["model"]).strip("-.")
-    return f"model-{model}-{report['machine']['isa']}"
+    pattern = report.get("pattern", "unstructured")
+    ending = "" if pattern == "unstructured" else "-" + pattern.replace(":", "of")
+    return f"model-{model}-{report['machine']['isa']}{ending}"
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

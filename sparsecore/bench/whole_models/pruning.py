@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sparsecore.bench.models.load import ModelSource, settle
 from sparsecore.bench.whole_models.problem import first_tensor
 from sparsecore.prune import prune
+from sparsecore.prune.patterns import parse_pattern
+from sparsecore.prune.weights import prunable_weights
 
 
 @dataclass(frozen=True)
@@ -29,38 +31,54 @@ class PrunedModel:
     what: str
 
 
-def prune_model(source: ModelSource, model: nn.Module, x: Tensor, sparsity: float | None, seed: int = 0) -> PrunedModel:
+def prune_model(
+    source: ModelSource,
+    model: nn.Module,
+    x: Tensor,
+    sparsity: float | None,
+    seed: int = 0,
+    pattern: str = "unstructured",
+) -> PrunedModel:
     """Prune by magnitude, each layer to the same share of zeros.
 
-    Convolutions and linear layers are pruned, except the first convolution, depthwise ones and the classifier. Random
-    weights are scaled back to their norm and BatchNorm gets new statistics, as training would see to.
+    Convolutions and linear layers are pruned, except the first convolution, depthwise ones, the classifier and what the
+    pattern does not fit. Random weights are scaled back to their norm and BatchNorm gets new statistics, as training
+    would see to.
 
     Args:
         source: Where the model is from.
         model: In eval mode; it stays as it is.
         x: Its input.
-        sparsity: Share of zeros in [0, 1); None leaves the zeros that are there.
+        sparsity: Share of zeros in [0, 1); None takes the pattern's own or, if it has none, leaves the zeros that are
+            there.
         seed: Of BatchNorm.
+        pattern: As in :func:`sparsecore.prune`.
 
     Returns:
         A pruned copy.
 
     Raises:
         UnsupportedError: There is nothing to prune.
+        ValueError: The pattern has a sparsity of its own, and another one is asked for.
     """
     pruned = copy.deepcopy(model)
-    if not sparsity:
+    chosen = parse_pattern(pattern)
+    if not sparsity and (sparsity == 0 or chosen.sparsity is None):
         what = "weights as they are" if sparsity is None else "nothing pruned"
         return PrunedModel(pruned, zeros_of(pruned), what)
     dense = dense_layers(pruned, x)
-    masks = prune(pruned, sparsity, exclude=[*dense])
+    for prunable in prunable_weights(pruned, [*dense]):
+        if chosen.misfit(prunable):
+            dense[prunable.name] = f"layer that {pattern} does not fit"
+    masks = prune(pruned, sparsity, pattern=pattern, exclude=[*dense])
     if source.is_random:
         with torch.no_grad():
             for name in masks:
                 weight = pruned.get_parameter(name)
                 weight.mul_(model.get_parameter(name).norm() / weight.norm())
         settle(source, pruned, x.shape, seed)
-    return PrunedModel(pruned, masks.sparsity(), _describe([pruned.get_parameter(name) for name in masks], dense))
+    weights = [pruned.get_parameter(name) for name in masks]
+    return PrunedModel(pruned, masks.sparsity(), _describe(weights, dense, pattern))
 
 
 def dense_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
@@ -96,11 +114,17 @@ def _is_classifier(last: nn.Conv2d | nn.Linear, model: nn.Module, x: Tensor) -> 
     return y.dim() == 2 and y.shape[1] == outputs
 
 
-def _describe(weights: Sequence[Tensor], dense: dict[str, str]) -> str:
+def _describe(weights: Sequence[Tensor], dense: dict[str, str], pattern: str) -> str:
     kinds = list(dense.values())
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    left = [f"{count} {kind}s" if count > 1 else f"the {kind}" for kind, count in counts.items()]
+    left = [_count(kind, count) for kind, count in counts.items()]
     filters = [weight for weight in weights if weight.dim() == 4]
     which = "1x1 layers" if filters and all(weight.shape[2:] == (1, 1) for weight in filters) else "layers"
-    text = f"{len(weights)} {which} pruned by magnitude, each to the same share of zeros"
+    how = "by magnitude" if pattern == "unstructured" else f"by magnitude in the pattern {pattern}"
+    text = f"{len(weights)} {which} pruned {how}, each to the same share of zeros"
     return f"{text}; dense: {', '.join(left)}" if left else text
+
+
+def _count(kind: str, count: int) -> str:
+    first, *rest = kind.split(" that ")
+    return " that ".join([f"the {first}" if count == 1 else f"{count} {first}s", *rest])

@@ -30,6 +30,7 @@ from sparsecore.bench.whole_models.libraries import ONNX_PEERS, OURS
 from sparsecore.bench.whole_models.problem import ModelProblem, first_tensor
 from sparsecore.bench.whole_models.pruning import PrunedModel, prune_model, zeros_of
 from sparsecore.errors import UnsupportedError
+from sparsecore.prune.patterns import parse_pattern
 
 SCHEMA = 1
 SPARSITIES = (0.0, 0.7, 0.9)
@@ -52,13 +53,14 @@ class Plan:
         source: The model.
         shape: Of its input, with the batch; none is the model's own.
         batches: Samples of the input; none is the shape's first size.
-        sparsities: Shares of zeros; none is `SPARSITIES`, or the zeros that a model with weights has.
+        sparsities: Shares of zeros; none is the pattern's own, or `SPARSITIES`, or what a model with weights has.
         threads: Numbers of threads.
         peers: Who competes with sparsecore, where it is installed.
         max_error: Of our int8 model, see `sparsecore.convert`; None leaves int8 out, the peers' too.
         rounds: Turns of every candidate.
         turn_seconds: Of a turn, after its first call; one more call at least is made.
         seed: Of weights, input and orders.
+        pattern: Of the zeros, as in `sparsecore.prune`.
     """
 
     source: ModelSource
@@ -71,6 +73,7 @@ class Plan:
     rounds: int = 7
     turn_seconds: float = TURN_SECONDS
     seed: int = 0
+    pattern: str = "unstructured"
 
 
 def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
         "versions": {library.name: library.versions() for library in libraries},
         "missing": missing,
         "model": plan.source.name,
+        "pattern": plan.pattern,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rounds": plan.rounds,
         "complete": len(cells) == len(settings),
@@ -129,6 +133,8 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
 def _sparsities(plan: Plan, model: nn.Module) -> list[float | None]:
     if plan.sparsities:
         return list(dict.fromkeys(plan.sparsities))
+    if parse_pattern(plan.pattern).sparsity is not None:
+        return [None]
     has_own = not plan.source.is_random and zeros_of(model) >= HAS_ZEROS
     return [None] if has_own else [*SPARSITIES]
 
@@ -142,13 +148,16 @@ def _measure_cell(
     team: Team,
     progress: Progress,
 ) -> dict[str, Any]:
-    zeros = "its own zeros" if sparsity is None else f"{sparsity:.0%} zeros"
+    if sparsity is not None:
+        zeros = f"{sparsity:.0%} zeros"
+    else:
+        zeros = "its own zeros" if plan.pattern == "unstructured" else plan.pattern
     step = f"{plan.source.name}, {count_threads(team.threads)}, batch {batch}, {zeros}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed + batch)
         x = plan.source.make_input(model, batch, plan.shape)
     with stage(progress, f"{step}: prune and export"):
-        pruned = prune_model(plan.source, model, x, sparsity, plan.seed)
+        pruned = prune_model(plan.source, model, x, sparsity, plan.seed, plan.pattern)
         problem, exact = _make_problem(plan, pruned, x, team)
     with stage(progress, f"{step}: build"):
         path = team.folder / "problem.json"

@@ -73,10 +73,11 @@ def markdown(report: Row) -> str:
     facts = ", ".join(f"{key} {machine[key]}" for key in ("cpu", "isa", "threads", "commit", "date"))
     found = {name: version for versions in report["versions"].values() for name, version in (versions or {}).items()}
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
+    pattern = report.get("pattern", "unstructured")
+    command = f"sparsecore bench {report['model']}" + (f" --pattern {pattern}" if pattern != "unstructured" else "")
     parts = [
         f"# {report['model']}",
-        f"`sparsecore bench {report['model']}`: {facts}; {report['parameters']:,} parameters, {report['rounds']} "
-        f"rounds. {versions}.",
+        f"`{command}`: {facts}; {report['parameters']:,} parameters, {report['rounds']} rounds. {versions}.",
         METHOD,
         *(f"## {table.title}\n\n{table.markdown()}" for table in tables(report)),
         "\n".join(f"- {note}" for note in notes(report)),

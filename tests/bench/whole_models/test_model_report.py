@@ -82,3 +82,6 @@ def test_files(model_report: dict[str, Any], tmp_path: Path) -> None:
     assert "0.8 ms, 2.50x" in svg
     files.write(model_report, tmp_path / "new")
     assert paths[2].read_text(encoding="utf-8") == svg
+    paths = files.write(model_report | {"pattern": "4:16"}, tmp_path / "new")
+    assert paths[0].name == "model-folder-my-net-avx2-4of16.json"
+    assert "--pattern 4:16`" in paths[1].read_text(encoding="utf-8")

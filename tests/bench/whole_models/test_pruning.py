@@ -11,6 +11,7 @@ from torch import nn
 from sparsecore.bench.models import ModelSource, find_model, load_model
 from sparsecore.bench.whole_models.pruning import dense_layers, prune_model, zeros_of
 from sparsecore.errors import UnsupportedError
+from sparsecore.prune import fits_pattern
 
 SMALL = (2, 3, 64, 64)
 
@@ -66,6 +67,23 @@ def test_given_weights_are_only_zeroed() -> None:
     assert torch.equal(weight[weight != 0], dense[weight != 0])
     assert (weight == 0).sum() == 32
     assert torch.equal(pruned.model.get_parameter("2.weight"), model.get_parameter("2.weight"))
+
+
+def test_a_pattern_has_its_own_zeros_and_what_it_does_not_fit_stays_dense() -> None:
+    model = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    pruned = prune_model(source_of(model), model, torch.randn(2, 32), None, pattern="4:16")
+    fits = [fits_pattern(pruned.model.get_parameter(f"{at}.weight"), "4:16") for at in range(4)]
+    assert fits == [True, False, True, False]
+    assert pruned.sparsity == 0.75
+    assert pruned.what == (
+        "2 layers pruned by magnitude in the pattern 4:16, each to the same share of zeros; "
+        "dense: the classifier, the layer that 4:16 does not fit"
+    )
+    blocks = prune_model(source_of(model), model, torch.randn(2, 32), 0.5, pattern="4x1")
+    assert blocks.sparsity == 0.5
+    assert fits_pattern(blocks.model.get_parameter("0.weight"), "4x1")
+    with pytest.raises(ValueError, match="sparsity"):
+        prune_model(source_of(model), model, torch.randn(2, 32), 0.5, pattern="4:16")
 
 
 @pytest.mark.parametrize(("sparsity", "what"), [(None, "weights as they are"), (0.0, "nothing pruned")])
