@@ -12,7 +12,13 @@ from sparsecore.graph.capture import Captured, capture
 from sparsecore.graph.copy import copy_graph
 from sparsecore.graph.fuse import fuse_layers, replace_between
 from sparsecore.graph.lower import lower
-from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d
+from sparsecore.nn.dense import ActivatedLayer, ChannelsLastConv2d, DenseConv2d, DenseLinear, PackedLinear
+
+# Dense layers, and PyTorch's fastest form of each.
+_FASTEST: dict[type[ActivatedLayer], type[ActivatedLayer]] = {
+    DenseConv2d: ChannelsLastConv2d,
+    DenseLinear: PackedLinear,
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,15 @@ def prepare(model: nn.Module, example_inputs: ExampleInputs) -> Prepared:
 
 
 def _in_channels_last(captured: Captured) -> Captured:
-    """A copy of a fused graph with channels-last layers."""
+    """A copy of a fused graph with channels-last convolutions, and weights packed for PyTorch's kernels."""
     twin = copy_graph(captured.module)
     _let_views_copy(twin)
     for node in twin.graph.nodes:
         layer = twin.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if type(layer) is DenseConv2d:
-            twin.set_submodule(str(node.target), ChannelsLastConv2d.from_dense(layer, layer.activation).eval())
+        if type(layer) in _FASTEST:
+            assert isinstance(layer, ActivatedLayer)
+            packed = _FASTEST[type(layer)].from_dense(layer, layer.activation)
+            twin.set_submodule(str(node.target), packed.eval())
     twin.recompile()
     return replace(captured, module=twin, layout="channels_last")
 

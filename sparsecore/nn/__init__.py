@@ -2,7 +2,7 @@
 
 from sparsecore.nn.base import CompressedModule, leave_fast_path, put_layer
 from sparsecore.nn.conv import BlockConv2d, Int8Conv2d, JitConv2d, PanelConv2d, SparseConv2d, SparseInt8Conv2d
-from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear
+from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, DenseLayer, DenseLinear, PackedLinear
 from sparsecore.nn.depthwise import DepthwiseConv2d
 from sparsecore.nn.int8_linear import (
     BitmapInt8Linear,
@@ -54,6 +54,7 @@ __all__ = [
     "Int8Linear",
     "JitConv2d",
     "JitLinear",
+    "PackedLinear",
     "PanelConv2d",
     "PanelLinear",
     "RowsInt8Linear",

@@ -102,6 +102,18 @@ class DenseConv2d(DenseLayer, nn.Conv2d):
         return self._finish(super().forward(x), residual)
 
 
+class DenseLinear(DenseLayer, nn.Linear):
+    """``activation(linear(x) + residual)`` by PyTorch.
+
+    Example:
+        >>> DenseLinear.from_dense(nn.Linear(8, 4), "gelu")
+        DenseLinear(in_features=8, out_features=4, bias=True, activation=gelu)
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._finish(super().forward(x), residual)
+
+
 # Activations that oneDNN applies itself: its name, scalars and algorithm.
 _ONEDNN: dict[str, tuple[str, list[float], str]] = {
     "none": ("none", [], ""),
@@ -115,7 +127,41 @@ _ONEDNN: dict[str, tuple[str, list[float], str]] = {
 }
 
 
-class ChannelsLastConv2d(DenseConv2d):
+class _PackedLayer(DenseLayer):
+    """A dense layer whose weight is packed for oneDNN by the first call, beside ``weight``.
+
+    Gradients, torch.compile and saving read ``weight``, and so does what oneDNN is not there for.
+    """
+
+    own_attributes = ("activation", "_packed")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._suits(x):
+            return cast(Tensor, super().forward(x, residual))
+        weight = self.__dict__.get("_packed")
+        if weight is None:
+            weight = self.__dict__["_packed"] = self._pack(x)
+        return self._call(x, weight, residual)
+
+    def _suits(self, x: Tensor) -> bool:
+        is_cpu_float = x.device.type == "cpu" and x.dtype == torch.float32
+        return is_cpu_float and x.numel() > 0 and torch.backends.mkldnn.is_available()
+
+    def _pack(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _call(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.__dict__.pop("_packed", None)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class ChannelsLastConv2d(_PackedLayer, DenseConv2d):
     """DenseConv2d in PyTorch's fastest form on CPUs: channels-last, the weight packed for oneDNN, one pass for all.
 
     Channels-last inputs give channels-last outputs. The packed weight is made by the first call, beside ``weight``,
@@ -128,14 +174,14 @@ class ChannelsLastConv2d(DenseConv2d):
         True
     """
 
-    own_attributes = ("activation", "_packed")
+    def _suits(self, x: Tensor) -> bool:
+        return x.dim() == 4 and not isinstance(self.padding, str) and super()._suits(x)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self._suits(x):
-            return super().forward(x, residual)
-        weight = self.__dict__.get("_packed")
-        if weight is None:
-            weight = self.__dict__["_packed"] = self._pack(x)
+    def _pack(self, x: Tensor) -> Tensor:
+        settings = (self.padding, self.stride, self.dilation, self.groups, list(x.shape))
+        return cast(Tensor, torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *settings))
+
+    def _call(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
         settings = (self.padding, self.stride, self.dilation, self.groups)
         convolve = torch.ops.mkldnn._convolution_pointwise
         if residual is None:
@@ -145,31 +191,32 @@ class ChannelsLastConv2d(DenseConv2d):
         y: Tensor = convolve.binary(x, residual, weight, self.bias, *settings, "add", 1.0, last, [], "")
         return y if last else self._finish(y, None)
 
-    def _suits(self, x: Tensor) -> bool:
-        return x.dim() == 4 and x.dtype == torch.float32 and x.numel() > 0 and not isinstance(self.padding, str)
 
-    def _pack(self, x: Tensor) -> Tensor:
-        settings = (self.padding, self.stride, self.dilation, self.groups, list(x.shape))
-        return cast(Tensor, torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *settings))
+class PackedLinear(_PackedLayer, DenseLinear):
+    """DenseLinear in PyTorch's fastest form on CPUs: the weight packed for oneDNN, one pass for all.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ChannelsLastConv2d:
-        self.__dict__.pop("_packed", None)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-
-class DenseLinear(DenseLayer, nn.Linear):
-    """``activation(linear(x) + residual)`` by PyTorch.
+    The packed weight is made by the first call, beside ``weight``, which gradients, torch.compile and saving read.
 
     Example:
-        >>> DenseLinear.from_dense(nn.Linear(8, 4), "gelu")
-        DenseLinear(in_features=8, out_features=4, bias=True, activation=gelu)
+        >>> layer = PackedLinear.from_dense(nn.Linear(8, 4), "gelu").eval()
+        >>> with torch.no_grad():
+        ...     layer(torch.randn(2, 8)).shape
+        torch.Size([2, 4])
     """
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._finish(super().forward(x), residual)
+    def _suits(self, x: Tensor) -> bool:
+        return self.weight.numel() > 0 and super()._suits(x)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows))
+
+    def _call(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        multiply = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            name, scalars, algorithm = _ONEDNN[self.activation]
+            return cast(Tensor, multiply.default(x, weight, self.bias, name, scalars, algorithm))
+        return self._finish(multiply.binary(x, residual, weight, self.bias, "add"), None)
 
 
 _DENSE_LAYERS: dict[type[nn.Module], type[DenseLayer]] = {nn.Conv2d: DenseConv2d, nn.Linear: DenseLinear}

@@ -42,8 +42,9 @@ def convert(
         max_error: largest relative error of the model's output on the example, such as 0.01:
             ``||y_fast - y|| / ||y||``, of the worst if there are several outputs. Layers get the numeric type in which
             they are fastest; while the measured error exceeds the budget, those go on to a more exact one that add
-            most error to the output, each measured by itself, for the time they save. A type that exceeds the budget with one layer alone is not timed for
-            it. The result is float if none fits. None, the default, keeps every float layer float.
+            most error to the output, each measured by itself, for the time they save. A type that exceeds the budget
+            with one layer alone is not timed for it. The result is float if none fits. None, the default, keeps every
+            float layer float.
         policy: ``"measure"`` times every layer, interleaved, on the shapes it has in the example; ``"model"``
             predicts from non-zeros and shapes without timing; a dict of layer names to formats or kernels fixes these
             layers. None measures if there is an example.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from oracle import ACTIVATIONS, assert_within, dense_reference
 from torch import nn
 
 from sparsecore.nn import DepthwiseConv2d
-from sparsecore.nn.dense import ChannelsLastConv2d, DenseConv2d, dense_layer, plain_layer
+from sparsecore.nn.dense import (
+    ChannelsLastConv2d,
+    DenseConv2d,
+    PackedLinear,
+    dense_layer,
+    plain_layer,
+)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -20,6 +28,39 @@ def test_equals_the_dense_layer(activation: str) -> None:
         assert_within(layer(x, residual), *exact)
         with torch.no_grad():  # in place
             assert_within(layer(x, residual), *exact)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_layers_packed_for_onednn_equal_the_dense_layer(activation: str) -> None:
+    conv, linear = nn.Conv2d(3, 5, 3), nn.Linear(6, 5, bias=activation != "relu")
+    packed = [ChannelsLastConv2d.from_dense(conv, activation), PackedLinear.from_dense(linear, activation)]
+    inputs = [torch.randn(2, 3, 7, 6), torch.randn(3, 6), torch.randn(1, 6), torch.randn(2, 4, 6), torch.randn(6)]
+    inputs.append(torch.randn(6, 9).t())
+    for x in inputs:
+        dense, layer = (conv, packed[0]) if x.dim() == 4 else (linear, packed[1])
+        residual = torch.randn_like(dense(x))
+        kept = residual.clone()
+        for added in (None, residual):
+            exact = dense_reference(dense, x, activation, added)
+            assert_within(layer(x, added), *exact)
+            with torch.no_grad():
+                assert_within(layer(x, added), *exact)
+        assert torch.equal(residual, kept), "it is an input"
+    assert all("_packed" in vars(layer) for layer in packed)
+
+
+def test_a_packed_weight_follows_its_layer() -> None:
+    layer = PackedLinear.from_dense(nn.Linear(6, 5)).eval()
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        y = layer(x)
+        assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
+        assert layer.double()(x.double()).dtype == torch.float64
+        assert layer(x[:0].double()).shape == (0, 5)
+        torch.testing.assert_close(layer.float()(x), y)
+        assert PackedLinear.from_dense(nn.Linear(6, 0)).eval()(x).shape == (3, 0)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(3, 7))
 
 
 def test_shares_parameters_and_nothing_else() -> None:
