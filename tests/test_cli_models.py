@@ -95,6 +95,7 @@ def test_an_interrupted_run_keeps_what_it_measured(plans: list[Any], tmp_path: P
         "bench resnet18 --pattern 4of16",
         "bench resnet18 --pattern 4:16 --sparsity 0.75",
         "explain resnet18 --pattern 2:4 --sparsity 0.5",
+        "explain resnet18 --pattern 4x1",
         "bench resnet18 --threads many",
         "bench resnet18 --int8 0",
         f"bench resnet18 --out {__file__}",

@@ -192,6 +192,27 @@ def plot_kernels(json_files: tuple[Path, ...], out: str) -> None:
     show(f"Written to {svg} and {formats_svg}")
 
 
+@kernels.command("merge")
+@click.argument("json_files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder as in bench.")
+def merge_kernels(json_files: tuple[Path, ...], out: Path) -> None:
+    """Make one report of several runs of `kernels bench`: the medians of all, since a shared machine has slow minutes.
+
+    FILES are their JSON files, oldest first.
+    """
+    from sparsecore.bench.kernels import files
+    from sparsecore.bench.kernels.merge import merge
+
+    require_extra("matplotlib", "bench")
+    try:
+        report = merge([report for path in json_files for report in files.read(path)])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    files.write(report, out)
+    _show(report)
+    show(f"Written to {out.resolve()}")
+
+
 @contextmanager
 def _live(runs: int) -> Iterator[Callable[[int, int, Any], None]]:
     """A line on stderr for every layer, and a bar on a terminal.

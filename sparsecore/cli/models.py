@@ -93,12 +93,14 @@ _pattern_option = click.option(
 )
 
 
-def _require_free_share(pattern: str, is_share_given: bool) -> None:
+def _check_shares(pattern: str, *, are_given: bool, has_default: bool) -> None:
     from sparsecore.prune.patterns import parse_pattern
 
     own = parse_pattern(pattern).sparsity
-    if own is not None and is_share_given:
+    if own is not None and are_given:
         raise click.UsageError(f"pattern {pattern} has {own:.0%} zeros; leave out --sparsity")
+    if own is None and pattern != "unstructured" and not (are_given or has_default):
+        raise click.UsageError(f"pattern {pattern} has no share of zeros of its own; give --sparsity")
 
 
 @click.command(cls=Lists)
@@ -172,7 +174,7 @@ def bench(
     from sparsecore.bench.whole_models.libraries import PEERS, TORCH_COMPILE
     from sparsecore.bench.whole_models.run import Plan, measure
 
-    _require_free_share(pattern, bool(sparsities))
+    _check_shares(pattern, are_given=bool(sparsities), has_default=True)
     if out is not None:
         require_extra("matplotlib", "bench")  # now, not after the work
         out.mkdir(parents=True, exist_ok=True)
@@ -232,7 +234,7 @@ def explain(
     from sparsecore.bench.whole_models.fast import make_fast
     from sparsecore.bench.whole_models.pruning import prune_model
 
-    _require_free_share(pattern, sparsity is not None)
+    _check_shares(pattern, are_given=sparsity is not None, has_default=False)
     source = find_model(model)
     dense, (x,) = load_model(source, batch=batch, shape=shape, seed=seed)
     with progress_on_stderr() as report_progress, use_threads(threads):

@@ -356,7 +356,7 @@ def _given(form: nn.Module, layer: nn.Module, shape: Shape | None) -> nn.Module:
 def _ruled_out(decision: _Decision) -> list[str]:
     """Numeric types that nothing was timed in, and why."""
     kinds = sorted(decision.excessive)
-    return [f"{kind} ruled out (error {percent(decision.errors[kind])}, alone exceeds max_error)" for kind in kinds]
+    return [f"{kind} ruled out (own error {percent(decision.errors[kind])}, alone exceeds max_error)" for kind in kinds]
 
 
 def _joined(*parts: str) -> str:

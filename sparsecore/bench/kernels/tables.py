@@ -272,9 +272,10 @@ def markdown(report: Row) -> str:
     versions = ", ".join(
         f"{name} {version}" for found in report["versions"].values() for name, version in (found or {}).items()
     )
+    runs = f" in {report['runs']} runs, medians over the runs" if report.get("runs", 1) > 1 else ""
     parts = [
         "# Single layers",
-        f"`sparsecore kernels bench`: {facts}; mask {report['mask']}, {report['rounds']} rounds. {versions}.",
+        f"`sparsecore kernels bench`: {facts}; mask {report['mask']}, {report['rounds']} rounds{runs}. {versions}.",
         METHOD,
         *([INT8_PEAK] if machine["isa"] in VNNI_ISAS else []),
         *_titled(layer_tables(report)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sparsecore.bench.models.load import ModelSource, settle
 from sparsecore.bench.whole_models.problem import first_tensor
 from sparsecore.prune import prune
-from sparsecore.prune.patterns import parse_pattern
+from sparsecore.prune.patterns import Pattern, parse_pattern, require_fit
 from sparsecore.prune.weights import prunable_weights
 
 
@@ -59,6 +60,7 @@ def prune_model(
 
     Raises:
         UnsupportedError: There is nothing to prune.
+        FormatError: The pattern fits no layer.
         ValueError: The pattern has a sparsity of its own, and another one is asked for.
     """
     pruned = copy.deepcopy(model)
@@ -67,10 +69,8 @@ def prune_model(
         what = "weights as they are" if sparsity is None else "nothing pruned"
         return PrunedModel(pruned, zeros_of(pruned), what)
     dense = dense_layers(pruned, x)
-    for prunable in prunable_weights(pruned, [*dense]):
-        if chosen.misfit(prunable):
-            dense[prunable.name] = f"layer that {pattern} does not fit"
-    masks = prune(pruned, sparsity, pattern=pattern, exclude=[*dense])
+    misfits = _misfits(pruned, dense, chosen)
+    masks = prune(pruned, sparsity, pattern=pattern, exclude=[*dense, *misfits])
     if source.is_random:
         with torch.no_grad():
             for name in masks:
@@ -78,7 +78,21 @@ def prune_model(
                 weight.mul_(model.get_parameter(name).norm() / weight.norm())
         settle(source, pruned, x.shape, seed)
     weights = [pruned.get_parameter(name) for name in masks]
-    return PrunedModel(pruned, masks.sparsity(), _describe(weights, dense, pattern))
+    return PrunedModel(pruned, masks.sparsity(), _describe(weights, dense, chosen, misfits))
+
+
+def require_pattern(model: nn.Module, x: Tensor, pattern: str) -> None:
+    """Raise FormatError if :func:`prune_model` would find no layer that a pattern fits."""
+    _misfits(model, dense_layers(model, x), parse_pattern(pattern))
+
+
+def _misfits(model: nn.Module, dense: Mapping[str, str], pattern: Pattern) -> list[str]:
+    """Weights that the pattern does not fit; an error if it fits none."""
+    weights = prunable_weights(model, [*dense])
+    misfits = [weight for weight in weights if pattern.misfit(weight)]
+    if len(misfits) == len(weights):
+        require_fit(pattern, misfits)
+    return [weight.name for weight in misfits]
 
 
 def dense_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
@@ -114,17 +128,19 @@ def _is_classifier(last: nn.Conv2d | nn.Linear, model: nn.Module, x: Tensor) -> 
     return y.dim() == 2 and y.shape[1] == outputs
 
 
-def _describe(weights: Sequence[Tensor], dense: dict[str, str], pattern: str) -> str:
-    kinds = list(dense.values())
-    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    left = [_count(kind, count) for kind, count in counts.items()]
+def _describe(weights: Sequence[Tensor], dense: Mapping[str, str], pattern: Pattern, misfits: Sequence[str]) -> str:
+    left = [f"the {kind}" if count == 1 else _count(kind, count) for kind, count in Counter(dense.values()).items()]
     filters = [weight for weight in weights if weight.dim() == 4]
-    which = "1x1 layers" if filters and all(weight.shape[2:] == (1, 1) for weight in filters) else "layers"
-    how = "by magnitude" if pattern == "unstructured" else f"by magnitude in the pattern {pattern}"
-    text = f"{len(weights)} {which} pruned {how}, each to the same share of zeros"
-    return f"{text}; dense: {', '.join(left)}" if left else text
+    is_1x1 = filters and all(weight.shape[2:] == (1, 1) for weight in filters)
+    text = f"{_count('1x1 layer' if is_1x1 else 'layer', len(weights))} pruned by magnitude"
+    if str(pattern) != "unstructured":
+        text += f" in the pattern {pattern}"
+    if pattern.sparsity is None and len(weights) > 1:
+        text += ", each to the same share of zeros"
+    if left:
+        text += f"; dense: {', '.join(left)}"
+    return f"{text}; {pattern} does not fit {', '.join(misfits)}" if misfits else text
 
 
 def _count(kind: str, count: int) -> str:
-    first, *rest = kind.split(" that ")
-    return " that ".join([f"the {first}" if count == 1 else f"{count} {first}s", *rest])
+    return f"{count} {kind}" if count == 1 else f"{count} {kind}s"

@@ -28,7 +28,7 @@ from sparsecore.bench.whole_models.compare import compare
 from sparsecore.bench.whole_models.export import export_onnx, quantize_onnx
 from sparsecore.bench.whole_models.libraries import ONNX_PEERS, OURS
 from sparsecore.bench.whole_models.problem import ModelProblem, first_tensor
-from sparsecore.bench.whole_models.pruning import PrunedModel, prune_model, zeros_of
+from sparsecore.bench.whole_models.pruning import PrunedModel, prune_model, require_pattern, zeros_of
 from sparsecore.errors import UnsupportedError
 from sparsecore.prune.patterns import parse_pattern
 
@@ -93,6 +93,7 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
     Raises:
         ModelError: The model's input is not known.
         UnsupportedError: There is nothing to prune.
+        FormatError: The pattern fits no layer.
         KeyboardInterrupt: before the first cell was done.
     """
     model, (x,) = load_model(plan.source, shape=plan.shape, seed=plan.seed)
@@ -102,6 +103,8 @@ def measure(plan: Plan, progress: Progress = silent) -> dict[str, Any]:
         for batch in dict.fromkeys(plan.batches or (len(x),))
         for sparsity in _sparsities(plan, model)
     ]
+    if plan.pattern != "unstructured":
+        require_pattern(model, x, plan.pattern)  # now, not after the dense model was measured
     libraries = (OURS, *(peer for peer in plan.peers if peer.versions() is not None))
     missing = [f"{peer.name} is not installed: {peer.install}" for peer in plan.peers if peer not in libraries]
     for line in missing:

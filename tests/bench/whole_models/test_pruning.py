@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sparsecore.bench.models import ModelSource, find_model, load_model
-from sparsecore.bench.whole_models.pruning import dense_layers, prune_model, zeros_of
-from sparsecore.errors import UnsupportedError
+from sparsecore.bench.whole_models.pruning import dense_layers, prune_model, require_pattern, zeros_of
+from sparsecore.errors import FormatError, UnsupportedError
 from sparsecore.prune import fits_pattern
 
 SMALL = (2, 3, 64, 64)
@@ -76,14 +76,25 @@ def test_a_pattern_has_its_own_zeros_and_what_it_does_not_fit_stays_dense() -> N
     assert fits == [True, False, True, False]
     assert pruned.sparsity == 0.75
     assert pruned.what == (
-        "2 layers pruned by magnitude in the pattern 4:16, each to the same share of zeros; "
-        "dense: the classifier, the layer that 4:16 does not fit"
+        "2 layers pruned by magnitude in the pattern 4:16; dense: the classifier; 4:16 does not fit 1.weight"
     )
     blocks = prune_model(source_of(model), model, torch.randn(2, 32), 0.5, pattern="4x1")
     assert blocks.sparsity == 0.5
     assert fits_pattern(blocks.model.get_parameter("0.weight"), "4x1")
     with pytest.raises(ValueError, match="sparsity"):
         prune_model(source_of(model), model, torch.randn(2, 32), 0.5, pattern="4:16")
+
+
+def test_a_pattern_that_fits_no_layer() -> None:
+    model = nn.Sequential(nn.Linear(30, 8), nn.Linear(8, 4))
+    for call in (
+        lambda x: prune_model(source_of(model), model, x, None, pattern="4:16"),
+        lambda x: require_pattern(model, x, "4:16"),
+    ):
+        with pytest.raises(FormatError, match=r"4:16 does not fit 0.weight \(K = 30 is not a multiple of 16\)"):
+            call(torch.randn(2, 30))
+    one = prune_model(source_of(model), model, torch.randn(2, 30), 0.5, pattern="4x1")
+    assert one.what == "1 layer pruned by magnitude in the pattern 4x1; dense: the classifier"
 
 
 @pytest.mark.parametrize(("sparsity", "what"), [(None, "weights as they are"), (0.0, "nothing pruned")])
