@@ -83,7 +83,7 @@ def test_tiny_budgets_give_float_and_huge_ones_the_fastest(fast_int8: dict[str, 
     assert {row.format for row in sc.explain(tiny)} == {row.format for row in sc.explain(none)} == {"csr"}
     assert torch.equal(tiny(X), none(X))
     for row in sc.explain(tiny):
-        assert "int8 ruled out (error 0." in row.reason
+        assert "int8 ruled out (own error 0." in row.reason
         assert "alone exceeds max_error" in row.reason
         assert "lookup int8" not in row.reason
     assert "none of 4 layers in integers; 4 held back by it" in str(sc.explain(tiny))
@@ -222,7 +222,7 @@ def test_quantized_models_choose_as_without_a_budget(times: dict[str, float]) ->
     assert {row.format for row in sc.explain(strict)} == {"lookup int8"}
     for row in sc.explain(strict):
         assert row.dense_us == 5.0, "timed to compare with"
-        assert "float ruled out (error " in row.reason
+        assert "float ruled out (own error " in row.reason
         assert "without dense" not in row.reason
     assert sc.explain(strict).budget.error == 0.0
 

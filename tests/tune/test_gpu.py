@@ -162,7 +162,7 @@ def test_the_fastest_type_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     middle = cast(nn.Sequential, convert(monkeypatch, dense, 20, without_int4, 0.05, x))
     assert type(middle[0]) is RowsInt8Linear
     reason = sc.explain(middle).rows[0].reason
-    assert f"fragment int4 weights ruled out (error {error:.3%}, alone exceeds max_error)" in reason
+    assert f"fragment int4 weights ruled out (own error {error:.3%}, alone exceeds max_error)" in reason
     exact_only = cast(nn.Sequential, convert(monkeypatch, dense, 20, EXACT_TIMES, 1e-6, x))
     assert type(exact_only[0]) in EXACT_TIMES
     assert sc.explain(exact_only).budget.num_given_up == 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecore.bench.models.load import ModelSource, settle
 from sparsecore.bench.whole_models.problem import first_tensor
 from sparsecore.prune import prune
-from sparsecore.prune.patterns import Pattern, parse_pattern, require_fit
+from sparsecore.prune.patterns import UNSTRUCTURED, Pattern, parse_pattern, require_fit
 from sparsecore.prune.weights import prunable_weights
 
 
@@ -133,7 +133,7 @@ def _describe(weights: Sequence[Tensor], dense: Mapping[str, str], pattern: Patt
     filters = [weight for weight in weights if weight.dim() == 4]
     is_1x1 = filters and all(weight.shape[2:] == (1, 1) for weight in filters)
     text = f"{_count('1x1 layer' if is_1x1 else 'layer', len(weights))} pruned by magnitude"
-    if str(pattern) != "unstructured":
+    if pattern != UNSTRUCTURED:
         text += f" in the pattern {pattern}"
     if pattern.sparsity is None and len(weights) > 1:
         text += ", each to the same share of zeros"
