@@ -148,10 +148,12 @@ class _PackedLayer(DenseLayer):
         return is_cpu_float and x.numel() > 0 and torch.backends.mkldnn.is_available()
 
     def _pack(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The weight as oneDNN wants it for inputs like x."""
+        raise NotImplementedError  # oneDNN packs convolutions and linear layers by operations of their own
 
     def _call(self, x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """The layer on its packed weight."""
+        raise NotImplementedError  # as above
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

@@ -65,7 +65,7 @@ def prune_model(
     """
     pruned = copy.deepcopy(model)
     chosen = parse_pattern(pattern)
-    if not sparsity and (sparsity == 0 or chosen.sparsity is None):
+    if sparsity == 0 or (sparsity is None and chosen.sparsity is None):
         what = "weights as they are" if sparsity is None else "nothing pruned"
         return PrunedModel(pruned, zeros_of(pruned), what)
     dense = dense_layers(pruned, x)
